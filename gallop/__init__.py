@@ -1,0 +1,66 @@
+"""GaLLoP: fine-tune the few parameters with the largest gradient for their size.
+
+::
+
+    mask = gallop.select(model, batches, gallop.GallopConfig(density=0.01))
+    optimizer = gallop.SparseAdamW(model, mask, lr=2e-4)
+    ...  # an ordinary training loop
+    optimizer.close()
+    gallop.export(model, mask, base="base/", out="task.sparsedelta")
+
+Names are imported when they are first used, so that ``import gallop`` is cheap.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gallop.config import GallopConfig
+    from gallop.errors import GallopError
+    from gallop.exporting import export
+    from gallop.mask import Mask
+    from gallop.optim import SparseAdamW
+    from gallop.report import SelectionReport
+    from gallop.selection import select
+    from gallop.train import TrainConfig, TrainResult, finetune
+
+__all__ = [
+    "GallopConfig",
+    "GallopError",
+    "Mask",
+    "SelectionReport",
+    "SparseAdamW",
+    "TrainConfig",
+    "TrainResult",
+    "export",
+    "finetune",
+    "select",
+]
+
+_HOMES = {
+    "GallopConfig": "gallop.config",
+    "GallopError": "gallop.errors",
+    "Mask": "gallop.mask",
+    "SelectionReport": "gallop.report",
+    "SparseAdamW": "gallop.optim",
+    "TrainConfig": "gallop.train",
+    "TrainResult": "gallop.train",
+    "export": "gallop.exporting",
+    "finetune": "gallop.train",
+    "select": "gallop.selection",
+}
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,243 @@
+"""Writing a trained model as a delta to its base: a join on names, not a conversion.
+
+Weights are taken from the live model, never from the optimizer's masters: what is exported is what
+was evaluated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gallop.errors import ExportError, OutsideMaskError
+from gallop.mask import IndexArray, Mask
+from gallop.recipe import recipe_metadata
+from sparsedelta.checkpoint import CheckpointReader, open_checkpoint, segments
+from sparsedelta.words import Bytes, TensorSpec
+
+__all__ = ["ExportReport", "JoinedCheckpoint", "check_base", "export"]
+
+_DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "C64": torch.complex64,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What an export wrote.
+
+    Attributes:
+        path: The delta.
+        nnz: Entries of the mask.
+        moved: Entries whose stored bits differ from the base, a tied tensor that the base stores
+            twice counted twice; the others rounded back to where they were.
+        not_held: Tensors of the base that the model does not hold, such as buffers of older
+            releases; the delta leaves them alone.
+    """
+
+    path: Path
+    nnz: int
+    moved: int
+    not_held: tuple[str, ...]
+
+
+class JoinedCheckpoint:
+    """The base checkpoint with the tensors of a live model in their places.
+
+    It has the names, dtypes and shapes of the base, and so can be the target of a diff.
+
+    Args:
+        base: Reader of the base; stays open, and the caller's to close.
+        model: The live model, on any device.
+
+    Attributes:
+        location: What to call it in messages.
+        specs: Every tensor of the base by name.
+        held: The live tensor of each name that the model holds.
+        not_held: Names that it does not hold.
+
+    Raises:
+        ExportError: A tensor has another dtype or shape in the model than in the base.
+    """
+
+    def __init__(self, base: CheckpointReader, model: nn.Module) -> None:
+        self.location = "the live model"
+        self.specs: Mapping[str, TensorSpec] = base.specs
+        self._base = base
+        # keep_vars keeps identity, by which tied names are recognised. Non-persistent buffers are
+        # not in the state: they are derived from the configuration, and no business of a delta.
+        live = model.state_dict(keep_vars=True)
+        self.held: dict[str, Tensor] = {name: live[name] for name in base.specs if name in live}
+        self.not_held = tuple(name for name in base.specs if name not in live)
+        for name, tensor in self.held.items():
+            _require_same_kind(name, tensor, base)
+
+    def read(self, name: str, start: int, stop: int) -> Bytes:
+        """Return the bytes of the words ``[start, stop)`` of a tensor, in a fresh array."""
+        tensor = self.held.get(name)
+        if tensor is None:
+            return self._base.read(name, start, stop)
+        part = tensor.detach().reshape(-1)[start:stop].to("cpu", copy=True)
+        data: Bytes = part.view(torch.uint8).numpy()
+        return data
+
+    def close(self) -> None:
+        """Do nothing: model and base belong to the caller."""
+
+
+def export(
+    model: nn.Module,
+    mask: Mask,
+    *,
+    base: str | Path | CheckpointReader,
+    out: str | Path,
+    metadata: Mapping[str, str] | None = None,
+    force: bool = False,
+) -> ExportReport:
+    """Write the delta from the base checkpoint to the trained model.
+
+    Applied to the base it gives the live weights bit for bit. Before anything is written, every
+    tensor is compared with the base: only entries of the mask may differ.
+
+    Args:
+        model: The trained model, in the dtype of the checkpoint.
+        mask: What was trained; a tied parameter may go by any of its names.
+        base: File, folder or open reader of the checkpoint that training started from.
+        out: File to write.
+        metadata: Further strings for the delta's metadata, over those of
+            :func:`gallop.recipe.recipe_metadata`.
+        force: Whether an existing ``out`` is replaced.
+
+    Returns:
+        What was written.
+
+    Raises:
+        CheckpointError: The base cannot be read.
+        ExportError: Model and base differ in a dtype or shape, or the base does not hold a
+            parameter of the mask.
+        OutsideMaskError: A weight outside the mask differs from the base.
+        MaskError: The mask does not fit the model.
+        OutputError: ``out`` exists and ``force`` is not set, or it cannot be written.
+    """
+    with _opened(base) as reader:
+        joined, indices = _join(model, mask, reader)
+        moved = sum(_count_moved(joined, reader, name, indices.get(name)) for name in joined.held)
+        diff(
+            reader,
+            joined,
+            Path(out),
+            metadata={**recipe_metadata(mask), **(metadata or {})},
+            force=force,
+        )
+    return ExportReport(Path(out), mask.nnz, moved, joined.not_held)
+
+
+def check_base(model: nn.Module, mask: Mask, base: str | Path | CheckpointReader) -> None:
+    """Check, before training, that what will be trained can be exported.
+
+    Args:
+        model: The model, as loaded.
+        mask: What will be trained.
+        base: The checkpoint that it was loaded from.
+
+    Raises:
+        GallopError: As :func:`export` would after training.
+    """
+    with _opened(base) as reader:
+        _join(model, mask, reader)
+
+
+@contextmanager
+def _opened(base: str | Path | CheckpointReader) -> Iterator[CheckpointReader]:
+    reader = open_checkpoint(base)
+    try:
+        yield reader
+    finally:
+        if reader is not base:
+            reader.close()
+
+
+def _join(
+    model: nn.Module, mask: Mask, base: CheckpointReader
+) -> tuple[JoinedCheckpoint, dict[str, IndexArray]]:
+    # The reader of the target, and the mask under every name by which the base stores it.
+    joined = JoinedCheckpoint(base, model)
+    stored: dict[int, list[str]] = {}
+    for name, tensor in joined.held.items():
+        stored.setdefault(id(tensor), []).append(name)
+    indices = {}
+    for name, parameter in mask.resolve(model).items():
+        names = stored.get(id(parameter), [])
+        if not names:
+            raise ExportError(
+                f"{base.location}: expected tensor {name}, which the mask trains, found none of "
+                f"that name or tied to it among {len(base.specs)} tensors",
+                hint="if the model renames tensors on loading, save it with save_pretrained() "
+                "before training and use that as the base",
+            )
+        indices |= dict.fromkeys(names, mask[name])
+    return joined, indices
+
+
+def _require_same_kind(name: str, tensor: Tensor, base: CheckpointReader) -> None:
+    spec = base.specs[name]
+    found = _dtype_name(tensor.dtype)
+    if spec.dtype != found:
+        raise ExportError(
+            f"{base.location}: tensor {name}: expected the checkpoint's dtype {spec.dtype}, found "
+            f"{found} in the model",
+            hint="load the model in the dtype of its checkpoint: "
+            'from_pretrained(..., dtype="auto"), or gallop train --dtype auto',
+        )
+    if spec.shape != tuple(tensor.shape):
+        raise ExportError(
+            f"{base.location}: tensor {name}: expected the checkpoint's shape {spec.shape}, found "
+            f"{tuple(tensor.shape)} in the model",
+            hint="this is not the checkpoint that the model was loaded from, or it was resized",
+        )
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return next((name for name, each in _DTYPES.items() if each is dtype), str(dtype))
+
+
+def _count_moved(
+    joined: JoinedCheckpoint, base: CheckpointReader, name: str, index: IndexArray | None
+) -> int:
+    spec = base.specs[name]
+    moved = 0
+    for start, stop in segments(spec):
+        old = base.read(name, start, stop).view(spec.word_dtype)
+        new = joined.read(name, start, stop).view(spec.word_dtype)
+        differs = np.flatnonzero(old != new) + start
+        if not differs.size:
+            continue
+        moved += differs.size
+        allowed = np.empty(0, np.int64) if index is None else index
+        outside = differs[~np.isin(differs, allowed, assume_unique=True)]
+        if outside.size:
+            raise OutsideMaskError(
+                f"tensor {name}: expected changes at the {allowed.size} entries of the mask only, "
+                f"found one at flat index {outside[0]}",
+                hint="train with gallop.SparseAdamW alone, and from this very base: another "
+                "optimizer, a resized model or running statistics change more",
+            )
+    return moved

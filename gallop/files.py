@@ -1,0 +1,77 @@
+"""Reading and atomically replacing the small safetensors files that this package owns."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from gallop.errors import MaskError, NotFoundError
+from sparsedelta.errors import OutputError
+
+__all__ = ["read_tensors", "replace_file"]
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    """Read all tensors and the metadata of a safetensors file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Arrays by name, and the metadata (empty if there is none).
+
+    Raises:
+        NotFoundError: There is no such file.
+        MaskError: It is not a safetensors file.
+    """
+    if not Path(path).is_file():
+        raise NotFoundError(
+            f"{path}: expected a mask file, found none",
+            hint="gallop select MODEL DATA -o MASK writes one",
+        )
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118  (safe_open is no mapping)
+    except (SafetensorError, OSError, TypeError) as error:
+        raise MaskError(f"{path}: expected a safetensors file, found {error}") from error
+
+
+def replace_file(
+    path: str | Path, tensors: Mapping[str, NDArray[Any]], *, metadata: Mapping[str, str]
+) -> None:
+    """Write a safetensors file next to ``path``, then rename it over ``path``.
+
+    Args:
+        path: File to write or replace; on failure or interruption it stays as it was.
+        tensors: Arrays by name.
+        metadata: Strings for ``__metadata__``.
+
+    Raises:
+        OutputError: The folder is missing or not writable, or the disk is full.
+    """
+    path = Path(path)
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot write there: {error.strerror}") from error
+    try:
+        save_file(dict(tensors), temporary, metadata=dict(metadata))
+        # mkstemp makes the file private; give it the mode that open() would have.
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(temporary).chmod(0o666 & ~umask)
+        Path(temporary).replace(path)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"{path}: cannot write there: {error}") from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            Path(temporary).unlink()

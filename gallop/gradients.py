@@ -1,0 +1,253 @@
+r"""The signed mean of the loss gradient at the pre-trained weights.
+
+GaLLoP (arXiv 2510.19778, section 3) scores with
+
+.. math:: g = \frac{1}{n} \sum_{i=1}^{n} \nabla_\theta L(x_i; \theta_0)
+
+over ``n`` selection samples; the absolute value is taken after averaging. A loss function returns
+the mean over *its* batch, so batches of unequal size must weigh differently:
+``g = sum_b(w_b * grad L_b) / sum_b(w_b)``.
+
+- ``"sample"``: ``w_b`` is the number of samples. This is the formula above if the loss is a mean
+  over samples. The loss of a causal language model is a mean over the *tokens* of the batch, so
+  inside a batch long samples still count for more; with one sample per batch it is exact.
+- ``"token"``: ``w_b`` is the number of supervised tokens: every token of the set counts the same,
+  however the set is cut into batches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gallop.config import GallopConfig
+from gallop.errors import SelectionError
+from gallop.taps import GradientTap, Receiver
+from gallop.targets import Target
+from gallop.weighing import BatchSize, measure_batch
+
+__all__ = ["LossFunction", "MeanGradient", "mean_gradient", "model_loss"]
+
+LossFunction = Callable[[nn.Module, Any], Tensor]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MeanGradient:
+    """A signed mean gradient and what it was taken over.
+
+    Attributes:
+        tensors: Per target name a float32 tensor of the parameter's shape, on its device; a
+            parameter that no loss depends on is missing and counts as zero.
+        loss: Mean loss, with the same weights.
+        samples: Number of samples, None if some batch did not tell.
+        tokens: Number of supervised tokens, None if some batch did not tell.
+        batches: Number of batches.
+    """
+
+    tensors: Mapping[str, Tensor]
+    loss: float
+    samples: int | None
+    tokens: int | None
+    batches: int
+
+
+def model_loss(model: nn.Module, batch: Any) -> Tensor:  # noqa: ANN401  (a batch is what the model takes)
+    """Return ``model(**batch).loss``, the batch moved to the model's device.
+
+    Args:
+        model: A module in the manner of transformers.
+        batch: Keyword arguments of its forward, labels included.
+
+    Returns:
+        Scalar loss.
+
+    Raises:
+        SelectionError: The batch is no mapping, or the model returned no loss.
+    """
+    if not isinstance(batch, Mapping):
+        raise SelectionError(
+            f"batch: expected a mapping of the model's keyword arguments, "
+            f"found {type(batch).__name__}",
+            hint="pass loss_fn=lambda model, batch: ... for other kinds of batches",
+        )
+    device = next(model.parameters()).device
+    moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    loss = getattr(model(**moved), "loss", None)
+    if not isinstance(loss, Tensor):
+        raise SelectionError(
+            f"{type(model).__name__}: expected an output with a loss, found none for a batch of "
+            f"{sorted(map(str, batch))}",
+            hint="add labels to the batch, or pass loss_fn=lambda model, batch: ...",
+        )
+    return loss
+
+
+def mean_gradient(
+    model: nn.Module,
+    targets: Sequence[Target],
+    *,
+    batches: Iterable[Any],
+    config: GallopConfig,
+    loss_fn: LossFunction | None = None,
+    weigh: Callable[[Any], float] | None = None,
+    on_batch: Callable[[int, float], None] | None = None,
+) -> MeanGradient:
+    """Average the gradient over batches, leaving the model as it was found.
+
+    The mode (train or eval) is the caller's; buffers that the forward pass writes, such as
+    BatchNorm's, are put back; random numbers come from ``config.seed``, and the caller's
+    generators are not advanced. Peak memory above the weights is one float32 copy of the targets
+    and one gradient.
+
+    Args:
+        model: Any module, holding the pre-trained weights.
+        targets: Parameters to differentiate.
+        batches: Any iterable of batches.
+        config: Its ``gradient_mean`` and ``seed``.
+        loss_fn: Returns the scalar mean loss over a batch; :func:`model_loss` by default.
+        weigh: Returns the weight of a batch, instead of :func:`measure_batch`.
+        on_batch: Called after each batch with its number, from 1, and its loss.
+
+    Returns:
+        The mean, in float32.
+
+    Raises:
+        SelectionError: There is no batch, a weight cannot be told, or a loss or a gradient is not
+            finite; the message names the batch or the tensor.
+    """
+    loss_of = loss_fn or model_loss
+    sums: dict[str, Tensor] = {}
+    share = 1.0
+
+    def receiver(name: str) -> Receiver:
+        def receive(gradient: Tensor) -> None:
+            if name not in sums:
+                sums[name] = torch.zeros_like(
+                    gradient, dtype=torch.float32, memory_format=torch.contiguous_format
+                )
+            sums[name].add_(gradient, alpha=share)
+
+        return receive
+
+    sizes: list[BatchSize] = []
+    first = total = total_loss = 0.0
+    receivers = {target: receiver(target.name) for target in targets}
+    with _buffers_restored(model), GradientTap(model, receivers), torch.enable_grad():
+        for number, batch in enumerate(batches, start=1):
+            size = measure_batch(batch)
+            weight = weigh(batch) if weigh else _weight(size, config, number=number)
+            if not 0 < weight < math.inf:
+                raise SelectionError(
+                    f"selection batch {number}: expected a positive {config.gradient_mean} count, "
+                    f"found {weight}"
+                )
+            # Weights relative to the first batch keep equal batches at exactly 1: the sum is then
+            # the plain sum of their gradients, bit for bit.
+            first = first or float(weight)
+            share = weight / first
+            with _seeded(model, config.seed, number=number):
+                loss = loss_of(model, batch)
+                value = _finite_loss(loss, number)
+                loss.backward()  # type: ignore[no-untyped-call]
+            sizes.append(size)
+            total += share
+            total_loss += share * value
+            if on_batch:
+                on_batch(number, value)
+    if not sizes:
+        raise SelectionError("selection: expected at least one batch, found none")
+    for name, tensor in sums.items():
+        tensor.div_(total)
+        if not bool(torch.isfinite(tensor).all()):
+            raise SelectionError(
+                f"parameter {name}: expected a finite mean gradient, found "
+                f"{int((~torch.isfinite(tensor)).sum())} of {tensor.numel()} entries that are not",
+                hint="load the model in float32 or bfloat16, or lower the batch's loss scale",
+            )
+    return MeanGradient(
+        tensors=sums,
+        loss=total_loss / total,
+        samples=_sum(size.samples for size in sizes),
+        tokens=_sum(size.tokens for size in sizes),
+        batches=len(sizes),
+    )
+
+
+def _weight(size: BatchSize, config: GallopConfig, *, number: int) -> float:
+    count = size.samples if config.gradient_mean == "sample" else size.tokens
+    if count is None:
+        wanted = (
+            "a tensor whose leading dimension is the number of samples"
+            if config.gradient_mean == "sample"
+            else "integer labels, to count the supervised tokens"
+        )
+        raise SelectionError(
+            f"selection batch {number}: expected {wanted}, found none",
+            hint="pass weigh=lambda batch: ... to select(), which returns the weight of a batch",
+        )
+    return count
+
+
+def _finite_loss(loss: object, number: int) -> float:
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise SelectionError(
+            f"selection batch {number}: expected a scalar loss tensor, found {found}"
+        )
+    if not loss.requires_grad:
+        raise SelectionError(
+            f"selection batch {number}: expected a loss that depends on the eligible parameters, "
+            "found one without a gradient"
+        )
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise SelectionError(
+            f"selection batch {number}: expected a finite loss, found {value}",
+            hint="a batch whose labels are all ignored (-100) has no loss: leave it out",
+        )
+    return value
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    total = 0
+    for count in counts:
+        if count is None:
+            return None
+        total += count
+    return total
+
+
+@contextmanager
+def _seeded(model: nn.Module, seed: int, *, number: int) -> Iterator[None]:
+    # Only the forward and backward run under our seed: the batches are drawn outside, so that a
+    # shuffling loader keeps using, and advancing, its owner's generator.
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.is_cuda})
+    with torch.random.fork_rng(devices=devices):
+        batch_seed = (seed * 1_000_003 + number) % 2**63
+        torch.default_generator.manual_seed(batch_seed)
+        for device in devices:
+            torch.cuda.default_generators[device].manual_seed(batch_seed)
+        yield
+
+
+@contextmanager
+def _buffers_restored(model: nn.Module) -> Iterator[None]:
+    found = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for module, name, buffer, value in found:
+                module._buffers[name] = buffer  # noqa: SLF001  (a forward may rebind a buffer)
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)

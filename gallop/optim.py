@@ -1,0 +1,283 @@
+"""AdamW over the entries of a mask: float32 masters and moments for those, nothing for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Literal, Self, get_args, overload
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gallop.adamw import adamw_update
+from gallop.errors import ConfigError, OptimizerError
+from gallop.mask import Mask
+from gallop.state import Entries, check_state, gather_entries
+from gallop.taps import GradientTap
+from gallop.targets import Target
+
+__all__ = ["SparseAdamW", "WeightDecayMode"]
+
+WeightDecayMode = Literal["weight", "delta"]
+
+
+class SparseAdamW(Optimizer):
+    """AdamW that trains the entries of a mask and leaves every other bit of the model alone.
+
+    Per chosen entry it holds a float32 master, two moments and a gradient accumulator, besides
+    index and base value; nothing dense but the weights and one transient gradient. Gradients are
+    gathered when backward produces them and ``.grad`` is freed on the spot, so gradients
+    accumulate in float32 over the backward passes between two steps, whatever the dtype of the
+    weights. Weights are written by assignment from the masters. The update is torch's
+    single-tensor AdamW, operation by operation: in float32 the result equals, bit for bit, that
+    of AdamW on a dense model whose gradient is masked before clipping.
+
+    While it is open, parameters without chosen entries have ``requires_grad`` False;
+    :meth:`close` undoes that. Only one such optimizer can be open on a model. ``.grad`` is None
+    throughout, so ``torch.nn.utils.clip_grad_norm_`` has nothing to clip: use ``max_grad_norm``.
+    ``torch.amp.GradScaler`` is refused for the same reason; float16 weights train without it, at
+    the risk of gradients that underflow.
+
+    Args:
+        model: The model that the mask was chosen for. The optimizer takes its weights as they are
+            now for the base.
+        mask: What to train.
+        lr: Learning rate; schedulers change it in ``param_groups``.
+        betas: Decay rates of the two moments, in [0, 1).
+        eps: Added to the root of the second moment.
+        weight_decay: Decoupled decay per unit of learning rate, on chosen entries only.
+        weight_decay_mode: ``"weight"`` decays chosen weights to zero, as AdamW does; ``"delta"``
+            decays them to their base value.
+        max_grad_norm: Clip the gradient of the chosen entries to this 2-norm: the norm of the
+            per-tensor norms, in tensor order, as ``clip_grad_norm_`` does. None does not clip.
+
+    Attributes:
+        last_grad_norm: 2-norm of the last step's gradient before clipping; None before a step.
+
+    Raises:
+        ConfigError: A hyper-parameter is out of range.
+        MaskError: The mask is empty or does not fit the model.
+        OptimizerError: A parameter of the mask does not require a gradient.
+        ParameterError: A parameter is of an unsupported kind, or another SparseAdamW is open.
+    """
+
+    # GradScaler then leaves unscaling to step(), which can refuse with a reason; otherwise it
+    # stops at an assertion about missing inf checks.
+    _step_supports_amp_scaling = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        mask: Mask,
+        *,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        weight_decay_mode: WeightDecayMode = "weight",
+        max_grad_norm: float | None = None,
+    ) -> None:
+        _check_hyperparameters(
+            lr,
+            betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            weight_decay_mode=weight_decay_mode,
+            max_grad_norm=max_grad_norm,
+        )
+        targets = [Target(name, p) for name, p in mask.resolve(model).items()]
+        if not targets:
+            raise OptimizerError("mask: expected at least one chosen entry, found none")
+        for target in targets:
+            if not target.parameter.requires_grad:
+                raise OptimizerError(
+                    f"parameter {target.name}: expected requires_grad True for a parameter of "
+                    "the mask, found False",
+                    hint="call requires_grad_(True) on it before creating the optimizer",
+                )
+        entries = [gather_entries(target, mask[target.name]) for target in targets]
+        for parameter in model.parameters():
+            parameter.grad = None  # a gradient from before is no part of the first step
+        self._tap = GradientTap(
+            model,
+            {target: each.receive for target, each in zip(targets, entries, strict=True)},
+        )
+        self._entries = entries
+        self.last_grad_norm: float | None = None
+        super().__init__(
+            [(target.name, target.parameter) for target in targets],
+            {
+                "lr": lr,
+                "betas": betas,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "weight_decay_mode": weight_decay_mode,
+                "max_grad_norm": max_grad_norm,
+            },
+        )
+        for each in entries:
+            self.state[each.parameter] = each.state
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Apply the gradients gathered since the last step, then forget them.
+
+        A tensor that no backward pass reached since then is skipped, moments and decay included,
+        as torch's optimizers skip a parameter without a gradient; if that is all of them, nothing
+        happens.
+
+        Args:
+            closure: Reevaluates the model and returns the loss.
+
+        Returns:
+            The closure's loss, if there is one.
+
+        Raises:
+            OptimizerError: A gradient is not finite (no weight has been changed then), a
+                GradScaler drives the step, or the optimizer is closed.
+        """
+        if hasattr(self, "grad_scale"):
+            raise OptimizerError(
+                "GradScaler: expected unscaled gradients, found a scaler driving the step",
+                hint="train in bfloat16, or in float32 masters without a scaler",
+            )
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.no_grad():
+            self._apply()
+        return loss
+
+    def _apply(self) -> None:
+        ready = [each for each in self._entries if each.gathered]
+        if not ready:
+            return
+        group = self.param_groups[0]
+        norm = self._checked_norm(ready)
+        if group["max_grad_norm"] is not None:
+            # Always multiplied, by 1.0 where the norm is within bounds: that is exact, and does
+            # without a branch on a device value.
+            factor = torch.clamp(group["max_grad_norm"] / (norm + 1e-6), max=1.0)
+            for each in ready:
+                each.gradient.mul_(factor.to(each.gradient.device))
+        for each in ready:
+            adamw_update(each, group)
+            each.write_back()
+            each.forget_gradient()
+        self.last_grad_norm = float(norm)
+
+    def _checked_norm(self, ready: list[Entries]) -> Tensor:
+        first = ready[0].gradient.device
+        norms = [torch.linalg.vector_norm(each.gradient).to(first) for each in ready]
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        if not bool(torch.isfinite(norm)):
+            found = next(
+                (
+                    (each.name, float(own))
+                    for each, own in zip(ready, norms, strict=True)
+                    if not bool(torch.isfinite(own))
+                ),
+                ("all parameters", float(norm)),
+            )
+            self.zero_grad()
+            raise OptimizerError(
+                f"parameter {found[0]}: expected a finite gradient norm, found {found[1]}; no "
+                "weight was changed",
+                hint="lower the learning rate, or set max_grad_norm",
+            )
+        return norm
+
+    def zero_grad(self, set_to_none: bool = True) -> None:  # noqa: FBT001, FBT002  (torch's signature)
+        """Forget the gradients gathered since the last step.
+
+        Args:
+            set_to_none: Passed on to torch, for gradients that a closed optimizer left alone.
+        """
+        for each in self._entries:
+            each.forget_gradient()
+        super().zero_grad(set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refuse: what is trained is what the mask holds.
+
+        Args:
+            param_group: As in torch; only the constructor's own call is accepted.
+
+        Raises:
+            OptimizerError: The optimizer already has its group.
+        """
+        if self.param_groups:
+            raise OptimizerError(
+                "add_param_group: expected the one group made from the mask, found a second one",
+                hint="build a mask that holds all parameters to train",
+            )
+        super().add_param_group(param_group)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a state that :meth:`state_dict` returned, bit for bit.
+
+        torch's own method would cast float32 masters and integer indices to the dtype of the
+        weights; this one copies as is. Chosen weights are then written from the masters, so that
+        model and optimizer agree even if the model was loaded from elsewhere.
+
+        Args:
+            state_dict: State of an optimizer for the same mask.
+
+        Raises:
+            OptimizerError: The state is of another mask or model, or malformed; nothing has been
+                changed then.
+        """
+        states, settings = check_state(self._entries, state_dict)
+        for each, state in zip(self._entries, states, strict=True):
+            each.load(state)
+            each.forget_gradient()
+            self.state[each.parameter] = each.state
+            with torch.no_grad():
+                each.write_back()
+        params = self.param_groups[0]["params"]
+        self.param_groups[0].update(settings | {"params": params})
+
+    def close(self) -> None:
+        """Stop gathering: remove the hooks and restore ``requires_grad``. A second call is free."""
+        self.zero_grad()
+        self._tap.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _check_hyperparameters(
+    lr: float,
+    betas: tuple[float, float],
+    *,
+    eps: float,
+    weight_decay: float,
+    weight_decay_mode: str,
+    max_grad_norm: float | None,
+) -> None:
+    for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
+        if not 0 <= value < float("inf"):
+            raise ConfigError(f"{name}: expected a finite number >= 0, found {value!r}")
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):  # noqa: PLR2004  (two moments)
+        raise ConfigError(f"betas: expected two numbers in [0, 1), found {betas!r}")
+    if weight_decay_mode not in get_args(WeightDecayMode):
+        raise ConfigError(
+            f"weight_decay_mode: expected weight or delta, found {weight_decay_mode!r}"
+        )
+    if max_grad_norm is not None and not max_grad_norm > 0:
+        raise ConfigError(f"max_grad_norm: expected a number > 0 or None, found {max_grad_norm!r}")

@@ -1,0 +1,126 @@
+"""Taking each gradient out of the backward pass, so that dense gradients never pile up.
+
+A post-accumulate hook hands the gradient of a parameter on and frees it at once. Only one tap can
+sit on a parameter: a second one would silently see nothing.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakIdKeyDictionary
+
+from gallop.errors import ParameterError
+from gallop.targets import Target, require_supported, require_unwrapped
+
+__all__ = ["GradientTap", "Receiver"]
+
+Receiver = Callable[[Tensor], None]
+
+# Keyed by identity: tensors compare elementwise. Values are weak, so a forgotten tap lets go.
+_TAPS: MutableMapping[Tensor, weakref.ref[GradientTap]] = WeakIdKeyDictionary()
+
+
+class GradientTap:
+    """Hands gradients to receivers as backward produces them, and freezes everything else.
+
+    While it is open, ``.grad`` of the tapped parameters is None after every backward pass and all
+    other parameters of the model have ``requires_grad`` False, so that autograd never computes
+    their gradients. :meth:`close` puts back what it found; so does garbage collection.
+
+    A receiver may be called more than once per backward pass (a layer inside two reentrant
+    checkpoints): it must add, and must not count.
+
+    Args:
+        model: The module that is going to run backward.
+        receivers: Target to the function that takes its gradient, of the target's shape.
+
+    Raises:
+        ParameterError: A target is unsupported or already tapped, or the model is wrapped.
+    """
+
+    __slots__ = ("__weakref__", "_finalizer")
+
+    def __init__(self, model: nn.Module, receivers: Mapping[Target, Receiver]) -> None:
+        require_unwrapped(model)
+        tapped = {id(target.parameter) for target in receivers}
+        for target in receivers:
+            require_supported(target.name, target.parameter)
+            owner = _TAPS.get(target.parameter)
+            if owner is not None and owner() is not None:
+                raise ParameterError(
+                    f"parameter {target.name}: expected no other tap, found an open SparseAdamW "
+                    "or a running selection on it",
+                    hint="call close() on the earlier optimizer first",
+                )
+        frozen = [p for p in model.parameters() if p.requires_grad and id(p) not in tapped]
+        found = [(p, p.grad) for p in model.parameters() if p.grad is not None]
+        handles: list[RemovableHandle] = []
+        self._finalizer = weakref.finalize(
+            self, _release, handles, frozen, found, [target.parameter for target in receivers]
+        )
+        self._finalizer.atexit = False
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        for parameter, _ in found:
+            parameter.grad = None
+        for target, receive in receivers.items():
+            _TAPS[target.parameter] = weakref.ref(self)
+            hook = _hook(target.name, receive)
+            handles.append(
+                target.parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+            )
+
+    def close(self) -> None:
+        """Remove the hooks and restore ``requires_grad`` and ``.grad``; a second call is free."""
+        self._finalizer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _hook(name: str, receive: Receiver) -> Callable[[Tensor], None]:
+    def take(parameter: Tensor) -> None:
+        gradient = parameter.grad
+        if gradient is None:
+            return
+        parameter.grad = None
+        if gradient.layout is not torch.strided:
+            raise ParameterError(
+                f"parameter {name}: expected a dense gradient, found layout {gradient.layout}",
+                hint="build the embedding with sparse=False, or exclude the parameter",
+            )
+        receive(gradient.detach())
+
+    return take
+
+
+def _release(
+    handles: Iterable[RemovableHandle],
+    frozen: Iterable[nn.Parameter],
+    found: Iterable[tuple[nn.Parameter, Tensor]],
+    tapped: Iterable[nn.Parameter],
+) -> None:
+    for handle in handles:
+        handle.remove()
+    for parameter in tapped:
+        parameter.grad = None
+        _TAPS.pop(parameter, None)
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    for parameter, gradient in found:
+        parameter.grad = gradient

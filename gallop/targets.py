@@ -1,0 +1,148 @@
+"""Which parameters may be trained sparsely, and under which name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import pairwise
+
+import torch
+from torch import nn
+
+from gallop.config import GallopConfig
+from gallop.errors import ParameterError, SelectionError
+
+__all__ = ["Target", "aliases", "eligible_targets", "require_supported", "require_unwrapped"]
+
+SUPPORTED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Target:
+    """A parameter under the first name that ``model.named_parameters()`` gives it."""
+
+    name: str
+    parameter: nn.Parameter
+
+
+def eligible_targets(model: nn.Module, config: GallopConfig) -> tuple[Target, ...]:
+    """List the parameters that a selection may choose from.
+
+    A parameter is eligible if it requires a gradient and one of its names matches ``include``
+    and none matches ``exclude``. A tied parameter is listed once.
+
+    Args:
+        model: Any module.
+        config: Its ``include`` and ``exclude`` patterns.
+
+    Returns:
+        Targets in the order of ``model.named_parameters()``.
+
+    Raises:
+        SelectionError: Nothing is eligible.
+        ParameterError: An eligible parameter is of an unsupported kind, or two of them share
+            memory without being one parameter.
+    """
+    names = aliases(model)
+    targets = []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad or parameter.numel() == 0:
+            continue
+        known_as = names[id(parameter)]
+        if not _matches(known_as, config.include) or _matches(known_as, config.exclude):
+            continue
+        require_supported(name, parameter)
+        targets.append(Target(name, parameter))
+    if not targets:
+        raise SelectionError(
+            f"no eligible parameter in {type(model).__name__}: expected some that require a "
+            f"gradient and match include={list(config.include)} but not "
+            f"exclude={list(config.exclude)}",
+            hint="call requires_grad_(True) on what may be trained, or widen the patterns",
+        )
+    _require_separate_memory(targets)
+    return tuple(targets)
+
+
+def aliases(model: nn.Module) -> dict[int, tuple[str, ...]]:
+    """Map ``id(parameter)`` to all the names under which the model holds that parameter."""
+    names: dict[int, tuple[str, ...]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names[id(parameter)] = (*names.get(id(parameter), ()), name)
+    return names
+
+
+def require_unwrapped(model: nn.Module) -> None:
+    """Refuse wrappers whose reducer writes dense gradients behind our back.
+
+    Args:
+        model: The module about to be tapped.
+
+    Raises:
+        ParameterError: The model is wrapped in DataParallel or DistributedDataParallel.
+    """
+    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        raise ParameterError(
+            f"model: expected a plain module, found {type(model).__name__}; its reducer would put "
+            "dense, unmasked gradients back after they were gathered",
+            hint="pass model.module, and reduce the losses yourself",
+        )
+
+
+def require_supported(name: str, parameter: nn.Parameter) -> None:
+    """Refuse parameters that the gather and scatter of flat indices would get wrong.
+
+    Args:
+        name: Name for the message.
+        parameter: Parameter to check.
+
+    Raises:
+        ParameterError: Wrong dtype, not a plain contiguous tensor in memory.
+    """
+    if parameter.dtype not in SUPPORTED_DTYPES:
+        expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in SUPPORTED_DTYPES)
+        raise ParameterError(
+            f"parameter {name}: expected dtype {expected}, "
+            f"found {str(parameter.dtype).removeprefix('torch.')}",
+            hint="convert the model, for example with model.float(), or exclude the parameter",
+        )
+    if type(parameter.data) is not torch.Tensor or parameter.layout is not torch.strided:
+        raise ParameterError(
+            f"parameter {name}: expected a plain dense tensor, found "
+            f"{type(parameter.data).__name__} with layout {parameter.layout}",
+            hint="sharded, quantised and sparse parameters are not supported in this release",
+        )
+    if parameter.is_meta:
+        raise ParameterError(
+            f"parameter {name}: expected weights in memory, found a meta tensor",
+            hint="load the pre-trained weights before selecting or training",
+        )
+    if not parameter.is_contiguous():
+        raise ParameterError(
+            f"parameter {name}: expected contiguous memory, found shape {tuple(parameter.shape)} "
+            f"with strides {parameter.stride()}",
+            hint="model.to(memory_format=torch.contiguous_format), or exclude the parameter",
+        )
+
+
+def _matches(names: tuple[str, ...], patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+
+def _require_separate_memory(targets: list[Target]) -> None:
+    spans = sorted(_spans(targets), key=lambda span: (span[0], span[1]))
+    for (device, _, end, first), (other, start, _, second) in pairwise(spans):
+        if device == other and start < end:
+            raise ParameterError(
+                f"parameters {first} and {second}: expected separate memory or one tied "
+                "parameter, found two parameters over the same memory",
+                hint="tie them by assigning one nn.Parameter to both modules",
+            )
+
+
+def _spans(targets: list[Target]) -> Iterator[tuple[str, int, int, str]]:
+    for target in targets:
+        start = target.parameter.data_ptr()
+        size = target.parameter.numel() * target.parameter.element_size()
+        yield str(target.parameter.device), start, start + size, target.name

@@ -1,0 +1,130 @@
+"""Writing a checkpoint with the layout of another: same files, same headers, other words."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from sparsedelta.checkpoint import SUFFIX, CheckpointFile, FileCheckpoint
+from sparsedelta.files import write_all
+from sparsedelta.limits import MAX_COMPANION_BYTES
+from sparsedelta.safetensors_header import StoredTensor
+from sparsedelta.words import Bytes
+
+_WEIGHT_SUFFIXES: Final = frozenset(
+    {
+        SUFFIX,
+        ".bin",
+        ".ckpt",
+        ".gguf",
+        ".h5",
+        ".msgpack",
+        ".npz",
+        ".onnx",
+        ".ot",
+        ".pb",
+        ".pt",
+        ".pth",
+        ".tflite",
+    }
+)
+"""Files of these kinds hold the old weights: they would contradict the new ones."""
+
+
+class CheckpointWriter:
+    """Writes the tensors of a checkpoint like ``source`` below a temporary path.
+
+    Every file gets the header of its model, byte for byte, and keeps the order of its tensors.
+    :meth:`write` may be called from any thread, in any order.
+
+    Args:
+        source: The checkpoint whose layout is kept.
+        work: Where to write: a directory that exists, or the path of a file.
+
+    Raises:
+        OSError: The disk is full, or not writable.
+    """
+
+    def __init__(self, source: FileCheckpoint, work: Path) -> None:
+        self._source = source
+        self._work = work
+        self._descriptors: dict[str, int] = {}
+        self._places: dict[str, tuple[int, StoredTensor]] = {}
+        try:
+            for file in source.files:
+                self._create(file)
+        except BaseException:
+            self.close()
+            raise
+
+    def _create(self, file: CheckpointFile) -> None:
+        path = self._work / file.name if self._source.is_directory else self._work
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        self._descriptors[file.name] = descriptor
+        os.ftruncate(descriptor, file.layout.size)
+        write_all(descriptor, file.layout.prefix, 0)
+        for stored in file.layout.tensors:
+            self._places[stored.spec.name] = (descriptor, stored)
+
+    def write(self, name: str, start: int, data: Bytes) -> None:
+        """Write the words of a tensor from word ``start`` on."""
+        descriptor, stored = self._places[name]
+        write_all(descriptor, memoryview(data), stored.offset + start * stored.spec.word_bytes)
+
+    def finish(self) -> list[str]:
+        """Copy what lies beside the weights.
+
+        Returns:
+            Names of the files that were left behind, since they hold other weights or are too large.
+        """
+        if not self._source.is_directory:
+            return []
+        left = []
+        own = {file.name for file in self._source.files}
+        for path in sorted(_companions(self._source.root)):
+            relative = path.relative_to(self._source.root)
+            if str(relative) in own:
+                continue
+            if self._is_foreign(path):
+                left.append(str(relative))
+                continue
+            copy = self._work / relative
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+        return left
+
+    def _is_foreign(self, path: Path) -> bool:
+        if path.suffix in _WEIGHT_SUFFIXES or path.stat().st_size > MAX_COMPANION_BYTES:
+            return True
+        return path.name.endswith(".index.json") and path != self._source.index
+
+    def close(self) -> None:
+        """Close the files."""
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        self._descriptors.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _companions(root: Path) -> Iterator[Path]:
+    for path in root.iterdir():
+        if path.name.startswith("."):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            yield from _companions(path)
+        elif path.is_file():
+            yield path

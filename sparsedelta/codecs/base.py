@@ -1,0 +1,109 @@
+"""What a codec is: a pure map between the entries of one block and byte streams (spec section 6).
+
+A codec is a frozen dataclass of its parameters. It never sees a file, a frame or a checksum; it
+raises :class:`StreamError` for streams that break a rule of its page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsedelta.words import Bytes, Indices, Words
+
+Counts: TypeAlias = NDArray[np.int64]
+"""A number per block."""
+
+
+class Bounds(NamedTuple):
+    """Decoded lengths that a stream may have, in bytes.
+
+    Attributes:
+        low: Least length, per block.
+        high: Greatest length, per block.
+        step: Every length is a multiple of it.
+    """
+
+    low: Counts
+    high: Counts
+    step: int = 1
+
+
+
+class StreamError(Exception):
+    """Streams of a block break a rule of the codec's page.
+
+    Attributes:
+        rule: Code of the rule, such as ``SD403``.
+    """
+
+    def __init__(self, rule: str, message: str) -> None:
+        super().__init__(message)
+        self.rule = rule
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """What a codec is told about the block it works on.
+
+    Attributes:
+        words: Number of words of the block, 1 to 2^24.
+        word_bytes: Bytes of a word: 1, 2, 4 or 8.
+        base: The base words of the block, for codecs whose ``needs_base`` is true, else None.
+    """
+
+    words: int
+    word_bytes: int
+    base: Words | None = None
+
+
+class IndexCodec(Protocol):
+    """Maps the indices of a block, relative to its first word, to streams."""
+
+    id: ClassVar[str]
+    needs_base: ClassVar[bool]
+    rule: ClassVar[str]
+
+    def stream_count(self, word_bytes: int) -> int:
+        """Number of streams per block."""
+
+    def bounds(self, counts: Counts, words: Counts, word_bytes: int) -> Sequence[Bounds]:
+        """Decoded lengths allowed for blocks of ``words`` words with ``counts`` > 0 entries."""
+
+    def encode(self, indices: Indices, block: Block) -> list[Bytes]:
+        """Streams of ascending indices below ``block.words``."""
+
+    def decode(self, streams: Sequence[Bytes], count: int, block: Block) -> Indices:
+        """The ``count`` indices, ascending and below ``block.words``.
+
+        Raises:
+            StreamError: The streams break a rule.
+        """
+
+
+class ValueCodec(Protocol):
+    """Maps values, words of a block, to streams."""
+
+    id: ClassVar[str]
+    needs_base: ClassVar[bool]
+    rule: ClassVar[str]
+
+    def stream_count(self, word_bytes: int) -> int:
+        """Number of streams per block."""
+
+    def bounds(self, counts: Counts, words: Counts, word_bytes: int) -> Sequence[Bounds]:
+        """Decoded lengths allowed for ``counts`` > 0 values, per stream and block."""
+
+    def encode(self, values: Words, block: Block) -> list[Bytes]:
+        """Streams of the values."""
+
+    def decode(self, streams: Sequence[Bytes], count: int, block: Block) -> Words:
+        """The ``count`` values.
+
+        Raises:
+            StreamError: The streams break a rule.
+        """

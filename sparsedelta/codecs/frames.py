@@ -1,0 +1,77 @@
+"""Frames: a stream as it lies in the file, stored or one Zstandard frame (spec section 3.1)."""
+
+from __future__ import annotations
+
+import threading
+from typing import Final
+
+import numpy as np
+import zstandard
+
+from sparsedelta.limits import MAX_ZSTD_WINDOW_BYTES
+from sparsedelta.words import Bytes
+
+ZSTD_LEVEL: Final = 1
+"""The streams hold no matches: higher levels cost time and gain nothing (measured: -0.1 to +0.3 %)."""
+
+_ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
+_SMALLEST_ZSTD: Final = 13
+"""No stream this short gets shorter: a frame has 6 bytes of header and 3 of a block's."""
+
+_contexts = threading.local()
+
+
+class FrameError(ValueError):
+    """A frame is not what section 3.1 of the specification asks for."""
+
+
+def _compressor() -> zstandard.ZstdCompressor:
+    if not hasattr(_contexts, "compressor"):
+        _contexts.compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL)
+    context: zstandard.ZstdCompressor = _contexts.compressor
+    return context
+
+
+def _decompressor() -> zstandard.ZstdDecompressor:
+    if not hasattr(_contexts, "decompressor"):
+        _contexts.decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_ZSTD_WINDOW_BYTES)
+    context: zstandard.ZstdDecompressor = _contexts.decompressor
+    return context
+
+
+def encode_frame(stream: Bytes) -> bytes:
+    """The shorter of the stream itself and one Zstandard frame of it."""
+    data = stream.tobytes()
+    if len(data) < _SMALLEST_ZSTD:
+        return data
+    compressed = _compressor().compress(data)
+    return compressed if len(compressed) < len(data) else data
+
+
+def decode_frame(frame: bytes | memoryview, length: int) -> Bytes:
+    """The stream of ``length`` bytes that a frame holds.
+
+    The caller has bounded ``length``; no more than that is ever allocated, whatever the frame says.
+
+    Raises:
+        FrameError: The frame is longer than ``length``, or not exactly one Zstandard frame without
+            dictionary that declares ``length`` bytes and decodes to them.
+    """
+    if len(frame) == length:
+        return np.frombuffer(frame, np.uint8)
+    if len(frame) > length:
+        raise FrameError(f"a frame of {len(frame)} bytes for a stream of {length}")
+    if bytes(frame[:4]) != _ZSTD_MAGIC:
+        raise FrameError("not a Zstandard frame")
+    try:
+        parameters = zstandard.get_frame_parameters(frame)
+        if parameters.content_size != length:
+            raise FrameError(f"a frame that does not declare its {length} bytes")
+        if parameters.dict_id:
+            raise FrameError("a frame that needs a dictionary")
+        stream = _decompressor().decompress(frame, max_output_size=length, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise FrameError(f"a broken Zstandard frame ({error})") from None
+    if len(stream) != length:
+        raise FrameError(f"a frame of {len(stream)} bytes where {length} are due")
+    return np.frombuffer(stream, np.uint8)

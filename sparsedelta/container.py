@@ -1,0 +1,317 @@
+"""Reading delta files: header and manifest at once, tables and blocks on demand (spec section 3)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from sparsedelta.codecs import Block, StreamError
+from sparsedelta.codecs.frames import FrameError, decode_frame
+from sparsedelta.delta import (
+    Delta,
+    EntryHasher,
+    Part,
+    PartContent,
+    TensorDelta,
+    content_digest,
+    tensor_content,
+)
+from sparsedelta.errors import CheckpointError, FormatError
+from sparsedelta.files import InputFile
+from sparsedelta.fingerprint import Digest, plain_digest
+from sparsedelta.header import DATA, MANIFEST, TABLES, header_length, parse_header
+from sparsedelta.limits import MAX_MANIFEST_BYTES, WORK_BUDGET_BYTES
+from sparsedelta.manifest import PartRecord, TensorRecord, parse_manifest
+from sparsedelta.strict_json import parse_canonical
+from sparsedelta.tables import (
+    CHECKSUM_BYTES,
+    PartTable,
+    Tables,
+    check_length,
+    leaf_digests,
+    parse_tables,
+)
+from sparsedelta.words import Bytes, Indices, Words
+
+
+class DeltaReader:
+    """A delta file, lazily: a :class:`~sparsedelta.delta.Delta` whose entries are read on demand.
+
+    Opening reads and checks the header and the manifest (rules SD1xx and SD2xx), nothing else.
+
+    Args:
+        path: The delta file.
+
+    Attributes:
+        path: The delta file.
+        header: Its header.
+        manifest: Its manifest.
+
+    Raises:
+        FormatError: A rule is broken; ``rule`` says which.
+        CheckpointError: The file cannot be read.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._file = InputFile(self.path)
+        try:
+            with _located(self.path):
+                size = self._file.size
+                length = header_length(self._file.read(0, min(size, 8)), size)
+                self.header = parse_header(self._file.read(8, length), size)
+                self.manifest = parse_manifest(self._read_manifest(), self.header.metadata)
+        except BaseException:
+            self.close()
+            raise
+
+    def _read_tensor(self, name: str) -> bytes:
+        start, end = self.header.ranges[name]
+        return self._file.read(start, end - start)
+
+    def _read_manifest(self) -> object:
+        metadata = self.header.metadata
+        length = int(metadata["sd.manifest_size"])
+        start, end = self.header.ranges[MANIFEST]
+        if length > MAX_MANIFEST_BYTES or end - start > MAX_MANIFEST_BYTES:
+            raise FormatError(
+                "SD202", f"a manifest of {length} bytes, at most {MAX_MANIFEST_BYTES} are allowed"
+            )
+        frame = self._read_tensor(MANIFEST)
+        if plain_digest(frame).hex() != metadata["sd.manifest"]:
+            raise FormatError("SD201", "sd.manifest does not have the digest that the header states")
+        try:
+            text = decode_frame(frame, length).tobytes()
+        except FrameError as error:
+            raise FormatError("SD202", f"sd.manifest: {error}") from None
+        try:
+            return parse_canonical(text)
+        except ValueError as error:
+            raise FormatError("SD203", f"sd.manifest: {error}") from None
+
+    @cached_property
+    def tables(self) -> Tables:
+        """Digests and block tables; read and checked (rules SD3xx) at first use."""
+        with _located(self.path):
+            start, end = self.header.ranges[TABLES]
+            check_length(self.manifest, end - start)
+            data_start, data_end = self.header.ranges[DATA]
+            return parse_tables(self._read_tensor(TABLES), self.manifest, data_end - data_start)
+
+    @cached_property
+    def base_leaves(self) -> dict[str, Digest]:
+        """Tensor digests of the base, by name."""
+        return leaf_digests(self.tables, self.manifest, target=False)
+
+    @cached_property
+    def target_leaves(self) -> dict[str, Digest]:
+        """Tensor digests of the target, by name."""
+        return leaf_digests(self.tables, self.manifest, target=True)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self._file.size
+
+    @cached_property
+    def records(self) -> dict[str, TensorRecord]:
+        """Records of the touched tensors, by name."""
+        return {record.spec.name: record for record in self.manifest.tensors}
+
+    def read_block(self, record: TensorRecord, part: int, block: int) -> tuple[Indices, Words]:
+        """Decode one block, after all its checks.
+
+        Args:
+            record: The tensor.
+            part: Number of the part.
+            block: Number of the block.
+
+        Returns:
+            Indices relative to the block's first word, and values.
+
+        Raises:
+            FormatError: A rule of SD401 to SD408 is broken.
+        """
+        described = record.parts[part]
+        table = self.tables.tensors[record.spec.name].parts[part]
+        count = int(table.counts[block])
+        first = block << described.block_log2
+        size = min(1 << described.block_log2, record.spec.words - first)
+        try:
+            streams = self._read_streams(table, block)
+            return described.encoding.decode(streams, count, Block(size, record.spec.word_bytes))
+        except StreamError as error:
+            raise FormatError(
+                error.rule,
+                f"{self.path}: tensor {record.spec.name!r}, {described.op}, block {block}: {error}",
+                hint="the file is damaged or was written by a faulty tool: get it again",
+            ) from None
+
+    def _read_streams(self, table: PartTable, block: int) -> list[Bytes]:
+        start, end = int(table.offsets[block]), int(table.offsets[block + 1])
+        data = memoryview(self._file.read(self.header.ranges[DATA][0] + start, end - start))
+        frames = []
+        position = 0
+        for stream, length in enumerate(table.encoded[block].tolist()):
+            frame = data[position : position + length]
+            position += length
+            if plain_digest(frame)[:CHECKSUM_BYTES] != table.checksums[block, stream].tobytes():
+                raise StreamError("SD401", f"stream {stream} has not the checksum of its table")
+            frames.append(frame)
+        try:
+            return [
+                decode_frame(frame, length)
+                for frame, length in zip(frames, table.decoded[block].tolist(), strict=True)
+            ]
+        except FrameError as error:
+            raise StreamError("SD402", str(error)) from None
+
+    def blocks(self, record: TensorRecord, part: int) -> Iterator[tuple[Indices, Words]]:
+        """All blocks of a part, with flat indices of the tensor."""
+        described = record.parts[part]
+        for block in range(described.block_count(record.spec.words)):
+            indices, words = self.read_block(record, part, block)
+            yield indices + (block << described.block_log2), words
+
+    def read_tensor(self, name: str) -> TensorDelta:
+        """All that changes in one tensor.
+
+        Raises:
+            KeyError: The delta does not touch a tensor of this name.
+            FormatError: A rule of SD4xx is broken.
+        """
+        record = self.records[name]
+        parts = tuple(
+            self._read_part(record, number, part) for number, part in enumerate(record.parts)
+        )
+        check_disjoint(self.path, name, [part.indices for part in parts])
+        return TensorDelta(record.spec, parts)
+
+    def _read_part(self, record: TensorRecord, number: int, part: PartRecord) -> Part:
+        indices = np.empty(part.nnz, np.int64)
+        words = np.empty(part.nnz, record.spec.word_dtype)
+        position = 0
+        for block_indices, block_words in self.blocks(record, number):
+            end = position + block_indices.size
+            indices[position:end] = block_indices
+            words[position:end] = block_words
+            position = end
+        return Part(part.op, indices, words)
+
+    def read(self) -> Delta:
+        """The whole delta in memory, after every check of the specification.
+
+        Raises:
+            FormatError: A rule is broken.
+        """
+        self.check_budget()
+        delta = Delta(
+            base=self.manifest.base,
+            target=self.manifest.target,
+            tensors={name: self.read_tensor(name) for name in self.records},
+            metadata=self.manifest.metadata,
+        )
+        self._check_content(delta.content)
+        return delta
+
+    def check_content(self) -> None:
+        """Decode everything, one block at a time, and check the content digest.
+
+        Raises:
+            FormatError: A rule of SD4xx is broken.
+        """
+        self.check_budget()
+        contents = {name: self.tensor_content(name) for name in self.records}
+        self._check_content(content_digest(self.manifest.base, self.manifest.target, contents))
+
+    def tensor_content(self, name: str) -> bytes:
+        """What of a tensor enters the content digest, computed from its blocks."""
+        record = self.records[name]
+        if len(record.parts) > 1:
+            self.read_tensor(name)  # for the rule that parts are disjoint
+        parts = []
+        for number, part in enumerate(record.parts):
+            entries = EntryHasher()
+            for indices, words in self.blocks(record, number):
+                entries.update(indices, words)
+            parts.append(PartContent(part.op, part.nnz, *entries.digests()))
+        return tensor_content(record.spec, parts)
+
+    def _check_content(self, found: str) -> None:
+        if found != self.manifest.content:
+            raise FormatError(
+                "SD410",
+                f"{self.path}: the content digest is {self.manifest.content}, {found} follows from "
+                "the entries",
+            )
+
+    def check_budget(self, budget: int = WORK_BUDGET_BYTES) -> None:
+        """Refuse to decode more than ``budget`` bytes without a base at hand (SD504).
+
+        Raises:
+            FormatError: The streams of the delta are longer than that.
+        """
+        total = sum(
+            int(part.decoded.sum()) for table in self.tables.tensors.values() for part in table.parts
+        )
+        if total > budget:
+            raise FormatError(
+                "SD504", f"{self.path}: decoding needs {total} bytes, the budget is {budget}"
+            )
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def check_disjoint(path: Path, name: str, indices: list[Indices]) -> None:
+    """Rule SD409: the parts of a tensor do not share an index."""
+    if len(indices) > 1:
+        both = np.intersect1d(*indices, assume_unique=True)
+        if both.size:
+            raise FormatError("SD409", f"{path}: tensor {name!r}: two parts hold index {both[0]}")
+
+
+@contextlib.contextmanager
+def _located(path: Path) -> Iterator[None]:
+    """Name the file in an error of a check that was not told it."""
+    try:
+        yield
+    except FormatError as error:
+        error.locate(path)
+        raise
+
+
+def open_delta(delta: str | Path | DeltaReader) -> DeltaReader:
+    """A reader of ``delta``, or ``delta`` itself if it is one.
+
+    Raises:
+        FormatError: A rule is broken.
+        CheckpointError: The file cannot be read.
+    """
+    if isinstance(delta, DeltaReader):
+        return delta
+    path = Path(delta)
+    if path.is_dir():
+        raise CheckpointError(
+            f"{path} is a directory, expected a delta file",
+            hint="a delta is one .safetensors file, made by: sparsedelta diff BASE TARGET -o DELTA",
+        )
+    return DeltaReader(path)

@@ -1,0 +1,120 @@
+"""Every error this project raises on purpose, grouped by what the caller would do next.
+
+::
+
+    SparseDeltaError
+    ├── UsageError            ask differently                               exit 2
+    ├── OutputError           make room, or choose another output           exit 1
+    ├── CheckpointError       repair or replace the checkpoint              exit 1
+    ├── StructureError        the two checkpoints cannot be related         exit 1
+    ├── FormatError           get the delta again: it breaks a rule         exit 3
+    │   └── UnsupportedError  get a newer release: it needs a later version exit 3
+    └── IdentityError         get the right base or delta                   exit 3
+        ├── WrongBaseError    this checkpoint is not the delta's base
+        └── VerificationError the result is not what the delta promises
+
+A message says what, where (file, tensor), expected and found; ``hint`` names the command that
+helps. ``code`` is stable and made for programs: it never changes its meaning.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class SparseDeltaError(Exception):
+    """Base of every error of this project.
+
+    Attributes:
+        code: Stable identifier of the kind of error.
+        exit_code: What the command line exits with.
+        message: What happened, where, what was expected and what was found.
+        hint: What to do about it, or None.
+    """
+
+    code: ClassVar[str] = "error"
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message}\nhint: {self.hint}"
+
+
+class UsageError(SparseDeltaError):
+    """The request makes no sense: options that exclude each other, a value out of range."""
+
+    code = "usage"
+    exit_code = 2
+
+
+class OutputError(SparseDeltaError):
+    """The output cannot be written: it exists, the disk is full, the folder is read-only."""
+
+    code = "output"
+
+
+class CheckpointError(SparseDeltaError):
+    """A checkpoint cannot be read: no such file, a malformed safetensors header, a short file."""
+
+    code = "checkpoint"
+
+
+class StructureError(SparseDeltaError):
+    """Two checkpoints differ in names, dtypes or shapes in a way a delta cannot express."""
+
+    code = "structure"
+
+
+class FormatError(SparseDeltaError):
+    """A delta breaks a numbered rule of the specification.
+
+    Attributes:
+        rule: The code of the rule, such as ``SD403``.
+    """
+
+    code = "format"
+    exit_code = 3
+
+    def __init__(self, rule: str, message: str, *, hint: str | None = None) -> None:
+        super().__init__(f"{rule}: {message}", hint=hint)
+        self.rule = rule
+
+    def locate(self, path: object) -> None:
+        """Name the file, for checks that see only bytes."""
+        self.message = f"{self.rule}: {path}: {self.message.removeprefix(f'{self.rule}: ')}"
+        self.args = (self.message,)
+
+
+class UnsupportedError(FormatError):
+    """A delta needs a version, feature or codec that this release does not know."""
+
+    code = "unsupported"
+
+
+class IdentityError(SparseDeltaError):
+    """A fingerprint is not the expected one."""
+
+    code = "identity"
+    exit_code = 3
+
+
+class WrongBaseError(IdentityError):
+    """The checkpoint is not the one that the delta starts from (rule SD501)."""
+
+    code = "wrong-base"
+
+
+class VerificationError(IdentityError):
+    """The result does not have the digests that the delta promises (rule SD502)."""
+
+    code = "verification"
+
+
+class NotInvertibleError(SparseDeltaError):
+    """The delta holds no old words, so it cannot be reverted (rule SD503)."""
+
+    code = "not-invertible"

@@ -1,0 +1,219 @@
+"""Files that appear whole or not at all, and positioned reads that never come up short.
+
+Reads are ``pread`` into memory rather than a mapping: a mapped file that shrinks kills the process,
+a short read is an error that names the file, and resident memory stays what we allocate.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from sparsedelta.errors import CheckpointError, OutputError
+
+
+class InputFile:
+    """A regular file, open for positioned reads from any thread.
+
+    Args:
+        path: The file; symbolic links are followed (Hub snapshots consist of them).
+
+    Raises:
+        CheckpointError: No such file, no permission, or no regular file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = -1
+        try:
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise CheckpointError(f"{path} is not a regular file")
+            self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        except OSError as error:
+            raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
+        self.size = os.fstat(self._fd).st_size
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill ``buffer`` from ``offset``.
+
+        Raises:
+            CheckpointError: The file is shorter, or became so.
+        """
+        done = 0
+        while done < len(buffer):
+            try:
+                count = os.preadv(self._fd, [buffer[done:]], offset + done)
+            except OSError as error:
+                raise CheckpointError(f"cannot read {self.path}: {error.strerror}") from None
+            if not count:
+                raise CheckpointError(
+                    f"{self.path} ends at byte {offset + done}, {len(buffer) - done} bytes early"
+                )
+            done += count
+
+    def read(self, offset: int, length: int) -> bytes:
+        """``length`` bytes from ``offset``; raises as :meth:`read_into`.
+
+        The caller has bounded ``length`` by the file's size or a limit.
+        """
+        buffer = bytearray(length)
+        self.read_into(memoryview(buffer), offset)
+        return bytes(buffer)
+
+    def close(self) -> None:
+        """Close the file; further calls do nothing."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def check_output(path: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> None:
+    """Refuse an output that cannot, or must not, be written.
+
+    Args:
+        path: The output: a file or a directory.
+        force: Whether an existing output may be replaced.
+        inputs: Files and directories that are read: never overwritten, even with ``force``.
+
+    Raises:
+        OutputError: It exists, is or holds or lies in an input, or its parent is no directory.
+    """
+    for source in inputs:
+        if _same_or_nested(path, source):
+            raise OutputError(f"the output {path} would overwrite the input {source}")
+    if not path.parent.is_dir():
+        raise OutputError(
+            f"the folder of the output {path} does not exist",
+            hint=f"mkdir -p {path.parent}",
+        )
+    if path.exists() or path.is_symlink():
+        if not force:
+            raise OutputError(f"the output {path} exists", hint="--force replaces it")
+        if not (path.is_file() or path.is_dir()):
+            raise OutputError(f"the output {path} is neither a file nor a directory")
+
+
+def _same_or_nested(output: Path, source: Path) -> bool:
+    written, read = output.resolve(), source.resolve()
+    if written == read:
+        return True
+    if written.exists() and read.exists() and written.samefile(read):
+        return True
+    inside_output = written in read.parents
+    inside_directory_input = read.is_dir() and read in written.parents
+    return inside_output or inside_directory_input
+
+
+@contextlib.contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals into errors that name the output."""
+    try:
+        yield
+    except OSError as error:
+        hint = None
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            hint = "nothing was left behind: free some space, or choose -o on another disk"
+        raise OutputError(f"cannot write {path}: {error.strerror or error}", hint=hint) from None
+
+
+@contextlib.contextmanager
+def staged(path: Path, *, directory: bool = False) -> Iterator[Path]:
+    """A temporary sibling of ``path`` that takes its name at the end, or vanishes.
+
+    Args:
+        path: The final name. :func:`check_output` has been called.
+        directory: Whether the output is a directory (made here) or a file (made by the caller).
+
+    Yields:
+        Where to write.
+
+    Raises:
+        OutputError: The disk is full, the folder is read-only, the rename fails.
+    """
+    with output_errors(path):
+        stage = Path(tempfile.mkdtemp(prefix=f".{path.name[:64]}.", suffix=".tmp", dir=path.parent))
+    try:
+        work = stage / path.name
+        with output_errors(path):
+            if directory:
+                work.mkdir()
+            yield work
+            _sync_tree(work)
+            _replace(work, path, stage)
+            _sync(path.parent)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _replace(work: Path, path: Path, stage: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        # A directory cannot be replaced in one step: the old one steps aside first, and comes back
+        # if the new one cannot take its name.
+        aside = stage / "replaced"
+        path.rename(aside)
+        try:
+            work.rename(path)
+        except OSError:
+            aside.rename(path)
+            raise
+    else:
+        if work.is_dir() and path.exists():
+            path.unlink()
+        work.replace(path)
+
+
+def _sync_tree(path: Path) -> None:
+    if path.is_dir():
+        for child in sorted(path.rglob("*")):
+            _sync(child)
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot sync this
+            raise
+    finally:
+        os.close(fd)
+
+
+def copy_range(source: InputFile, offset: int, length: int, fd: int, position: int) -> None:
+    """Copy bytes of ``source`` to ``position`` of an open output, in pieces of 4 MiB."""
+    piece = bytearray(min(length, 1 << 22))
+    done = 0
+    while done < length:
+        view = memoryview(piece)[: min(len(piece), length - done)]
+        source.read_into(view, offset + done)
+        write_all(fd, view, position + done)
+        done += len(view)
+
+
+def write_all(fd: int, data: bytes | memoryview, position: int) -> None:
+    """Write all of ``data`` at ``position``."""
+    view = memoryview(data)
+    done = 0
+    while done < len(view):
+        done += os.pwrite(fd, view[done:], position + done)
+

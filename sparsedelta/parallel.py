@@ -1,0 +1,78 @@
+"""One way of using threads: map in order, with a bounded number of items in flight.
+
+Results come in the order of the items, so that what is written does not depend on the number of
+threads; a bounded window keeps memory independent of the length of the input. zstd, BLAKE3, large
+numpy operations and file I/O all release the interpreter lock.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Self, TypeVar
+
+from sparsedelta.errors import UsageError
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+class OrderedMap:
+    """A pool of threads for pure functions; a context manager.
+
+    Only the thread that made it may call :meth:`map`, and functions must not call it themselves.
+
+    Args:
+        threads: Number of workers, at least 1; None for the cores this process may use. With 1, all
+            work is done in the calling thread.
+
+    Raises:
+        UsageError: Fewer than one thread.
+    """
+
+    def __init__(self, threads: int | None = None) -> None:
+        if threads is None:
+            threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+            threads = threads or os.cpu_count() or 1
+        if threads < 1:
+            raise UsageError(f"{threads} threads, expected at least 1")
+        self.threads = threads
+        self._executor = ThreadPoolExecutor(threads) if threads > 1 else None
+
+    def map(
+        self, function: Callable[[_Item], _Result], items: Iterable[_Item]
+    ) -> Iterator[_Result]:
+        """Results of ``function`` for each item, in order; the first exception ends it."""
+        if self._executor is None:
+            yield from map(function, items)
+            return
+        window: deque[Future[_Result]] = deque()
+        try:
+            for item in items:
+                window.append(self._executor.submit(function, item))
+                if len(window) > 2 * self.threads:
+                    yield window.popleft().result()
+            while window:
+                yield window.popleft().result()
+        finally:
+            for future in window:
+                future.cancel()
+
+    def close(self) -> None:
+        """Drop what has not begun and wait for what has."""
+        if self._executor is not None:
+            self._executor.shutdown(cancel_futures=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

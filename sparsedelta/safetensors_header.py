@@ -1,0 +1,125 @@
+"""A strict parser of the headers of checkpoint files.
+
+The usual parsers keep the last of duplicate keys and know fewer dtypes than the format. Here every
+lie of a header is an error that names file and tensor: duplicate keys, unknown dtypes, lengths that
+do not follow from dtype and shape, holes, overlaps, offsets behind the end of the file.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparsedelta.errors import CheckpointError
+from sparsedelta.files import InputFile
+from sparsedelta.limits import MAX_CHECKPOINT_HEADER_BYTES
+from sparsedelta.strict_json import Json, parse
+from sparsedelta.words import TensorSpec
+
+_LENGTH_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor and where its data begins in its file, in bytes."""
+
+    spec: TensorSpec
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileLayout:
+    """A checkpoint file as its header describes it.
+
+    Attributes:
+        prefix: The length word and the JSON header, as they stand in the file.
+        tensors: The tensors in the order of their data.
+        metadata: ``__metadata__``, string to string.
+        size: Size of the file in bytes.
+    """
+
+    prefix: bytes
+    tensors: tuple[StoredTensor, ...]
+    metadata: Mapping[str, str]
+    size: int
+
+
+def read_layout(file: InputFile) -> FileLayout:
+    """Read and check the header of a checkpoint file.
+
+    Raises:
+        CheckpointError: It is no valid safetensors file; says what is wrong, and where.
+    """
+    path, size = file.path, file.size
+    if size < _LENGTH_BYTES:
+        raise CheckpointError(f"{path} has {size} bytes: too short for a safetensors file")
+    (length,) = struct.unpack("<Q", file.read(0, _LENGTH_BYTES))
+    if length > min(MAX_CHECKPOINT_HEADER_BYTES, size - _LENGTH_BYTES):
+        raise CheckpointError(
+            f"{path}: the header claims {length} bytes, expected at most "
+            f"{min(MAX_CHECKPOINT_HEADER_BYTES, size - _LENGTH_BYTES)} in a file of {size}",
+            hint="is it a safetensors file, and whole? Other formats (.bin, .pt, .gguf) must be "
+            "converted first",
+        )
+    prefix = file.read(0, _LENGTH_BYTES + length)
+    try:
+        document = parse(prefix[_LENGTH_BYTES:].rstrip(b" "))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: the header is no strict JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise CheckpointError(f"{path}: the header is no JSON object")
+    metadata = document.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise CheckpointError(f"{path}: __metadata__ must map strings to strings")
+    tensors = _contiguous(path, document, data_size=size - len(prefix))
+    stored = tuple(StoredTensor(spec, len(prefix) + offset) for spec, offset in tensors)
+    return FileLayout(prefix, stored, metadata, size)
+
+
+def _contiguous(
+    path: Path, document: dict[str, Json], *, data_size: int
+) -> list[tuple[TensorSpec, int]]:
+    tensors = [_entry(path, name, entry) for name, entry in document.items()]
+    # Empty tensors may share an offset with the tensor that follows; they go first.
+    tensors.sort(key=lambda item: (item[1], item[0].nbytes))
+    end = 0
+    for spec, offset in tensors:
+        if offset != end:
+            kind = "a hole" if offset > end else "an overlap"
+            raise CheckpointError(
+                f"{path}: tensor {spec.name!r} begins at {offset}, expected {end}: {kind}"
+            )
+        end += spec.nbytes
+    if end != data_size:
+        raise CheckpointError(
+            f"{path}: the tensors have {end} bytes, the file holds {data_size} after its header",
+            hint="the file was cut off or something was appended: get it again",
+        )
+    return tensors
+
+
+def _entry(path: Path, name: str, entry: Json) -> tuple[TensorSpec, int]:
+    where = f"{path}: tensor {name!r:.200}"
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise CheckpointError(f"{where}: expected dtype, shape and data_offsets, found {entry!r:.200}")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or not _are_counts(shape):
+        raise CheckpointError(f"{where}: dtype {dtype!r:.80}, shape {shape!r:.200}")
+    if not _are_counts(offsets) or len(offsets) != 2:  # noqa: PLR2004 (start and end)
+        raise CheckpointError(f"{where}: data_offsets {offsets!r:.200}")
+    try:
+        spec = TensorSpec(name, dtype, tuple(shape))
+    except ValueError as error:
+        raise CheckpointError(f"{where}: {error}") from None
+    start, end = offsets
+    if end - start != spec.nbytes:
+        raise CheckpointError(
+            f"{where}: {end - start} bytes in the header, {spec.nbytes} follow from {spec}"
+        )
+    return spec, start
+
+
+def _are_counts(value: Json) -> bool:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
