@@ -12,32 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from gallop.errors import ExportError, OutsideMaskError
 from gallop.mask import IndexArray, Mask
 from gallop.recipe import recipe_metadata
 from sparsedelta.checkpoint import CheckpointReader, open_checkpoint, segments
+from sparsedelta.operations.diff import DiffReport, diff
+from sparsedelta.files import check_output
+from sparsedelta.state_dict import StateDictReader
 from sparsedelta.words import Bytes, TensorSpec
 
 __all__ = ["ExportReport", "JoinedCheckpoint", "check_base", "export"]
-
-_DTYPES = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "I16": torch.int16,
-    "I32": torch.int32,
-    "I64": torch.int64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-    "C64": torch.complex64,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +37,14 @@ class ExportReport:
             twice counted twice; the others rounded back to where they were.
         not_held: Tensors of the base that the model does not hold, such as buffers of older
             releases; the delta leaves them alone.
+        diff: Manifest and size of the delta.
     """
 
     path: Path
     nnz: int
     moved: int
     not_held: tuple[str, ...]
+    diff: DiffReport
 
 
 class JoinedCheckpoint:
@@ -76,6 +64,7 @@ class JoinedCheckpoint:
 
     Raises:
         ExportError: A tensor has another dtype or shape in the model than in the base.
+        CheckpointError: A tensor of the model is one that safetensors cannot hold.
     """
 
     def __init__(self, base: CheckpointReader, model: nn.Module) -> None:
@@ -87,17 +76,14 @@ class JoinedCheckpoint:
         live = model.state_dict(keep_vars=True)
         self.held: dict[str, Tensor] = {name: live[name] for name in base.specs if name in live}
         self.not_held = tuple(name for name in base.specs if name not in live)
-        for name, tensor in self.held.items():
-            _require_same_kind(name, tensor, base)
+        self._live = StateDictReader(self.held, location=self.location)
+        for name, found in self._live.specs.items():
+            _require_same_kind(base.specs[name], found, base.location)
 
     def read(self, name: str, start: int, stop: int) -> Bytes:
         """Return the bytes of the words ``[start, stop)`` of a tensor, in a fresh array."""
-        tensor = self.held.get(name)
-        if tensor is None:
-            return self._base.read(name, start, stop)
-        part = tensor.detach().reshape(-1)[start:stop].to("cpu", copy=True)
-        data: Bytes = part.view(torch.uint8).numpy()
-        return data
+        source = self._live if name in self.held else self._base
+        return source.read(name, start, stop)
 
     def close(self) -> None:
         """Do nothing: model and base belong to the caller."""
@@ -137,17 +123,19 @@ def export(
         MaskError: The mask does not fit the model.
         OutputError: ``out`` exists and ``force`` is not set, or it cannot be written.
     """
+    inputs = (Path(base),) if isinstance(base, str | Path) else ()
+    check_output(Path(out), force=force, inputs=inputs)
     with _opened(base) as reader:
         joined, indices = _join(model, mask, reader)
         moved = sum(_count_moved(joined, reader, name, indices.get(name)) for name in joined.held)
-        diff(
+        written = diff(
             reader,
             joined,
-            Path(out),
+            out,
             metadata={**recipe_metadata(mask), **(metadata or {})},
             force=force,
         )
-    return ExportReport(Path(out), mask.nnz, moved, joined.not_held)
+    return ExportReport(Path(out), mask.nnz, moved, joined.not_held, written)
 
 
 def check_base(model: nn.Module, mask: Mask, base: str | Path | CheckpointReader) -> None:
@@ -183,7 +171,7 @@ def _join(
     stored: dict[int, list[str]] = {}
     for name, tensor in joined.held.items():
         stored.setdefault(id(tensor), []).append(name)
-    indices = {}
+    indices: dict[str, IndexArray] = {}
     for name, parameter in mask.resolve(model).items():
         names = stored.get(id(parameter), [])
         if not names:
@@ -197,26 +185,20 @@ def _join(
     return joined, indices
 
 
-def _require_same_kind(name: str, tensor: Tensor, base: CheckpointReader) -> None:
-    spec = base.specs[name]
-    found = _dtype_name(tensor.dtype)
-    if spec.dtype != found:
+def _require_same_kind(expected: TensorSpec, found: TensorSpec, where: str) -> None:
+    if expected.dtype != found.dtype:
         raise ExportError(
-            f"{base.location}: tensor {name}: expected the checkpoint's dtype {spec.dtype}, found "
-            f"{found} in the model",
+            f"{where}: tensor {expected.name}: expected the checkpoint's dtype {expected.dtype}, "
+            f"found {found.dtype} in the model",
             hint="load the model in the dtype of its checkpoint: "
             'from_pretrained(..., dtype="auto"), or gallop train --dtype auto',
         )
-    if spec.shape != tuple(tensor.shape):
+    if expected.shape != found.shape:
         raise ExportError(
-            f"{base.location}: tensor {name}: expected the checkpoint's shape {spec.shape}, found "
-            f"{tuple(tensor.shape)} in the model",
+            f"{where}: tensor {expected.name}: expected the checkpoint's shape {expected.shape}, "
+            f"found {found.shape} in the model",
             hint="this is not the checkpoint that the model was loaded from, or it was resized",
         )
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return next((name for name, each in _DTYPES.items() if each is dtype), str(dtype))
 
 
 def _count_moved(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from safetensors.numpy import save_file
 
 from gallop.errors import MaskError, NotFoundError
 from sparsedelta.errors import OutputError
+from sparsedelta.files import staged
 
 __all__ = ["read_tensors", "replace_file"]
 
@@ -58,20 +56,12 @@ def replace_file(
         OutputError: The folder is missing or not writable, or the disk is full.
     """
     path = Path(path)
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot write there: {error.strerror}") from error
-    try:
-        save_file(dict(tensors), temporary, metadata=dict(metadata))
-        # mkstemp makes the file private; give it the mode that open() would have.
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"{path}: cannot write there: {error}") from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            Path(temporary).unlink()
+    if not path.parent.is_dir():
+        raise OutputError(
+            f"the folder of the output {path} does not exist", hint=f"mkdir -p {path.parent}"
+        )
+    with staged(path) as work:
+        try:
+            save_file(dict(tensors), work, metadata=dict(metadata))
+        except SafetensorError as error:
+            raise OutputError(f"cannot write {path}: {error}") from error

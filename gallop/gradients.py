@@ -164,7 +164,8 @@ def mean_gradient(
         raise SelectionError("selection: expected at least one batch, found none")
     for name, tensor in sums.items():
         tensor.div_(total)
-        if not bool(torch.isfinite(tensor).all()):
+        low, high = tensor.aminmax()  # both are NaN if any entry is
+        if not (math.isfinite(float(low)) and math.isfinite(float(high))):
             raise SelectionError(
                 f"parameter {name}: expected a finite mean gradient, found "
                 f"{int((~torch.isfinite(tensor)).sum())} of {tensor.numel()} entries that are not",

@@ -1,1 +1,111 @@
-"""Sparse deltas."""
+"""Bit-exact, invertible sparse deltas between model checkpoints.
+
+    import sparsedelta
+
+    sparsedelta.diff("base", "tuned", "tuned.delta.safetensors")
+    sparsedelta.apply("base", "tuned.delta.safetensors", "out")      # equals "tuned", bit for bit
+    sparsedelta.revert("out", "tuned.delta.safetensors", "back")     # equals "base", bit for bit
+
+Names are imported when they are first used: ``import sparsedelta`` loads none of torch,
+transformers and huggingface_hub, and takes a few milliseconds.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from sparsedelta.operations.apply import ApplyReport, apply, revert
+    from sparsedelta.container import DeltaReader
+    from sparsedelta.delta import Delta, Part, TensorDelta
+    from sparsedelta.operations.diff import DiffReport, diff
+    from sparsedelta.errors import (
+        CheckpointError,
+        FormatError,
+        IdentityError,
+        NotInvertibleError,
+        OutputError,
+        SparseDeltaError,
+        StructureError,
+        UnsupportedError,
+        UsageError,
+        VerificationError,
+        WrongBaseError,
+    )
+    from sparsedelta.operations.identity import Identity, fingerprint
+    from sparsedelta.operations.info import DeltaInfo, info
+    from sparsedelta.operations.validate import Problem, ValidationReport, validate
+    from sparsedelta.words import TensorSpec
+
+__version__: Final = "0.1.0"
+
+_MODULES: Final = {
+    "operations.apply": ("ApplyReport", "apply", "revert"),
+    "container": ("DeltaReader",),
+    "delta": ("Delta", "Part", "TensorDelta"),
+    "operations.diff": ("DiffReport", "diff"),
+    "errors": (
+        "CheckpointError",
+        "FormatError",
+        "IdentityError",
+        "NotInvertibleError",
+        "OutputError",
+        "SparseDeltaError",
+        "StructureError",
+        "UnsupportedError",
+        "UsageError",
+        "VerificationError",
+        "WrongBaseError",
+    ),
+    "operations.identity": ("Identity", "fingerprint"),
+    "operations.info": ("DeltaInfo", "info"),
+    "operations.validate": ("Problem", "ValidationReport", "validate"),
+    "words": ("TensorSpec",),
+}
+_HOMES: Final = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = [
+    "ApplyReport",
+    "CheckpointError",
+    "Delta",
+    "DeltaInfo",
+    "DeltaReader",
+    "DiffReport",
+    "FormatError",
+    "Identity",
+    "IdentityError",
+    "NotInvertibleError",
+    "OutputError",
+    "Part",
+    "Problem",
+    "SparseDeltaError",
+    "StructureError",
+    "TensorDelta",
+    "TensorSpec",
+    "UnsupportedError",
+    "UsageError",
+    "ValidationReport",
+    "VerificationError",
+    "WrongBaseError",
+    "__version__",
+    "apply",
+    "diff",
+    "fingerprint",
+    "info",
+    "revert",
+    "validate",
+]
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -24,7 +24,7 @@ from sparsedelta.delta import (
 )
 from sparsedelta.errors import CheckpointError, FormatError
 from sparsedelta.files import InputFile
-from sparsedelta.fingerprint import Digest, plain_digest
+from sparsedelta.digests import Digest, plain_digest
 from sparsedelta.header import DATA, MANIFEST, TABLES, header_length, parse_header
 from sparsedelta.limits import MAX_MANIFEST_BYTES, WORK_BUDGET_BYTES
 from sparsedelta.manifest import PartRecord, TensorRecord, parse_manifest
@@ -36,6 +36,7 @@ from sparsedelta.tables import (
     check_length,
     leaf_digests,
     parse_tables,
+    table_problems,
 )
 from sparsedelta.words import Bytes, Indices, Words
 
@@ -97,12 +98,29 @@ class DeltaReader:
 
     @cached_property
     def tables(self) -> Tables:
-        """Digests and block tables; read and checked (rules SD3xx) at first use."""
+        """Digests and block tables; read and checked (rules SD3xx) at first use.
+
+        Raises:
+            FormatError: The first broken rule.
+        """
+        tables = self._unchecked_tables
+        for problem in self.table_problems():
+            raise problem
+        return tables
+
+    @cached_property
+    def _unchecked_tables(self) -> Tables:
         with _located(self.path):
             start, end = self.header.ranges[TABLES]
             check_length(self.manifest, end - start)
-            data_start, data_end = self.header.ranges[DATA]
-            return parse_tables(self._read_tensor(TABLES), self.manifest, data_end - data_start)
+            return parse_tables(self._read_tensor(TABLES), self.manifest)
+
+    def table_problems(self) -> Iterator[FormatError]:
+        """Every broken rule of SD303 to SD307; raises FormatError for SD301 and SD302."""
+        start, end = self.header.ranges[DATA]
+        for problem in table_problems(self._unchecked_tables, self.manifest, end - start):
+            problem.locate(self.path)
+            yield problem
 
     @cached_property
     def base_leaves(self) -> dict[str, Digest]:

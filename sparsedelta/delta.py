@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from sparsedelta.errors import NotInvertibleError
-from sparsedelta.fingerprint import Digest, encode_structure, encode_text, hasher
+from sparsedelta.digests import Digest, encode_structure, encode_text, hasher
 from sparsedelta.words import Indices, TensorSpec, Words, negate
 
 DIFFERENCE: Final = "difference"

@@ -96,10 +96,15 @@ class UnsupportedError(FormatError):
 
 
 class IdentityError(SparseDeltaError):
-    """A fingerprint is not the expected one."""
+    """A fingerprint is not the expected one.
+
+    Attributes:
+        rule: The code of the rule of the specification.
+    """
 
     code = "identity"
     exit_code = 3
+    rule: ClassVar[str] = "SD501"
 
 
 class WrongBaseError(IdentityError):
@@ -112,6 +117,7 @@ class VerificationError(IdentityError):
     """The result does not have the digests that the delta promises (rule SD502)."""
 
     code = "verification"
+    rule = "SD502"
 
 
 class NotInvertibleError(SparseDeltaError):

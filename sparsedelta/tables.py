@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsedelta.errors import FormatError
-from sparsedelta.fingerprint import (
+from sparsedelta.digests import (
     DIGEST_BYTES,
     Digest,
     checkpoint_fingerprint,
@@ -102,16 +102,15 @@ def check_length(manifest: Manifest, length: int) -> None:
         )
 
 
-def parse_tables(data: bytes, manifest: Manifest, data_length: int) -> Tables:
-    """Split, check and type ``sd.tables``.
+def parse_tables(data: bytes, manifest: Manifest) -> Tables:
+    """Split and type ``sd.tables``; :func:`table_problems` checks what it says.
 
     Args:
         data: Its bytes; their number has passed :func:`check_length`.
         manifest: The manifest.
-        data_length: Length of ``sd.data``.
 
     Raises:
-        FormatError: The first broken rule of SD302 to SD307.
+        FormatError: Its digest is not the one the manifest states (SD302).
     """
     if plain_digest(data).hex() != manifest.tables:
         raise FormatError("SD302", "sd.tables does not have the digest that the manifest states")
@@ -128,10 +127,7 @@ def parse_tables(data: bytes, manifest: Manifest, data_length: int) -> Tables:
             parts.append(_part_table(cursor, record.spec, part, offset))
             offset += part.nbytes
         tensors[record.spec.name] = TensorTable(base, target, tuple(parts))
-    tables = Tables(untouched, tensors)
-    for problem in _problems(tables, manifest, data_length):
-        raise problem
-    return tables
+    return Tables(untouched, tensors)
 
 
 class _Cursor:
@@ -182,7 +178,16 @@ def leaf_digests(tables: Tables, manifest: Manifest, *, target: bool) -> dict[st
     return leaves
 
 
-def _problems(tables: Tables, manifest: Manifest, data_length: int) -> Iterator[FormatError]:
+def table_problems(
+    tables: Tables, manifest: Manifest, data_length: int
+) -> Iterator[FormatError]:
+    """Broken rules of SD303 to SD307, in their order, at most one of a kind per part.
+
+    Args:
+        tables: The tables.
+        manifest: The manifest.
+        data_length: Length of ``sd.data``.
+    """
     pairs = [(record, tables.tensors[record.spec.name]) for record in manifest.tensors]
     for check in (_count_problems, _length_problems, _sum_problems):
         for record, table in pairs:

@@ -18,7 +18,7 @@ from sparsedelta.delta import content_digest, tensor_content
 from sparsedelta.encode import EncodedPart
 from sparsedelta.errors import StructureError
 from sparsedelta.files import output_errors, staged
-from sparsedelta.fingerprint import (
+from sparsedelta.digests import (
     Digest,
     checkpoint_fingerprint,
     plain_digest,

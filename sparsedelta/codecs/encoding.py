@@ -56,6 +56,14 @@ class Encoding:
         """The ``index`` and ``value`` of a part's record."""
         return {"index": codec_to_json(self.index), "value": codec_to_json(self.value)}
 
+    def describe(self) -> str:
+        """The codecs in words, such as ``gap8 + packed(width=1)``."""
+        return " + ".join(
+            codec.id + (f"({', '.join(f'{k}={v}' for k, v in rest.items())})" if rest else "")
+            for codec in (self.index, self.value)
+            for rest in [{k: v for k, v in codec_to_json(codec).items() if k != "id"}]
+        )
+
     @property
     def needs_base(self) -> bool:
         """Whether blocks can only be decoded with the base words at hand."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparsedelta.checkpoint import CheckpointReader, open_checkpoint, segments
-from sparsedelta.fingerprint import (
+from sparsedelta.digests import (
     Digest,
     checkpoint_fingerprint,
     segment_digest,

@@ -15,7 +15,7 @@ from sparsedelta.delta import DIFFERENCE, REPLACE
 from sparsedelta.encode import encode_part
 from sparsedelta.errors import StructureError, UsageError
 from sparsedelta.files import check_output
-from sparsedelta.fingerprint import Digest, segment_digest, tensor_digest
+from sparsedelta.digests import Digest, segment_digest, tensor_digest
 from sparsedelta.manifest import PORTABLE, PROFILES, Manifest
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress, silent

@@ -19,8 +19,8 @@ from sparsedelta.container import DeltaReader, check_disjoint, open_delta
 from sparsedelta.delta import Part
 from sparsedelta.errors import NotInvertibleError, VerificationError, WrongBaseError
 from sparsedelta.files import check_output, staged
-from sparsedelta.fingerprint import Digest, segment_digest, tensor_digest
-from sparsedelta.identity import tensor_digests
+from sparsedelta.digests import Digest, segment_digest, tensor_digest
+from sparsedelta.operations.identity import tensor_digests
 from sparsedelta.limits import SEGMENT_WORDS
 from sparsedelta.manifest import TensorRecord
 from sparsedelta.parallel import OrderedMap

