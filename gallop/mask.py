@@ -40,7 +40,6 @@ class Mask(Mapping[str, IndexArray]):
         report: What the selection found.
 
     Attributes:
-        shapes: Per name in the mask, the shape of the parameter.
         config: How it was chosen, None if made by hand.
         report: What the selection found, None if made by hand.
 
@@ -48,7 +47,7 @@ class Mask(Mapping[str, IndexArray]):
         MaskError: Indices are not strictly increasing, out of range, or have no shape.
     """
 
-    __slots__ = ("_indices", "config", "report", "shapes")
+    __slots__ = ("_indices", "_shapes", "config", "report")
 
     def __init__(
         self,
@@ -66,9 +65,7 @@ class Mask(Mapping[str, IndexArray]):
             if array.size:
                 checked[name] = array
         self._indices = checked
-        self.shapes: Mapping[str, tuple[int, ...]] = MappingProxyType(
-            {name: tuple(int(side) for side in shapes[name]) for name in checked}
-        )
+        self._shapes = {name: tuple(int(side) for side in shapes[name]) for name in checked}
         self.config = config
         self.report = report
 
@@ -85,7 +82,7 @@ class Mask(Mapping[str, IndexArray]):
         """Compare the entries and shapes, not how they were chosen."""
         if not isinstance(other, Mask):
             return NotImplemented
-        return dict(self.shapes) == dict(other.shapes) and all(
+        return self._shapes == other._shapes and all(
             np.array_equal(self[name], other[name]) for name in self
         )
 
@@ -93,6 +90,15 @@ class Mask(Mapping[str, IndexArray]):
 
     def __repr__(self) -> str:
         return f"Mask(nnz={self.nnz}, tensors={len(self)}, digest={self.digest[:12]!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy goes through the constructor, so that its arrays are read-only too.
+        return _rebuild, (self._indices, self._shapes, self.config, self.report)
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shape of each parameter in the mask."""
+        return MappingProxyType(self._shapes)
 
     @property
     def nnz(self) -> int:
@@ -210,6 +216,15 @@ class Mask(Mapping[str, IndexArray]):
             )
         except (KeyError, TypeError, AttributeError, ConfigError, MaskError) as error:
             raise MaskError(f"{path}: expected a valid mask, found {error}") from error
+
+
+def _rebuild(
+    indices: dict[str, IndexArray],
+    shapes: dict[str, tuple[int, ...]],
+    config: GallopConfig | None,
+    report: SelectionReport | None,
+) -> Mask:
+    return Mask(indices, shapes, config=config, report=report)
 
 
 def _document(path: str | Path, metadata: Mapping[str, str]) -> dict[str, Any]:

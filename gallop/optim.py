@@ -104,6 +104,7 @@ class SparseAdamW(Optimizer):
             {target: each.receive for target, each in zip(targets, entries, strict=True)},
         )
         self._entries = entries
+        self._closed = False
         self.last_grad_norm: float | None = None
         super().__init__(
             [(target.name, target.parameter) for target in targets],
@@ -146,6 +147,11 @@ class SparseAdamW(Optimizer):
             raise OptimizerError(
                 "GradScaler: expected unscaled gradients, found a scaler driving the step",
                 hint="train in bfloat16, or in float32 masters without a scaler",
+            )
+        if self._closed:
+            raise OptimizerError(
+                "step: expected an open optimizer, found one that was closed",
+                hint="create another SparseAdamW to train on",
             )
         loss = None
         if closure is not None:
@@ -248,6 +254,7 @@ class SparseAdamW(Optimizer):
         """Stop gathering: remove the hooks and restore ``requires_grad``. A second call is free."""
         self.zero_grad()
         self._tap.close()
+        self._closed = True
 
     def __enter__(self) -> Self:
         return self

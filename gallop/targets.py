@@ -47,13 +47,14 @@ def eligible_targets(model: nn.Module, config: GallopConfig) -> tuple[Target, ..
     names = aliases(model)
     targets = []
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad or parameter.numel() == 0:
+        if not parameter.requires_grad:
             continue
         known_as = names[id(parameter)]
         if not _matches(known_as, config.include) or _matches(known_as, config.exclude):
             continue
         require_supported(name, parameter)
-        targets.append(Target(name, parameter))
+        if parameter.numel():
+            targets.append(Target(name, parameter))
     if not targets:
         raise SelectionError(
             f"no eligible parameter in {type(model).__name__}: expected some that require a "
@@ -100,6 +101,11 @@ def require_supported(name: str, parameter: nn.Parameter) -> None:
     Raises:
         ParameterError: Wrong dtype, not a plain contiguous tensor in memory.
     """
+    if nn.parameter.is_lazy(parameter) or parameter.is_meta:
+        raise ParameterError(
+            f"parameter {name}: expected weights in memory, found an uninitialised or meta tensor",
+            hint="load the pre-trained weights before selecting or training",
+        )
     if parameter.dtype not in SUPPORTED_DTYPES:
         expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in SUPPORTED_DTYPES)
         raise ParameterError(
@@ -112,11 +118,6 @@ def require_supported(name: str, parameter: nn.Parameter) -> None:
             f"parameter {name}: expected a plain dense tensor, found "
             f"{type(parameter.data).__name__} with layout {parameter.layout}",
             hint="sharded, quantised and sparse parameters are not supported in this release",
-        )
-    if parameter.is_meta:
-        raise ParameterError(
-            f"parameter {name}: expected weights in memory, found a meta tensor",
-            hint="load the pre-trained weights before selecting or training",
         )
     if not parameter.is_contiguous():
         raise ParameterError(

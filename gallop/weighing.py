@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gallop.errors import SelectionError
@@ -32,8 +35,8 @@ def measure_batch(batch: object) -> BatchSize:
     """Read the size of a batch off its tensors.
 
     Samples are the leading dimension of ``labels``, else of ``input_ids``, else of the first
-    tensor of the mapping or sequence, else of the batch itself. Tokens are the labels that the
-    loss of a causal language model sees; see :func:`supervised_tokens`.
+    tensor or numpy array found in the batch, mappings and sequences searched in order. Tokens are
+    the labels that the loss of a causal language model sees; see :func:`supervised_tokens`.
 
     Args:
         batch: A mapping of tensors, a sequence of them, or one tensor.
@@ -44,19 +47,9 @@ def measure_batch(batch: object) -> BatchSize:
     Raises:
         SelectionError: The batch is empty along its leading dimension.
     """
-    labels = None
-    if isinstance(batch, Mapping):
-        labels = batch.get("labels")
-        lead = next(
-            (each for each in (labels, batch.get("input_ids")) if _has_rows(each)),
-            _first_tensor(batch.values()),
-        )
-    elif isinstance(batch, Tensor):
-        lead = _first_tensor([batch])
-    elif isinstance(batch, Sequence):
-        lead = _first_tensor(batch)
-    else:
-        lead = None
+    labels = batch.get("labels") if isinstance(batch, Mapping) else None
+    ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
+    lead = next(_rows([labels, ids, batch]), None)
     samples = None if lead is None else int(lead.shape[0])
     if samples == 0:
         raise SelectionError("selection batch: expected at least one sample, found none")
@@ -81,9 +74,13 @@ def supervised_tokens(labels: Tensor) -> int | None:
     return int((predicted != IGNORED_LABEL).sum())
 
 
-def _first_tensor(values: Iterable[object]) -> Tensor | None:
-    return next((each for each in values if isinstance(each, Tensor) and each.ndim > 0), None)
-
-
-def _has_rows(value: object) -> bool:
-    return isinstance(value, Tensor) and value.ndim > 0
+def _rows(value: object) -> Iterator[Tensor | NDArray[Any]]:
+    # Arrays with a leading dimension, outermost first and in order.
+    if isinstance(value, Tensor | np.ndarray):
+        if value.ndim > 0:
+            yield value
+    elif isinstance(value, Mapping):
+        yield from _rows(list(value.values()))
+    elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        for each in value:
+            yield from _rows(each)

@@ -16,10 +16,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from sparsedelta.operations.apply import ApplyReport, apply, revert
     from sparsedelta.container import DeltaReader
     from sparsedelta.delta import Delta, Part, TensorDelta
-    from sparsedelta.operations.diff import DiffReport, diff
     from sparsedelta.errors import (
         CheckpointError,
         FormatError,
@@ -33,6 +31,8 @@ if TYPE_CHECKING:
         VerificationError,
         WrongBaseError,
     )
+    from sparsedelta.operations.apply import ApplyReport, apply, revert
+    from sparsedelta.operations.diff import DiffReport, diff
     from sparsedelta.operations.identity import Identity, fingerprint
     from sparsedelta.operations.info import DeltaInfo, info
     from sparsedelta.operations.validate import Problem, ValidationReport, validate

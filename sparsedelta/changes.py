@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparsedelta.words import Bytes, Indices, TensorSpec, Words
-
-_POPCOUNT: Final = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)
 
 
 class Changes:
@@ -56,9 +53,7 @@ class Changes:
         """All values, in order."""
         if len(self._values) != 1:
             joined = (
-                np.concatenate(self._values)
-                if self._values
-                else np.empty(0, self.spec.word_dtype)
+                np.concatenate(self._values) if self._values else np.empty(0, self.spec.word_dtype)
             )
             self._values = [joined]
         return self._values[0]

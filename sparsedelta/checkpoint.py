@@ -64,8 +64,8 @@ class FileCheckpoint:
     """A checkpoint in safetensors files.
 
     Args:
-        path: A file; an index (``*.safetensors.index.json``); or a directory that holds one file, or
-            shards and their index.
+        path: A file; an index (``*.safetensors.index.json``); or a directory that holds one file,
+            or shards and their index.
 
     Attributes:
         location: The path, as given.
@@ -75,8 +75,8 @@ class FileCheckpoint:
         specs: Every tensor by name: every name stored in the files, whatever the index says.
 
     Raises:
-        CheckpointError: Nothing there, or more than one reading of what is there; a malformed header;
-            a tensor stored twice; an index and files that disagree.
+        CheckpointError: Nothing there, or more than one reading of what is there; a malformed
+            header; a tensor stored twice; an index and files that disagree.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -144,7 +144,7 @@ class FileCheckpoint:
         file, stored = self._places[name]
         word_bytes = stored.spec.word_bytes
         data = np.empty((stop - start) * word_bytes, np.uint8)
-        file.source.read_into(memoryview(data), stored.offset + start * word_bytes)
+        file.source.read_into(data.data, stored.offset + start * word_bytes)
         return data
 
     def close(self) -> None:

@@ -73,13 +73,13 @@ class CheckpointWriter:
     def write(self, name: str, start: int, data: Bytes) -> None:
         """Write the words of a tensor from word ``start`` on."""
         descriptor, stored = self._places[name]
-        write_all(descriptor, memoryview(data), stored.offset + start * stored.spec.word_bytes)
+        write_all(descriptor, data.data, stored.offset + start * stored.spec.word_bytes)
 
     def finish(self) -> list[str]:
         """Copy what lies beside the weights.
 
         Returns:
-            Names of the files that were left behind, since they hold other weights or are too large.
+            Names of the files that were left behind: they hold other weights, or are too large.
         """
         if not self._source.is_directory:
             return []

@@ -1,9 +1,9 @@
-"""Reading delta files: header and manifest at once, tables and blocks on demand (spec section 3)."""
+"""Reading delta files: header and manifest at once, the rest on demand (spec section 3)."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -22,9 +22,9 @@ from sparsedelta.delta import (
     content_digest,
     tensor_content,
 )
+from sparsedelta.digests import Digest, plain_digest
 from sparsedelta.errors import CheckpointError, FormatError
 from sparsedelta.files import InputFile
-from sparsedelta.digests import Digest, plain_digest
 from sparsedelta.header import DATA, MANIFEST, TABLES, header_length, parse_header
 from sparsedelta.limits import MAX_MANIFEST_BYTES, WORK_BUDGET_BYTES
 from sparsedelta.manifest import PartRecord, TensorRecord, parse_manifest
@@ -86,7 +86,9 @@ class DeltaReader:
             )
         frame = self._read_tensor(MANIFEST)
         if plain_digest(frame).hex() != metadata["sd.manifest"]:
-            raise FormatError("SD201", "sd.manifest does not have the digest that the header states")
+            raise FormatError(
+                "SD201", "sd.manifest does not have the digest that the header states"
+            )
         try:
             text = decode_frame(frame, length).tobytes()
         except FrameError as error:
@@ -276,7 +278,9 @@ class DeltaReader:
             FormatError: The streams of the delta are longer than that.
         """
         total = sum(
-            int(part.decoded.sum()) for table in self.tables.tensors.values() for part in table.parts
+            int(part.decoded.sum())
+            for table in self.tables.tensors.values()
+            for part in table.parts
         )
         if total > budget:
             raise FormatError(
@@ -299,12 +303,12 @@ class DeltaReader:
         self.close()
 
 
-def check_disjoint(path: Path, name: str, indices: list[Indices]) -> None:
+def check_disjoint(path: Path, name: str, indices: Sequence[Indices]) -> None:
     """Rule SD409: the parts of a tensor do not share an index."""
-    if len(indices) > 1:
-        both = np.intersect1d(*indices, assume_unique=True)
-        if both.size:
-            raise FormatError("SD409", f"{path}: tensor {name!r}: two parts hold index {both[0]}")
+    merged = np.sort(np.concatenate(indices)) if len(indices) > 1 else np.empty(0, np.int64)
+    both = merged[1:][merged[1:] == merged[:-1]]
+    if both.size:
+        raise FormatError("SD409", f"{path}: tensor {name!r}: two parts hold index {both[0]}")
 
 
 @contextlib.contextmanager
@@ -332,4 +336,12 @@ def open_delta(delta: str | Path | DeltaReader) -> DeltaReader:
             f"{path} is a directory, expected a delta file",
             hint="a delta is one .safetensors file, made by: sparsedelta diff BASE TARGET -o DELTA",
         )
-    return DeltaReader(path)
+    try:
+        return DeltaReader(path)
+    except FormatError as error:
+        if error.hint is None and error.rule <= "SD104":
+            error.hint = (
+                "is this a checkpoint, or another kind of file? A delta is made by: "
+                "sparsedelta diff BASE TARGET -o DELTA"
+            )
+        raise

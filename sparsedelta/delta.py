@@ -1,4 +1,4 @@
-"""What changed, in memory: parts of tensors, deltas, and their exact algebra (spec sections 5, 8)."""
+"""What changed, in memory: parts, deltas, and their exact algebra (spec sections 5 and 8)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Final
 
 import numpy as np
 
-from sparsedelta.errors import NotInvertibleError
 from sparsedelta.digests import Digest, encode_structure, encode_text, hasher
+from sparsedelta.errors import NotInvertibleError
 from sparsedelta.words import Indices, TensorSpec, Words, negate
 
 DIFFERENCE: Final = "difference"
@@ -174,8 +174,8 @@ class EntryHasher:
 
     def update(self, indices: Indices, words: Words) -> None:
         """Add entries: flat indices of the tensor, and words."""
-        self._indices.update(indices.astype("<u8").view(np.uint8))
-        self._words.update(np.ascontiguousarray(words).view(np.uint8))
+        self._indices.update(indices.astype("<u8").view(np.uint8).data)
+        self._words.update(np.ascontiguousarray(words).view(np.uint8).data)
 
     def digests(self) -> tuple[Digest, Digest]:
         """Digest of the indices, digest of the words."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping
-from typing import Final, Protocol, TypeAlias
+from typing import Final, TypeAlias
 
 from blake3 import blake3
 
 from sparsedelta.limits import SEGMENT_WORDS
-from sparsedelta.words import Bytes, TensorSpec
+from sparsedelta.words import TensorSpec
 
 DIGEST_BYTES: Final = 32
 
@@ -17,22 +17,12 @@ Digest: TypeAlias = bytes
 """32 bytes of BLAKE3."""
 
 
-class Hasher(Protocol):
-    """What this package uses of a BLAKE3 object."""
-
-    def update(self, data: bytes | memoryview | Bytes, /) -> object:
-        """Add bytes."""
-
-    def digest(self) -> bytes:
-        """The 32 bytes of everything added so far."""
-
-
-def hasher(context: str) -> Hasher:
+def hasher(context: str) -> blake3:
     """A BLAKE3 object in derive-key mode."""
     return blake3(derive_key_context=context)
 
 
-def plain_digest(data: bytes | memoryview | Bytes) -> Digest:
+def plain_digest(data: bytes | memoryview) -> Digest:
     """BLAKE3 of ``data`` without a context: manifest, tables and checksums of frames."""
     return blake3(data).digest()
 
@@ -42,7 +32,7 @@ def segment_count(words: int) -> int:
     return -(-words // SEGMENT_WORDS)
 
 
-def segment_digest(data: bytes | memoryview | Bytes) -> Digest:
+def segment_digest(data: bytes | memoryview) -> Digest:
     """Digest of the bytes of one segment: at most 2^22 words."""
     return blake3(data, derive_key_context="sparsedelta 1 segment").digest()
 

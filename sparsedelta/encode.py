@@ -2,7 +2,7 @@
 
 Every candidate is encoded and compressed, block by block, and its exact size is added up; then the
 smallest is written. No size is guessed. Candidates that cannot win are left out beforehand:
-``bitmask`` below one entry in 64 words, where even a run-length of its zeros loses to gaps, ``dense``
+``bitmask`` below one entry in 64 words, where even run lengths of its zeros lose to gaps, ``dense``
 below one in 8, and packed widths that more than half of the values would escape.
 """
 
@@ -37,8 +37,8 @@ from sparsedelta.tables import row
 from sparsedelta.words import Indices, Words
 
 BLOCK_ENTRIES: Final = 1 << 15
-"""Entries that a block should hold: fewer cost bytes (a frame has its own entropy tables), more cost
-random access."""
+"""Entries that a block should hold: fewer cost bytes (a frame has its own entropy tables), more
+cost random access."""
 
 _CELL_BYTES: Final = 16
 """What a stream costs in the block table."""
@@ -123,9 +123,7 @@ def encode_part(
     return EncodedPart(record, b"".join(rows), frames, content)
 
 
-def smallest_encoding(
-    changes: Changes, op: str, *, pool: OrderedMap, block_log2: int
-) -> Encoding:
+def smallest_encoding(changes: Changes, op: str, *, pool: OrderedMap, block_log2: int) -> Encoding:
     """The encoding of the fewest bytes, tables included; the first of equals."""
     sizes = encoding_sizes(changes, op, pool=pool, block_log2=block_log2)
     return min(sizes, key=lambda encoding: sizes[encoding])
@@ -143,7 +141,9 @@ def encoding_sizes(
         block = Block(words, word_bytes)
         if not indices.size:
             return [0] * (len(index_codecs) + len(value_codecs) + len(dense_codecs))
-        dense = [Encoding(op, Dense(), value).encode(indices, values, block) for value in dense_codecs]
+        dense = [
+            Encoding(op, Dense(), value).encode(indices, values, block) for value in dense_codecs
+        ]
         return [
             sum(len(encode_frame(stream)) for stream in streams)
             for streams in (
@@ -192,5 +192,3 @@ def _packed_widths(changes: Changes) -> list[int]:
         if width == 0 or escaped * _ESCAPES_UP_TO <= values.size:
             widths.append(width)
     return widths
-
-

@@ -216,4 +216,3 @@ def write_all(fd: int, data: bytes | memoryview, position: int) -> None:
     done = 0
     while done < len(view):
         done += os.pwrite(fd, view[done:], position + done)
-

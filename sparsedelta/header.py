@@ -122,7 +122,9 @@ def _check_metadata(metadata: Json) -> Mapping[str, str]:
         )
     for key in _HEX_KEYS:
         if not is_hex64(metadata.get(key)):
-            raise FormatError("SD106", f"{key} is {metadata.get(key)!r:.80}, expected 64 hex digits")
+            raise FormatError(
+                "SD106", f"{key} is {metadata.get(key)!r:.80}, expected 64 hex digits"
+            )
     for key in _DECIMAL_KEYS:
         if not _DECIMAL.fullmatch(metadata.get(key, "")):
             raise FormatError("SD106", f"{key} is {metadata.get(key)!r:.80}, expected a number")

@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 from sparsedelta.codecs import INDEX_CODECS, VALUE_CODECS, Encoding
@@ -299,9 +300,11 @@ def name_problems(touched: Iterable[str], untouched: Iterable[str]) -> Iterator[
             problem = name_problem(name)
             if problem:
                 yield FormatError("SD207", f"{key!r}: the name {name!r:.100} {problem}")
-        for before, after in zip(names, names[1:], strict=False):
+        for before, after in pairwise(names):
             if before >= after:
-                yield FormatError("SD207", f"{key!r}: {after!r:.100} must not follow {before!r:.100}")
+                yield FormatError(
+                    "SD207", f"{key!r}: {after!r:.100} must not follow {before!r:.100}"
+                )
     for name in sorted(set(lists["tensors"]).intersection(lists["untouched"])):
         yield FormatError("SD207", f"{name!r:.100} is both touched and untouched")
 
@@ -348,7 +351,8 @@ def _part(part: Json, name: str) -> PartRecord:
     if not MIN_BLOCK_LOG2 <= part["block"] <= MAX_BLOCK_LOG2:
         raise FormatError(
             "SD210",
-            f"tensor {name!r}: block {part['block']}, expected {MIN_BLOCK_LOG2} to {MAX_BLOCK_LOG2}",
+            f"tensor {name!r}: block {part['block']}, expected {MIN_BLOCK_LOG2} to "
+            f"{MAX_BLOCK_LOG2}",
         )
     try:
         encoding = Encoding.from_json(part["op"], part["index"], part["value"])

@@ -103,7 +103,9 @@ def _contiguous(
 def _entry(path: Path, name: str, entry: Json) -> tuple[TensorSpec, int]:
     where = f"{path}: tensor {name!r:.200}"
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise CheckpointError(f"{where}: expected dtype, shape and data_offsets, found {entry!r:.200}")
+        raise CheckpointError(
+            f"{where}: expected dtype, shape and data_offsets, found {entry!r:.200}"
+        )
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or not _are_counts(shape):
         raise CheckpointError(f"{where}: dtype {dtype!r:.80}, shape {shape!r:.200}")

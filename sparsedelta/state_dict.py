@@ -47,8 +47,8 @@ class StateDictReader:
     """A checkpoint in memory; implements :class:`~sparsedelta.checkpoint.CheckpointReader`.
 
     Args:
-        tensors: Tensors by name, on any device, of any layout in memory. They are read when they are
-            asked for: do not change them meanwhile.
+        tensors: Tensors by name, on any device, of any strides. They are read when they are asked
+            for: do not change them meanwhile.
         location: What to call it in messages.
 
     Raises:
@@ -74,7 +74,7 @@ class StateDictReader:
         return TensorSpec(name, dtype, tuple(tensor.shape))
 
     def read(self, name: str, start: int, stop: int) -> Bytes:
-        """Bytes of the words ``[start, stop)`` of a tensor: for these dtypes a word is an element."""
+        """Bytes of the words ``[start, stop)`` of a tensor: a word is an element here."""
         import torch  # noqa: PLC0415
 
         run = self._tensors[name].reshape(-1)[start:stop].contiguous().cpu()

@@ -40,7 +40,7 @@ def parse(data: bytes, *, max_depth: int = MAX_JSON_DEPTH) -> Json:
 
     Raises:
         DuplicateKeyError: An object holds a key twice.
-        ValueError: Not UTF-8, not JSON, nested deeper than ``max_depth``, or a surrogate in a string.
+        ValueError: Not UTF-8, not JSON, nested too deep, or a surrogate in a string.
     """
     text = data.decode("utf-8")
     try:

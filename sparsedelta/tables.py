@@ -1,4 +1,4 @@
-"""``sd.tables``: digests of all tensors and block tables (spec section 3.4, rules SD301 to SD307)."""
+"""``sd.tables``: all digests and block tables (spec section 3.4, rules SD301 to SD307)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsedelta.errors import FormatError
 from sparsedelta.digests import (
     DIGEST_BYTES,
     Digest,
@@ -18,6 +17,7 @@ from sparsedelta.digests import (
     segment_count,
     tensor_digest,
 )
+from sparsedelta.errors import FormatError
 from sparsedelta.manifest import Manifest, PartRecord, TensorRecord
 from sparsedelta.words import Bytes, TensorSpec
 
@@ -178,9 +178,7 @@ def leaf_digests(tables: Tables, manifest: Manifest, *, target: bool) -> dict[st
     return leaves
 
 
-def table_problems(
-    tables: Tables, manifest: Manifest, data_length: int
-) -> Iterator[FormatError]:
+def table_problems(tables: Tables, manifest: Manifest, data_length: int) -> Iterator[FormatError]:
     """Broken rules of SD303 to SD307, in their order, at most one of a kind per part.
 
     Args:
@@ -196,15 +194,14 @@ def table_problems(
                     yield FormatError(rule, f"tensor {record.spec.name!r}, {part.op}: {message}")
     total = sum(record.nbytes for record in manifest.tensors)
     if total != data_length:
-        yield FormatError(
-            "SD305", f"sd.data has {data_length} bytes, the parts add up to {total}"
-        )
+        yield FormatError("SD305", f"sd.data has {data_length} bytes, the parts add up to {total}")
     for key, target in (("base", False), ("target", True)):
         found = checkpoint_fingerprint(leaf_digests(tables, manifest, target=target)).hex()
-        if found != getattr(manifest, key):
+        stated = manifest.target if target else manifest.base
+        if found != stated:
             yield FormatError(
                 "SD306",
-                f"the {key} fingerprint is {getattr(manifest, key)}, {found} follows from the tables",
+                f"the {key} fingerprint is {stated}, {found} follows from the tables",
             )
     for record, table in pairs:
         if table.base_segments == table.target_segments:

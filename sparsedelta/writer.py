@@ -15,15 +15,15 @@ import numpy as np
 
 from sparsedelta.codecs.frames import encode_frame
 from sparsedelta.delta import content_digest, tensor_content
-from sparsedelta.encode import EncodedPart
-from sparsedelta.errors import StructureError
-from sparsedelta.files import output_errors, staged
 from sparsedelta.digests import (
     Digest,
     checkpoint_fingerprint,
     plain_digest,
     tensor_digest,
 )
+from sparsedelta.encode import EncodedPart
+from sparsedelta.errors import StructureError
+from sparsedelta.files import output_errors, staged
 from sparsedelta.header import DATA, MANIFEST, TABLES, build_header
 from sparsedelta.limits import MAX_MANIFEST_BYTES
 from sparsedelta.manifest import PORTABLE, Manifest, TensorRecord, name_problem
@@ -85,7 +85,7 @@ class DeltaWriter:
 
     def __enter__(self) -> Self:
         with output_errors(self._path):
-            self._spool = tempfile.TemporaryFile(dir=self._path.parent)  # noqa: SIM115 (closed in __exit__)
+            self._spool = tempfile.TemporaryFile(dir=self._path.parent)
         return self
 
     def __exit__(

@@ -33,7 +33,6 @@ class Bounds(NamedTuple):
     step: int = 1
 
 
-
 class StreamError(Exception):
     """Streams of a block break a rule of the codec's page.
 

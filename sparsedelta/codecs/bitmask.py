@@ -14,7 +14,7 @@ from sparsedelta.words import Bytes, Indices
 
 @dataclass(frozen=True, slots=True)
 class Bitmask:
-    """Bit ``i % 8`` of byte ``i // 8``, least significant first, says whether word i is an entry."""
+    """Bit ``i % 8`` of byte ``i // 8``, least significant first, says if word i is an entry."""
 
     id: ClassVar[str] = "bitmask"
     needs_base: ClassVar[bool] = False

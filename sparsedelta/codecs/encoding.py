@@ -107,9 +107,7 @@ class Encoding:
             values = dense
         return [*self.index.encode(indices, block), *self.value.encode(values, block)]
 
-    def decode(
-        self, streams: Sequence[Bytes], count: int, block: Block
-    ) -> tuple[Indices, Words]:
+    def decode(self, streams: Sequence[Bytes], count: int, block: Block) -> tuple[Indices, Words]:
         """Entries of a block, from streams whose lengths are within :meth:`bounds`.
 
         Raises:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from sparsedelta.codecs.base import StreamError
 from sparsedelta.words import Bytes, Words, word_dtype
-
-import numpy as np
 
 
 def encode_escapes(items: Words, word_bytes: int) -> Bytes:

@@ -89,7 +89,7 @@ class Packed:
 
 
 def _pack(symbols: Bytes, width: int) -> Bytes:
-    # Planar: byte i holds the symbols i, i + q, i + 2q, ... so that both ways are whole-array steps.
+    # Planar: byte i holds the symbols i, i + q, i + 2q, ... so both ways are whole-array steps.
     if not width:
         return np.empty(0, np.uint8)
     length = -(-symbols.size * width // 8)

@@ -49,7 +49,7 @@ def codec_from_json(document: Json, codecs: dict[str, type[_Codec]]) -> _Codec:
     known = {field.name for field in fields(codec)}  # type: ignore[arg-type]
     if parameters.keys() != known:
         raise ValueError(
-            f"codec {document['id']!r} has parameters {sorted(parameters)}, expected {sorted(known)}"
+            f"codec {document['id']!r} has {sorted(parameters)}, expected {sorted(known)}"
         )
     if any(type(value) is not int for value in parameters.values()):
         raise ValueError(f"a parameter of codec {document['id']!r} is no integer")

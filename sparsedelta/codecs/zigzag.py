@@ -37,7 +37,9 @@ class Zigzag:
     def encode(self, values: Words, block: Block) -> list[Bytes]:
         """Streams of any values, 0 included."""
         one = values.dtype.type(1)
-        zigzag = (values << one) ^ np.negative(values >> values.dtype.type(8 * block.word_bytes - 1))
+        zigzag = (values << one) ^ np.negative(
+            values >> values.dtype.type(8 * block.word_bytes - 1)
+        )
         symbols = np.minimum(zigzag, _ESCAPE).astype(np.uint8)
         items = zigzag[zigzag >= _ESCAPE] - zigzag.dtype.type(_ESCAPE)
         return [symbols, encode_escapes(items, block.word_bytes)]
@@ -53,4 +55,5 @@ class Zigzag:
         zigzag = symbols[:count].astype(dtype)
         zigzag[escaped] += items
         one = dtype.type(1)
-        return (zigzag >> one) ^ np.negative(zigzag & one)
+        values: Words = (zigzag >> one) ^ np.negative(zigzag & one)
+        return values

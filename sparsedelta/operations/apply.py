@@ -17,12 +17,12 @@ from sparsedelta.checkpoint import FileCheckpoint
 from sparsedelta.checkpoint_writer import CheckpointWriter
 from sparsedelta.container import DeltaReader, check_disjoint, open_delta
 from sparsedelta.delta import Part
+from sparsedelta.digests import Digest, segment_digest, tensor_digest
 from sparsedelta.errors import NotInvertibleError, VerificationError, WrongBaseError
 from sparsedelta.files import check_output, staged
-from sparsedelta.digests import Digest, segment_digest, tensor_digest
-from sparsedelta.operations.identity import tensor_digests
 from sparsedelta.limits import SEGMENT_WORDS
 from sparsedelta.manifest import TensorRecord
+from sparsedelta.operations.identity import tensor_digests
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress, silent
 from sparsedelta.words import Bytes, TensorSpec, as_words
@@ -137,6 +137,8 @@ def _transform(
 ) -> ApplyReport:
     out = Path(out)
     with ExitStack() as stack:
+        # The checkpoint first: exchanged arguments are then told as such.
+        checkpoint = stack.enter_context(FileCheckpoint(source))
         reader = open_delta(delta)
         if reader is not delta:
             stack.enter_context(reader)
@@ -145,7 +147,6 @@ def _transform(
                 f"{reader.path} was written one-way: it holds no old words",
                 hint="make it again without --one-way: sparsedelta diff BASE TARGET -o DELTA",
             )
-        checkpoint = stack.enter_context(FileCheckpoint(source))
         check_output(out, force=force, inputs=(checkpoint.path, reader.path))
         _check_structure(checkpoint, reader, reverse=reverse)
         pool = stack.enter_context(OrderedMap(threads))
@@ -212,7 +213,9 @@ class _Step:
         first = start // SEGMENT_WORDS
         size = SEGMENT_WORDS * spec.word_bytes
         pieces = [data[at : at + size] for at in range(0, data.size, size)]
-        if [segment_digest(piece) for piece in pieces] != list(before[first : first + len(pieces)]):
+        if [segment_digest(piece.data) for piece in pieces] != list(
+            before[first : first + len(pieces)]
+        ):
             raise _DiffersError
         words = as_words(data, spec.word_bytes)
         parts = [
@@ -225,7 +228,7 @@ class _Step:
         for part in parts:
             part.apply(words)
         for offset, piece in enumerate(pieces):
-            if segment_digest(piece) != after[first + offset]:
+            if segment_digest(piece.data) != after[first + offset]:
                 raise VerificationError(
                     f"{self.reader.path}: tensor {name!r}: the result has not the digest that the "
                     f"delta promises for segment {first + offset} (SD502)",
@@ -233,9 +236,7 @@ class _Step:
                     f"sparsedelta validate {self.reader.path}",
                 )
 
-    def _parts(
-        self, record: TensorRecord, number: int, start: int, words: int
-    ) -> Iterator[Part]:
+    def _parts(self, record: TensorRecord, number: int, start: int, words: int) -> Iterator[Part]:
         described = record.parts[number]
         size = 1 << described.block_log2
         for block in range(start // size, -(-(start + words) // size)):
@@ -270,9 +271,7 @@ class _Run:
             return writer.finish()
 
     def _pass(self, step: _Step, writer: CheckpointWriter | None) -> None:
-        specs = [
-            stored.spec for file in self.checkpoint.files for stored in file.layout.tensors
-        ]
+        specs = [stored.spec for file in self.checkpoint.files for stored in file.layout.tensors]
         total = sum(spec.nbytes for spec in specs)
         done = 0
 
@@ -283,7 +282,7 @@ class _Run:
             if spec.name in step.records:
                 step.change(spec, start, data)
             else:
-                digest = segment_digest(data)
+                digest = segment_digest(data.data)
             if writer is not None:
                 writer.write(spec.name, start, data)
             return digest

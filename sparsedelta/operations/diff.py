@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from sparsedelta.changes import Changes
 from sparsedelta.checkpoint import CheckpointReader, open_checkpoint, segments
 from sparsedelta.delta import DIFFERENCE, REPLACE
+from sparsedelta.digests import Digest, segment_digest, tensor_digest
 from sparsedelta.encode import encode_part
 from sparsedelta.errors import StructureError, UsageError
 from sparsedelta.files import check_output
-from sparsedelta.digests import Digest, segment_digest, tensor_digest
 from sparsedelta.manifest import PORTABLE, PROFILES, Manifest
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress, silent
@@ -121,8 +121,8 @@ def _check_structure(base: CheckpointReader, target: CheckpointReader) -> None:
     if missing or added:
         raise StructureError(
             f"{base.location} and {target.location} hold different tensors: "
-            f"{len(base.specs.keys() & target.specs.keys())} shared, {len(missing)} only in the base"
-            f"{_first(missing)}, {len(added)} only in the target{_first(added)}",
+            f"{len(base.specs.keys() & target.specs.keys())} shared, {len(missing)} only in the "
+            f"base{_first(missing)}, {len(added)} only in the target{_first(added)}",
             hint="this release writes deltas between checkpoints of the same tensors: compare "
             "sparsedelta fingerprint --tensors of both",
         )
@@ -179,7 +179,7 @@ def _scan_tensors(
         spec, start, stop = item
         old = base.read(spec.name, start, stop)
         new = target.read(spec.name, start, stop)
-        before, after = segment_digest(old), segment_digest(new)
+        before, after = segment_digest(old.data), segment_digest(new.data)
         if before == after:  # a collision is out of reach: the words are equal
             return _Scan(before, after, start, None, None)
         old_words, new_words = as_words(old, spec.word_bytes), as_words(new, spec.word_bytes)

@@ -43,8 +43,8 @@ def fingerprint(
 ) -> Identity:
     """The identity of a checkpoint, from one pass over it.
 
-    Two checkpoints have the same fingerprint exactly if they hold the same names, dtypes, shapes and
-    bits; files, order and metadata do not matter.
+    Two checkpoints have the same fingerprint exactly if they hold the same names, dtypes, shapes
+    and bits; files, order and metadata do not matter.
 
     Args:
         checkpoint: A file, a directory, an index, or a reader.
@@ -74,11 +74,9 @@ def tensor_digests(
     done = 0
 
     def digest(item: tuple[str, int, int]) -> Digest:
-        return segment_digest(reader.read(*item))
+        return segment_digest(reader.read(*item).data)
 
-    items = (
-        (name, start, stop) for name in names for start, stop in segments(reader.specs[name])
-    )
+    items = ((name, start, stop) for name in names for start, stop in segments(reader.specs[name]))
     digests = pool.map(digest, items)
     leaves = {}
     for name in names:

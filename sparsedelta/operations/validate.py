@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsedelta.operations.apply import apply
 from sparsedelta.container import DeltaReader
 from sparsedelta.errors import FormatError, IdentityError
 from sparsedelta.manifest import TensorRecord
+from sparsedelta.operations.apply import apply
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress, silent
 
@@ -57,7 +57,7 @@ def validate(
 
     Args:
         delta: The delta file.
-        base: Its base; if given, applying the delta is proven to give the target, without writing it.
+        base: Its base; if given, applying is proven to give the target, without writing it.
         threads: Worker threads; None for the cores of this process.
         progress: Told how many bytes of streams were decoded, and of how many.
 

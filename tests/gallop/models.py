@@ -69,7 +69,7 @@ def same_bits(left: Tensor, right: Tensor) -> bool:
     if left.dtype != right.dtype or left.shape != right.shape:
         return False
     return bool(
-        torch.equal(left.contiguous().view(torch.uint8), right.contiguous().view(torch.uint8))
+        torch.equal(left.reshape(-1).view(torch.uint8), right.reshape(-1).view(torch.uint8))
     )
 
 
