@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsedelta.limits import SEGMENT_WORDS
 from sparsedelta.words import Bytes, Indices, TensorSpec, Words
 
 
@@ -43,9 +44,13 @@ class Changes:
     def from_entries(cls, spec: TensorSpec, indices: Indices, values: Words) -> Changes:
         """Changes of ascending flat indices, for deltas made in memory."""
         changes = cls(spec)
-        marks = np.zeros(spec.words, np.bool_)
-        marks[indices] = True
-        changes.append(0, marks, np.ascontiguousarray(values))
+        edges = np.searchsorted(indices, np.arange(0, spec.words + SEGMENT_WORDS, SEGMENT_WORDS))
+        for segment in np.flatnonzero(np.diff(edges)).tolist():
+            start = segment * SEGMENT_WORDS
+            entries = slice(edges[segment], edges[segment + 1])
+            marks = np.zeros(min(SEGMENT_WORDS, spec.words - start), np.bool_)
+            marks[indices[entries] - start] = True
+            changes.append(start, marks, values[entries])
         return changes
 
     @property

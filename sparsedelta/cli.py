@@ -65,7 +65,7 @@ def cli() -> None:
 @cli.command()
 @click.argument("base", type=_path)
 @click.argument("target", type=_path)
-@click.option("-o", "--output", "out", type=_path, required=True, help="The delta to write.")
+@click.option("-o", "--out", "out", type=_path, required=True, help="The delta to write.")
 @click.option(
     "--profile",
     type=click.Choice(["portable", "compact"]),
@@ -137,7 +137,7 @@ def diff(
 @cli.command()
 @click.argument("base", type=_path)
 @click.argument("delta", type=_path)
-@click.option("-o", "--output", "out", type=_path, required=True, help="The new checkpoint.")
+@click.option("-o", "--out", "out", type=_path, required=True, help="The new checkpoint.")
 @_writing
 def apply(base: Path, delta: Path, out: Path, **options: Any) -> None:  # noqa: ANN401 (passed on)
     """Write the target of DELTA: BASE with its changes, verified bit for bit."""
@@ -147,7 +147,7 @@ def apply(base: Path, delta: Path, out: Path, **options: Any) -> None:  # noqa: 
 @cli.command()
 @click.argument("target", type=_path)
 @click.argument("delta", type=_path)
-@click.option("-o", "--output", "out", type=_path, required=True, help="The old checkpoint.")
+@click.option("-o", "--out", "out", type=_path, required=True, help="The old checkpoint.")
 @_writing
 def revert(target: Path, delta: Path, out: Path, **options: Any) -> None:  # noqa: ANN401 (passed on)
     """Write the base of DELTA: TARGET with its changes undone, verified bit for bit."""

@@ -29,8 +29,10 @@ MAX_NAMES, MAX_NAME, MAX_DIMS, MAX_DEPTH, MAX_INT, MAX_DIGITS = 2**20, 1024, 64,
 MIN_BLOCK, MAX_BLOCK, SEGMENT, PADDING, ESCAPE, LISTED = 8, 24, 2**22, 7, 255, 64
 WORK = 2**31  # bytes; below the 2^36 of a streaming reader, since all of it is held in memory
 
-BITS = dict.fromkeys("BOOL U8 I8 F8_E5M2 F8_E4M3 F8_E8M0 F8_E4M3FNUZ F8_E5M2FNUZ".split(), 8)
-BITS |= {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6} | dict.fromkeys(("U16", "I16", "F16", "BF16"), 16)
+BITS = dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"), 8)
+BITS |= {"F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6} | dict.fromkeys(
+    ("U16", "I16", "F16", "BF16"), 16
+)
 BITS |= dict.fromkeys(("U32", "I32", "F32"), 32) | dict.fromkeys(("U64", "I64", "F64", "C64"), 64)
 
 # A form is a type, a pattern, [the form of the items], {key: form}, or ({key: form}, the form of
@@ -46,8 +48,8 @@ RECORD: Any = {"name": str, "dtype": str, "shape": [int], "parts": [PART]}
 MANIFEST: Any = {"base": HEX, "target": HEX, "content": HEX, "invertible": bool, "nnz": int}
 MANIFEST |= {"metadata": ({}, str), "must_understand": [str], "profile": "portable"}
 MANIFEST |= {"tables": HEX, "tensors": [RECORD], "untouched": [str], "version": r"0\.1"}
-INDEX_CODECS = [{"id": "gap8"}, {"id": "bitmask"}, {"id": "dense"}]
-VALUE_CODECS = [{"id": "zigzag"}, {"id": "planes"}]
+INDEX_CODECS: list[Any] = [{"id": "gap8"}, {"id": "bitmask"}, {"id": "dense"}]
+VALUE_CODECS: list[Any] = [{"id": "zigzag"}, {"id": "planes"}]
 VALUE_CODECS += [{"id": "packed", "width": width} for width in (0, 1, 2, 4, 8)]
 
 
@@ -112,7 +114,8 @@ class Layout:
 
     def sizes(self) -> Array:
         """The words of each block; call it once the length of the tables is checked."""
-        return np.minimum(self.n - (np.arange(self.blocks) << self.block), 1 << self.block)
+        starts = np.arange(self.blocks) << self.block
+        return cast("Array", np.minimum(self.n - starts, 1 << self.block))
 
 
 def need(code: str, ok: object, message: str) -> None:
@@ -126,7 +129,9 @@ def need(code: str, ok: object, message: str) -> None:
 
 def b3(data: bytes, context: str | None = None) -> bytes:
     """BLAKE3 of data, in derive-key mode if there is a context."""
-    return blake3(data, derive_key_context=context and f"sparsedelta 1 {context}").digest()
+    if context is None:
+        return blake3(data).digest()
+    return blake3(data, derive_key_context=f"sparsedelta 1 {context}").digest()
 
 
 def text(string: str) -> bytes:
@@ -181,10 +186,10 @@ def content_digest(base: str, target: str, tensors: dict[str, Tensor]) -> str:
     return b3(out, "content").hex()
 
 
-def apply(tensors: Tensors, delta: Decoded, *, revert: bool = False) -> Tensors:
+def apply(tensors: Tensors, delta: Decoded, *, back: bool = False) -> Tensors:
     """Lead a checkpoint from base to target, or back; unchanged if it is already there."""
-    need("SD503", delta.invertible or not revert, "a delta with replaced words has no inverse")
-    start, goal = (delta.target, delta.base) if revert else (delta.base, delta.target)
+    need("SD503", delta.invertible or not back, "a delta with replaced words has no inverse")
+    start, goal = (delta.target, delta.base) if back else (delta.base, delta.target)
     found, result = fingerprint(tensors), dict(tensors)
     need("SD501", found in (start, goal), f"the checkpoint is {found}, not {start}")
     if found == goal:
@@ -194,7 +199,7 @@ def apply(tensors: Tensors, delta: Decoded, *, revert: bool = False) -> Tensors:
         words = np.frombuffer(data, f"<u{word_bytes(dtype)}").copy()
         for part in tensor.parts:
             old = 0 if part.op == "replace" else words[part.indices]
-            words[part.indices] = old - part.words if revert else old + part.words
+            words[part.indices] = old - part.words if back else old + part.words
         result[name] = dtype, shape, words.tobytes()
     need("SD502", fingerprint(result) == goal, "the result is another checkpoint")
     return result
@@ -202,7 +207,7 @@ def apply(tensors: Tensors, delta: Decoded, *, revert: bool = False) -> Tensors:
 
 def revert(tensors: Tensors, delta: Decoded) -> Tensors:
     """Lead a checkpoint from target to base."""
-    return apply(tensors, delta, revert=True)
+    return apply(tensors, delta, back=True)
 
 
 # --- JSON (3.2) and frames (3.1) ---
@@ -254,13 +259,13 @@ def fits(value: Any, form: Any) -> bool:  # noqa: ANN401 - any JSON value, any f
         return isinstance(value, str) and re.fullmatch(form, value) is not None
     if isinstance(form, list):
         return isinstance(value, list) and all(fits(item, form[0]) for item in value)
-    if isinstance(form, type):  # exactly: a bool is no int
+    if form is None or isinstance(form, type):  # exactly: a bool is no int
         return form is object or type(value) is form
-    keys, others = form if isinstance(form, tuple) else (form, ())
-    if not isinstance(value, dict) or keys.keys() - value.keys():
-        return False
-    return all(fits(v, keys.get(k, others)) for k, v in value.items() if k in keys or others) and (
-        others != () or value.keys() == keys.keys()
+    keys, others = form if isinstance(form, tuple) else (form, None)
+    return (
+        isinstance(value, dict)
+        and keys.keys() <= value.keys()
+        and all(fits(item, keys.get(key, others)) for key, item in value.items())
     )
 
 
@@ -290,7 +295,7 @@ def unframe(code: str, frame: bytes, length: int) -> bytes:
 def read_header(data: bytes) -> tuple[dict[str, str], list[bytes]]:
     """Check SD101 to SD107; return the metadata and the bytes of the three tensors."""
     n = int.from_bytes(data[:8], "little")
-    need("SD101", n <= MAX_HEADER and n % 8 == 0 and len(data) >= 8 + n >= 8, "no whole header")
+    need("SD101", n <= MAX_HEADER and n % 8 == 0 and len(data) >= 8 + n, "no whole header")
     padded, body = data[8 : 8 + n], data[8 + n :]
     header = parse(padded.rstrip(b" "), "SD102", "SD103")
     need("SD103", len(padded) - len(padded.rstrip(b" ")) <= PADDING, "more than 7 spaces")
@@ -335,7 +340,8 @@ def read_manifest(meta: dict[str, str], frame: bytes) -> Any:  # noqa: ANN401 - 
 
 def read_layouts(manifest: Any) -> list[list[Layout]]:  # noqa: ANN401 - JSON
     """Check SD208 to SD212; return the parts of each record."""
-    records, words, layouts = manifest["tensors"], [], []
+    records, words = manifest["tensors"], []
+    layouts: list[list[Layout]] = []
     for r in records:
         known = r["dtype"] in BITS and len(r["shape"]) <= MAX_DIMS
         bits = math.prod(r["shape"]) * BITS[r["dtype"]] if known else 1

@@ -1,0 +1,118 @@
+"""Hypothesis strategies: tensors as words, checkpoints as files, and changes at every density."""
+
+from __future__ import annotations
+
+import json
+from typing import Final
+
+import numpy as np
+from hypothesis import strategies as st
+
+from sparsedelta.words import DTYPE_BITS, Indices, TensorSpec, Words, word_dtype
+
+WORD_BYTES: Final = (1, 2, 4, 8)
+VALUE_KINDS: Final = ("any", "steps", "small", "constant", "extreme")
+
+word_bytes = st.sampled_from(WORD_BYTES)
+seeds = st.integers(0, 2**32 - 1)
+densities = st.sampled_from([0.0, 0.001, 0.01, 0.05, 0.2, 0.4, 0.7, 0.99, 1.0])
+
+tensor_names = st.text(
+    st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12
+).filter(lambda name: name != "__metadata__")
+
+
+def random_values(rng: np.random.Generator, count: int, width: int, kind: str) -> Words:
+    """Words other than 0, of a kind that real and hostile deltas have."""
+    dtype = word_dtype(width)
+    top = 1 << (8 * width)
+    if kind == "steps":
+        values = rng.choice(np.array([1, top - 1], dtype), count)
+    elif kind == "small":
+        signed = rng.integers(-40, 41, count)
+        values = np.where(signed == 0, 1, signed).astype(f"<i{width}").view(dtype)
+    elif kind == "constant":
+        values = np.full(count, rng.integers(1, top, dtype=dtype), dtype)
+    elif kind == "extreme":
+        edges = np.array([top // 2, top // 2 - 1, top // 2 + 1, top - 1, 1], dtype)
+        values = rng.choice(edges, count)
+    else:
+        values = rng.integers(1, top, count, dtype=dtype)
+    return np.ascontiguousarray(values)
+
+
+@st.composite
+def entries(draw: st.DrawFn, *, max_words: int = 3000) -> tuple[int, int, Indices, Words]:
+    """Word bytes, words of a block, indices and non-zero values."""
+    width = draw(word_bytes)
+    words = draw(st.integers(1, max_words))
+    rng = np.random.default_rng(draw(seeds))
+    density = draw(densities)
+    indices: Indices = np.flatnonzero(rng.random(words) < density)
+    if draw(st.booleans()) and words:  # clustered: one run of rows
+        start = int(rng.integers(words))
+        indices = np.arange(start, min(words, start + int(density * words) + 1))
+    kind = draw(st.sampled_from(VALUE_KINDS))
+    return width, words, indices, random_values(rng, indices.size, width, kind)
+
+
+@st.composite
+def specs(draw: st.DrawFn, name: str = "w") -> TensorSpec:
+    """A tensor of any dtype: scalars, empty tensors and odd shapes included."""
+    dtype = draw(st.sampled_from(sorted(DTYPE_BITS)))
+    shape = draw(
+        st.one_of(
+            st.just(()),
+            st.tuples(st.integers(0, 900)),
+            st.tuples(st.integers(0, 30), st.integers(0, 40)),
+            st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 60)),
+        )
+    )
+    unit = {4: 2, 6: 4}.get(DTYPE_BITS[dtype], 1)  # packed dtypes fill whole bytes
+    if unit > 1:
+        shape = (*shape, unit)
+    return TensorSpec(name, dtype, shape)
+
+
+Tensors = dict[str, tuple[TensorSpec, bytes]]
+
+
+@st.composite
+def checkpoint_pairs(draw: st.DrawFn) -> tuple[Tensors, Tensors]:
+    """Two checkpoints of the same structure, some tensors equal, others changed somewhere."""
+    names = draw(st.lists(tensor_names, min_size=0, max_size=5, unique=True))
+    base: Tensors = {}
+    target: Tensors = {}
+    for name in names:
+        spec = draw(specs(name))
+        rng = np.random.default_rng(draw(seeds))
+        old = rng.integers(0, 256, spec.nbytes, np.uint8)
+        new = old.copy()
+        marks = rng.random(spec.words) < draw(densities)
+        words = new.view(spec.word_dtype)
+        kind = draw(st.sampled_from(VALUE_KINDS))
+        words[marks] += random_values(rng, int(marks.sum()), spec.word_bytes, kind)
+        base[name] = (spec, old.tobytes())
+        target[name] = (spec, new.tobytes())
+    return base, target
+
+
+def checkpoint_bytes(tensors: Tensors) -> bytes:
+    """A safetensors file, by hand: the usual writers do not know every dtype in numpy."""
+
+
+    header: dict[str, object] = {}
+    offset = 0
+    for name, (spec, data) in tensors.items():
+        end = offset + len(data)
+        header[name] = {
+            "dtype": spec.dtype,
+            "shape": list(spec.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header, ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + b"".join(data for _, data in tensors.values())
+
+
