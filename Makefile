@@ -32,7 +32,7 @@ pytest: $(VENV)/.test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 bench: $(VENV)/.demo $(WORK)/reviews.zip
-	$(BIN)/python benchmarks/size.py --work $(WORK)
+	PYTHONPATH=examples $(BIN)/python benchmarks/size.py --work $(WORK)
 
 clean:
 	rm -rf $(VENV) $(WORK)

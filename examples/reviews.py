@@ -31,15 +31,15 @@ class Review(NamedTuple):
 
 def prompt(text: str) -> str:
     """The question that the model completes with one token."""
-    return f"Review: {text}\nSentiment:"
+    return f"{text}\nSentiment:"
 
 
 def read_reviews(archive: Path) -> list[Review]:
     """The clearly positive and clearly negative sentences, in the order of the archive."""
     with zipfile.ZipFile(archive) as outer:
         name = next(name for name in outer.namelist() if name.endswith(_INNER))
-        inner = tarfile.open(fileobj=io.BytesIO(outer.read(name)), mode="r:gz")
-    with inner:
+        packed = outer.read(name)
+    with tarfile.open(fileobj=io.BytesIO(packed), mode="r:gz") as inner:
         member = inner.extractfile(_MEMBER)
         if member is None:
             raise FileNotFoundError(_MEMBER)
@@ -54,7 +54,7 @@ def read_reviews(archive: Path) -> list[Review]:
 
 
 def split_reviews(reviews: list[Review], *, test: int) -> tuple[list[Review], list[Review]]:
-    """Shuffle with a fixed seed and hold out ``test`` reviews; returns training and test reviews."""
+    """Shuffle with a fixed seed and hold out ``test``; returns training and test reviews."""
     shuffled = random.Random(0).sample(reviews, len(reviews))  # noqa: S311 (no cryptography)
     held_out = shuffled[:test]
     texts = {review.text for review in held_out}

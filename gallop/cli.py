@@ -1,20 +1,19 @@
 """The ``gallop`` command: results on stdout, progress and errors on stderr.
 
-Exit codes: 0 done, 1 failure, 2 usage, 3 verification mismatch, 4 not found or no access.
+Exit codes: 0 done, 1 failure, 2 usage, 3 verification mismatch, 4 not found or no access,
+130 interrupted.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import sys
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 
 from gallop.config import GallopConfig
-from sparsedelta.errors import SparseDeltaError
+from sparsedelta.cli import run
 
 __all__ = ["gallop", "main"]
 
@@ -28,63 +27,13 @@ def gallop() -> None:
 
 
 def _common(command: _Command) -> _Command:
-    # Options that select and train share; the last one listed is the first one shown.
     options = (
-        click.option("--json", "as_json", is_flag=True, help="Print one JSON document."),
-        click.option("--quiet", is_flag=True, help="Show no progress."),
-        click.option("--force", is_flag=True, help="Replace existing outputs."),
         click.option(
-            "--dry-run", is_flag=True, help="Check everything; compute and write nothing."
-        ),
-        click.option(
-            "--dtype",
-            type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-            default="auto",
-            show_default=True,
-            help="Load the weights so; auto is the dtype of the checkpoint, which a delta needs.",
-        ),
-        click.option(
-            "--exclude",
-            multiple=True,
-            metavar="GLOB",
-            help="Keep parameters out by name; may be repeated.",
-        ),
-        click.option(
-            "--include",
-            multiple=True,
-            metavar="GLOB",
-            help="Consider only parameters of these names; may be repeated.",
-        ),
-        click.option(
-            "--exclude-zeros/--include-zeros",
-            default=True,
-            show_default=True,
-            help="Whether weights that are exactly zero may not be chosen.",
-        ),
-        click.option(
-            "--gradient-mean",
-            type=click.Choice(["sample", "token"]),
-            default="sample",
-            show_default=True,
-            help="Weigh selection batches by samples or by supervised tokens.",
-        ),
-        click.option(
-            "--threshold-scope",
-            type=click.Choice(["global", "per_tensor"]),
-            default="global",
-            show_default=True,
-            help="One threshold for the model, or one for each tensor.",
-        ),
-        click.option(
-            "--eps", type=float, default=1e-8, show_default=True, help="Eps of the score."
-        ),
-        click.option("--seed", type=int, default=0, show_default=True, help="Order, dropout."),
-        click.option(
-            "--selection-samples",
+            "--batch-size",
             type=click.IntRange(min=1),
-            default=256,
+            default=8,
             show_default=True,
-            help="Samples that the selection sees.",
+            help="Samples per backward pass.",
         ),
         click.option(
             "--max-length",
@@ -94,14 +43,63 @@ def _common(command: _Command) -> _Command:
             help="Cut samples to so many tokens.",
         ),
         click.option(
-            "--batch-size",
+            "--selection-samples",
             type=click.IntRange(min=1),
-            default=8,
+            default=256,
             show_default=True,
-            help="Samples per backward pass.",
+            help="Samples that the selection sees.",
         ),
+        click.option("--seed", type=int, default=0, show_default=True, help="Order, dropout."),
+        click.option(
+            "--eps", type=float, default=1e-8, show_default=True, help="Eps of the score."
+        ),
+        click.option(
+            "--threshold-scope",
+            type=click.Choice(["global", "per_tensor"]),
+            default="global",
+            show_default=True,
+            help="One threshold for the model, or one for each tensor.",
+        ),
+        click.option(
+            "--gradient-mean",
+            type=click.Choice(["sample", "token"]),
+            default="sample",
+            show_default=True,
+            help="Weigh selection batches by samples or by supervised tokens.",
+        ),
+        click.option(
+            "--exclude-zeros/--include-zeros",
+            default=True,
+            show_default=True,
+            help="Whether weights that are exactly zero may not be chosen.",
+        ),
+        click.option(
+            "--include",
+            multiple=True,
+            metavar="GLOB",
+            help="Consider only parameters of these names; may be repeated.",
+        ),
+        click.option(
+            "--exclude",
+            multiple=True,
+            metavar="GLOB",
+            help="Keep parameters out by name; may be repeated.",
+        ),
+        click.option(
+            "--dtype",
+            type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+            default="auto",
+            show_default=True,
+            help="Load the weights so; auto is the dtype of the checkpoint, which a delta needs.",
+        ),
+        click.option(
+            "--dry-run", is_flag=True, help="Check everything; compute and write nothing."
+        ),
+        click.option("--force", is_flag=True, help="Replace existing outputs."),
+        click.option("-q", "--quiet", is_flag=True, help="No progress, no summary."),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON document."),
     )
-    for option in options:
+    for option in reversed(options):
         command = option(command)
     return command
 
@@ -202,6 +200,8 @@ def _print(result: dict[str, Any], options: dict[str, Any]) -> None:
     if options["as_json"]:
         click.echo(json.dumps(result, indent=2))
         return
+    if options["quiet"]:
+        return
     width = max(len(key) for key in result)
     for key, value in result.items():
         click.echo(f"{key.replace('_', ' '):<{width}}  {_readable(value)}")
@@ -222,38 +222,13 @@ def _readable(value: object) -> str:
     return str(value)
 
 
-def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit.
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with its code.
 
     Args:
         arguments: Instead of ``sys.argv[1:]``.
     """
-    try:
-        gallop.main(args=arguments, prog_name="gallop", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except click.Abort:
-        click.echo("interrupted: no output was written", err=True)
-        sys.exit(1)
-    except SparseDeltaError as error:
-        _fail(error.message, error.hint, error.exit_code)
-    except Exception as error:
-        if os.environ.get("GALLOP_TRACEBACK"):
-            raise
-        _fail(
-            f"unexpected {type(error).__name__}: {error}",
-            "set GALLOP_TRACEBACK=1 to see where, and report it",
-            1,
-        )
-    sys.exit(0)
-
-
-def _fail(message: str, hint: str | None, exit_code: int) -> NoReturn:
-    click.echo(f"error: {message}", err=True)
-    if hint:
-        click.echo(f"hint: {hint}", err=True)
-    sys.exit(exit_code)
+    run(gallop, "gallop", arguments)
 
 
 if __name__ == "__main__":

@@ -124,10 +124,33 @@ def revert(
     )
 
 
+def prove(
+    base: str | Path,
+    delta: str | Path | DeltaReader,
+    *,
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> ApplyReport:
+    """Prove that applying ``delta`` to ``base`` gives its target, without writing anything.
+
+    Arguments and errors are those of :func:`apply`.
+    """
+    return _transform(
+        base,
+        delta,
+        None,
+        reverse=False,
+        threads=threads,
+        force=False,
+        dry_run=True,
+        progress=progress,
+    )
+
+
 def _transform(
     source: str | Path,
     delta: str | Path | DeltaReader,
-    out: str | Path,
+    out: str | Path | None,
     *,
     reverse: bool,
     threads: int | None,
@@ -135,7 +158,6 @@ def _transform(
     dry_run: bool,
     progress: Progress,
 ) -> ApplyReport:
-    out = Path(out)
     with ExitStack() as stack:
         # The checkpoint first: exchanged arguments are then told as such.
         checkpoint = stack.enter_context(FileCheckpoint(source))
@@ -147,12 +169,15 @@ def _transform(
                 f"{reader.path} was written one-way: it holds no old words",
                 hint="make it again without --one-way: sparsedelta diff BASE TARGET -o DELTA",
             )
-        check_output(out, force=force, inputs=(checkpoint.path, reader.path))
+        if out is not None:
+            out = Path(out)
+            check_output(out, force=force, inputs=(checkpoint.path, reader.path))
+            out = None if dry_run else out
         _check_structure(checkpoint, reader, reverse=reverse)
         pool = stack.enter_context(OrderedMap(threads))
         step = _Step.of(reader, reverse=reverse)
         changed = bool(reader.records)
-        run = _Run(checkpoint, out, pool, progress, dry_run=dry_run)
+        run = _Run(checkpoint, out, pool, progress)
         try:
             left_behind = run(step)
         except _DiffersError:
@@ -251,16 +276,15 @@ class _DiffersError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """Takes a checkpoint through a step, into an output that appears whole or not at all."""
+    """Takes a checkpoint through a step, into an output that appears whole or not at all, or none."""
 
     checkpoint: FileCheckpoint
-    out: Path
+    out: Path | None
     pool: OrderedMap
     progress: Progress
-    dry_run: bool
 
     def __call__(self, step: _Step) -> list[str]:
-        if self.dry_run:
+        if self.out is None:
             self._pass(step, None)
             return []
         with (

@@ -9,7 +9,7 @@ from pathlib import Path
 from sparsedelta.container import DeltaReader
 from sparsedelta.errors import FormatError, IdentityError
 from sparsedelta.manifest import TensorRecord
-from sparsedelta.operations.apply import apply
+from sparsedelta.operations.apply import prove
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress, silent
 
@@ -72,8 +72,7 @@ def validate(
         problems = list(_problems(reader, threads, progress))
         if not problems and base is not None:
             try:
-                out = reader.path.parent / f".{reader.path.name}.dry-run"
-                apply(base, reader, out, threads=threads, dry_run=True)
+                prove(base, reader, threads=threads)
             except IdentityError as error:
                 problems = [Problem(error.rule, error.message)]
         manifest = reader.manifest

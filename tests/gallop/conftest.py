@@ -13,10 +13,14 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-WORDS = (
-    "the a film was is good bad dull moving long short I loved hated it positive negative".split()
-)
+WORDS = [
+    *("the", "a", "film", "was", "is", "good", "bad", "dull", "moving", "long", "short"),
+    *("I", "loved", "hated", "it", "positive", "negative"),
+]
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "user", "assistant", ":"]
+# Models of a few thousand weights: a second thread costs more than it gives.
+torch.set_num_threads(1)
+
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] + ' : ' + m['content'] + ' </s> ' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant : ' }}{% endif %}"

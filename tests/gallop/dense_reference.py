@@ -47,7 +47,7 @@ def dense_mask(
     chosen = torch.zeros_like(flat, dtype=torch.bool)
     chosen[best[flat[best] > 0]] = True
     sizes = [p.numel() for p in parameters.values()]
-    parts = chosen.split(sizes)
+    parts = torch.split(chosen, sizes)
     return {n: part.view(p.shape) for part, (n, p) in zip(parts, parameters.items(), strict=True)}
 
 
@@ -85,11 +85,9 @@ def dense_train(
             [g[mask[n]].norm() for n, g in gradients.items() if mask[n].any()]
         ).norm()
         norms.append(float(norm))
+        factor = 1.0 if max_grad_norm is None else (max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
         for n, gradient in gradients.items():
-            gradient *= mask[n]
-            if max_grad_norm is not None:
-                gradient *= (max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
-            masters[n].grad = gradient
+            masters[n].grad = gradient * mask[n] * factor
         with torch.no_grad():
             for n, master in masters.items():
                 if decay_to_base:

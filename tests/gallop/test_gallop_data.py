@@ -52,7 +52,7 @@ def test_json_lines_take_three_forms(tmp_path: Path) -> None:
 
 def test_other_files_are_one_example_a_line(tmp_path: Path) -> None:
     path = tmp_path / "d.txt"
-    path.write_bytes('{"a": 1}\r\n\r\n two\n'.encode())
+    path.write_bytes(b'{"a": 1}\r\n\r\n two\n')
     assert [each.completion for each in read_examples(path)] == ['{"a": 1}', " two"]
 
 

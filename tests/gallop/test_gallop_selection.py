@@ -10,6 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+
+from gallop import GallopConfig, SparseAdamW, select
+from gallop.errors import ParameterError, SelectionError
+from gallop.report import SelectionReport
+from gallop.scores import ScoredTensor
+from gallop.weighing import measure_batch
 from tests.gallop.dense_reference import dense_mask
 from tests.gallop.models import (
     TokenBatch,
@@ -19,13 +26,6 @@ from tests.gallop.models import (
     token_loss,
     weights_of,
 )
-from torch import Tensor, nn
-
-from gallop import GallopConfig, SparseAdamW, select
-from gallop.errors import ParameterError, SelectionError
-from gallop.report import SelectionReport
-from gallop.scores import ScoredTensor
-from gallop.weighing import measure_batch
 
 CONFIG = GallopConfig(0.05)
 
@@ -188,7 +188,7 @@ class Normed(nn.Module):
         self.drop = nn.Dropout(0.5)
         self.out = nn.Linear(4, 2)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102  (nn.Module's)
         out: Tensor = self.out(self.drop(self.norm(x)))
         return out
 
@@ -292,7 +292,7 @@ def embedding_loss(model: nn.Module, batch: Tensor) -> Tensor:
 
 def shared_memory() -> nn.Module:
     model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
-    model[1].weight = nn.Parameter(model[0].weight.data)
+    model[1].weight = nn.Parameter(model.get_parameter("0.weight").data)
     return model
 
 
@@ -327,13 +327,13 @@ def test_a_non_finite_gradient_is_named() -> None:
         assert isinstance(model, Line)
         return dot(model, batch) + (model.weight[1] - 1).sqrt()  # 0, with an infinite slope
 
-    with pytest.raises(SelectionError, match="parameter weight: .* 1 of 2 entries"):
+    with pytest.raises(SelectionError, match=r"parameter weight: .* 1 of 2 entries"):
         select(Line([2.0, 1.0]), [torch.ones(1, 2)], CONFIG, loss)
 
 
 def test_an_infinite_score_is_named() -> None:
     model, batch = Line([1.0, 0.0]), torch.tensor([[1.0, 3e31]])
-    with pytest.raises(SelectionError, match="parameter weight: expected finite scores.*index 1"):
+    with pytest.raises(SelectionError, match=r"parameter weight: expected finite scores.*index 1"):
         select(model, [batch], GallopConfig(0.5, exclude_zeros=False), dot)
     mask = select(model, [batch], GallopConfig(0.5), dot)
     assert mask["weight"].tolist() == [0]
@@ -375,10 +375,10 @@ def test_a_batch_that_does_not_tell_its_size_is_refused() -> None:
     def loss(model: nn.Module, _: object) -> Tensor:
         return dot(model, torch.ones(1, 1))
 
-    with pytest.raises(SelectionError, match="batch 1: .*leading dimension") as caught:
+    with pytest.raises(SelectionError, match=r"batch 1: .*leading dimension") as caught:
         select(model, ["text"], CONFIG, loss)
     assert "weigh=" in str(caught.value.hint)
-    with pytest.raises(SelectionError, match="batch 1: .*integer labels"):
+    with pytest.raises(SelectionError, match=r"batch 1: .*integer labels"):
         select(model, [torch.ones(1, 1)], GallopConfig(0.5, gradient_mean="token"), loss)
     with pytest.raises(SelectionError, match="at least one batch"):
         select(model, [], CONFIG, loss)

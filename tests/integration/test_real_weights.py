@@ -101,7 +101,7 @@ def test_a_flip_of_the_sign_of_zero_is_a_change(pair: tuple[Path, Path], tmp_pat
 def test_nan_payloads_survive(pair: tuple[Path, Path], tmp_path: Path) -> None:
     """NaN differs from itself as a number; equal payloads are no entry, other payloads are."""
     base, _ = pair
-    name, index = MINUS_ZERO
+    name, _ = MINUS_ZERO
     weights = load_file(base)
     words = weights[name].view(torch.int16).view(-1)
     words[:3] = torch.tensor([0x7FC1, 0x7FC2, -1], dtype=torch.int16)

@@ -99,8 +99,6 @@ def checkpoint_pairs(draw: st.DrawFn) -> tuple[Tensors, Tensors]:
 
 def checkpoint_bytes(tensors: Tensors) -> bytes:
     """A safetensors file, by hand: the usual writers do not know every dtype in numpy."""
-
-
     header: dict[str, object] = {}
     offset = 0
     for name, (spec, data) in tensors.items():
@@ -114,5 +112,3 @@ def checkpoint_bytes(tensors: Tensors) -> bytes:
     text = json.dumps(header, ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + b"".join(data for _, data in tensors.values())
-
-

@@ -16,7 +16,7 @@ from strategies import Tensors, checkpoint_bytes, checkpoint_pairs, random_value
 
 import sparsedelta
 from sparsedelta.changes import Changes
-from sparsedelta.codecs import Bitmask, Dense, Encoding, Gap8, Packed, Planes, Zigzag
+from sparsedelta.codecs import Bitmask, Dense, Encoding, Gap8, Packed, Planes, ValueCodec, Zigzag
 from sparsedelta.digests import segment_digest
 from sparsedelta.encode import encode_part
 from sparsedelta.parallel import OrderedMap
@@ -138,7 +138,7 @@ def test_identity_ignores_order_and_files(pair: Pair, data: st.DataObject) -> No
     with files(pair) as (folder, base, _):
         shards = folder / "shards"
         shards.mkdir()
-        weight_map = {}
+        weight_map: dict[str, str] = {}
         for number, group in enumerate((names[:cut], names[cut:])):
             shard = f"part-{number}.safetensors"
             (shards / shard).write_bytes(checkpoint_bytes({n: pair[0][n] for n in group}))
@@ -153,9 +153,10 @@ def test_identity_ignores_order_and_files(pair: Pair, data: st.DataObject) -> No
 
 def encodings_of(changes: Changes) -> list[Encoding]:
     """A spread of encodings that can hold any difference."""
-    values = [Packed(0), Packed(1), Packed(4), Zigzag(), Planes()]
+    values: list[ValueCodec] = [Packed(0), Packed(1), Packed(4), Zigzag(), Planes()]
     sparse = [Encoding("difference", index, v) for index in (Gap8(), Bitmask()) for v in values]
-    return [*sparse, *(Encoding("difference", Dense(), v) for v in (Zigzag(), Planes()))]
+    dense: list[ValueCodec] = [Zigzag(), Planes()]
+    return [*sparse, *(Encoding("difference", Dense(), v) for v in dense)]
 
 
 def write_single(path: Path, changes: Changes, encoding: Encoding, block_log2: int) -> str:

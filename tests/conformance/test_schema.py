@@ -1,0 +1,41 @@
+"""The JSON Schema of the manifest, against the manifests of all vectors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from spec.reference import decode as ref
+
+SPEC = Path(__file__).resolve().parents[2] / "spec"
+VECTORS = SPEC / "vectors"
+INDEX: dict[str, str] = json.loads((VECTORS / "index.json").read_text())
+NAMES = [name.removesuffix(".safetensors") for name in INDEX if name.endswith(".safetensors")]
+VALID = [name for name in NAMES if name.startswith("valid/")]
+# SD204 in full; of the later rules, these can be said in a schema.
+SCHEMA_RULES = ("sd204", "sd206", "sd209", "sd210")
+INVALID = [name for name in NAMES if name.startswith(tuple(f"invalid/{r}" for r in SCHEMA_RULES))]
+VALIDATOR = Draft202012Validator(json.loads((SPEC / "manifest.schema.json").read_text()))
+
+
+def manifest_of(name: str) -> Any:  # noqa: ANN401 - any JSON value
+    meta, (frame, _, _) = ref.read_header((VECTORS / f"{name}.safetensors").read_bytes())
+    return json.loads(ref.unframe("SD202", frame, int(meta["sd.manifest_size"])))
+
+
+def test_the_schema_is_a_schema() -> None:
+    Draft202012Validator.check_schema(VALIDATOR.schema)
+
+
+@pytest.mark.parametrize("name", VALID)
+def test_schema_takes_valid_manifest(name: str) -> None:
+    assert [error.message for error in VALIDATOR.iter_errors(manifest_of(name))] == []
+
+
+@pytest.mark.parametrize("name", INVALID)
+def test_schema_refuses_invalid_manifest(name: str) -> None:
+    assert not VALIDATOR.is_valid(manifest_of(name))

