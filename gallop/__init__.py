@@ -8,7 +8,9 @@
     optimizer.close()
     gallop.export(model, mask, base="base/", out="task.sparsedelta")
 
-Names are imported when they are first used, so that ``import gallop`` is cheap.
+``gallop.train.finetune`` is such a loop for causal language models, and the ``gallop`` command runs
+it; ``gallop.errors`` draws the tree of errors. Names are imported when they are first used, so that
+``import gallop`` is cheap.
 """
 
 from __future__ import annotations
@@ -18,37 +20,27 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gallop.config import GallopConfig
-    from gallop.errors import GallopError
     from gallop.exporting import export
     from gallop.mask import Mask
     from gallop.optim import SparseAdamW
     from gallop.report import SelectionReport
     from gallop.selection import select
-    from gallop.train import TrainConfig, TrainResult, finetune
 
 __all__ = [
     "GallopConfig",
-    "GallopError",
     "Mask",
     "SelectionReport",
     "SparseAdamW",
-    "TrainConfig",
-    "TrainResult",
     "export",
-    "finetune",
     "select",
 ]
 
 _HOMES = {
     "GallopConfig": "gallop.config",
-    "GallopError": "gallop.errors",
     "Mask": "gallop.mask",
     "SelectionReport": "gallop.report",
     "SparseAdamW": "gallop.optim",
-    "TrainConfig": "gallop.train",
-    "TrainResult": "gallop.train",
     "export": "gallop.exporting",
-    "finetune": "gallop.train",
     "select": "gallop.selection",
 }
 

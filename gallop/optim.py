@@ -30,14 +30,16 @@ class SparseAdamW(Optimizer):
     gathered when backward produces them and ``.grad`` is freed on the spot, so gradients
     accumulate in float32 over the backward passes between two steps, whatever the dtype of the
     weights. Weights are written by assignment from the masters. The update is torch's
-    single-tensor AdamW, operation by operation: in float32 the result equals, bit for bit, that
-    of AdamW on a dense model whose gradient is masked before clipping.
+    single-tensor AdamW, operation by operation: on CPU the result equals, bit for bit, that of
+    AdamW on dense float32 masters whose gradient is masked before clipping.
 
     While it is open, parameters without chosen entries have ``requires_grad`` False;
     :meth:`close` undoes that. Only one such optimizer can be open on a model. ``.grad`` is None
     throughout, so ``torch.nn.utils.clip_grad_norm_`` has nothing to clip: use ``max_grad_norm``.
     ``torch.amp.GradScaler`` is refused for the same reason; float16 weights train without it, at
-    the risk of gradients that underflow.
+    the risk of gradients that underflow. Reentrant activation checkpointing needs an input that
+    requires a gradient: if the embedding has no chosen entries, call the model's
+    ``enable_input_require_grads()``, or checkpoint with ``use_reentrant=False``.
 
     Args:
         model: The model that the mask was chosen for. The optimizer takes its weights as they are
@@ -57,8 +59,8 @@ class SparseAdamW(Optimizer):
 
     Raises:
         ConfigError: A hyper-parameter is out of range.
-        MaskError: The mask is empty or does not fit the model.
-        OptimizerError: A parameter of the mask does not require a gradient.
+        MaskError: The mask does not fit the model.
+        OptimizerError: The mask is empty, or a parameter of it does not require a gradient.
         ParameterError: A parameter is of an unsupported kind, or another SparseAdamW is open.
     """
 

@@ -105,8 +105,7 @@ def _find_threshold(sources: Sequence[ScoreSource], k: int) -> _Threshold | None
     for bits in _bit_patterns(sources):
         inside = bits[(bits >> 16) == high_bin] & 0xFFFF
         low += torch.bincount(inside, minlength=_LOW_BINS).cpu().numpy()
-    if high_bin == 0:
-        low[0] = 0
+    # In bin 0 the zeros come last: the k-th positive score is found before them.
     low_bin, inside_above = _descend(low, k - above)
     return _Threshold(
         bits=(high_bin << 16) | low_bin,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from sparsedelta.digests import Digest, plain_digest
 from sparsedelta.errors import CheckpointError, FormatError
 from sparsedelta.files import InputFile
 from sparsedelta.header import DATA, MANIFEST, TABLES, header_length, parse_header
-from sparsedelta.limits import MAX_MANIFEST_BYTES, WORK_BUDGET_BYTES
+from sparsedelta.limits import MAX_JSON_INTEGER, MAX_MANIFEST_BYTES, WORK_BUDGET_BYTES
 from sparsedelta.manifest import PartRecord, TensorRecord, parse_manifest
 from sparsedelta.strict_json import parse_canonical
 from sparsedelta.tables import (
@@ -39,6 +39,9 @@ from sparsedelta.tables import (
     table_problems,
 )
 from sparsedelta.words import Bytes, Indices, Words
+
+_DIGITS: Final = len(str(MAX_JSON_INTEGER))
+"""Digits of the largest number of the format; int() of thousands of them would be slow."""
 
 
 class DeltaReader:
@@ -78,11 +81,13 @@ class DeltaReader:
 
     def _read_manifest(self) -> object:
         metadata = self.header.metadata
-        length = int(metadata["sd.manifest_size"])
+        digits = metadata["sd.manifest_size"]
+        length = int(digits) if len(digits) <= _DIGITS else MAX_MANIFEST_BYTES + 1
         start, end = self.header.ranges[MANIFEST]
         if length > MAX_MANIFEST_BYTES or end - start > MAX_MANIFEST_BYTES:
             raise FormatError(
-                "SD202", f"a manifest of {length} bytes, at most {MAX_MANIFEST_BYTES} are allowed"
+                "SD202",
+                f"a manifest of {digits:.20} bytes, at most {MAX_MANIFEST_BYTES} are allowed",
             )
         frame = self._read_tensor(MANIFEST)
         if plain_digest(frame).hex() != metadata["sd.manifest"]:

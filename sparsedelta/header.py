@@ -10,8 +10,8 @@ from typing import Final
 
 from sparsedelta.errors import FormatError, UnsupportedError
 from sparsedelta.limits import FORMAT_VERSION, MAX_HEADER_BYTES
-from sparsedelta.manifest import is_hex64
-from sparsedelta.strict_json import Json, canonical, parse, require_canonical
+from sparsedelta.manifest import PROFILES, is_hex64
+from sparsedelta.strict_json import Json, NotCanonicalError, canonical, parse, require_canonical
 
 MANIFEST: Final = "sd.manifest"
 TABLES: Final = "sd.tables"
@@ -20,7 +20,7 @@ TENSORS: Final = (MANIFEST, TABLES, DATA)
 """The three tensors, in the order of their offsets."""
 
 _ALIGNMENT: Final = 8
-_DECIMAL = re.compile(r"0|[1-9][0-9]{0,18}")
+_DECIMAL = re.compile(r"0|[1-9][0-9]*", re.ASCII)
 _HEX_KEYS: Final = ("sd.base", "sd.target", "sd.content", "sd.manifest")
 _DECIMAL_KEYS: Final = ("sd.nnz", "sd.manifest_size")
 
@@ -82,12 +82,15 @@ def parse_header(text: bytes, file_size: int) -> Header:
         FormatError: The first broken rule of SD102 to SD107.
         UnsupportedError: Another format version.
     """
+    trimmed = text.rstrip(b" ")
     try:
-        document = parse(text.rstrip(b" "))
+        document = parse(trimmed)
+    except NotCanonicalError as error:
+        raise FormatError("SD103", f"the header: {error}") from None
     except ValueError as error:
         raise FormatError("SD102", f"the header is no strict JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise FormatError("SD102", "the header is no JSON object")
+    if not isinstance(document, dict) or not trimmed.endswith(b"}"):
+        raise FormatError("SD102", "the header is not one JSON object, followed by spaces only")
     _check_canonical(document, text)
     metadata = _check_metadata(document.get("__metadata__"))
     return Header(metadata, _check_tensors(document, len(text), file_size))
@@ -130,8 +133,10 @@ def _check_metadata(metadata: Json) -> Mapping[str, str]:
             raise FormatError("SD106", f"{key} is {metadata.get(key)!r:.80}, expected a number")
     if metadata.get("sd.invertible") not in ("true", "false"):
         raise FormatError("SD106", f"sd.invertible is {metadata.get('sd.invertible')!r:.80}")
-    if "sd.profile" not in metadata:
-        raise FormatError("SD106", "sd.profile is missing")
+    if metadata.get("sd.profile") not in PROFILES:
+        raise FormatError(
+            "SD106", f"sd.profile is {metadata.get('sd.profile')!r:.80}, expected one of {PROFILES}"
+        )
     return metadata
 
 

@@ -7,17 +7,25 @@ RecursionError on deep nesting. Here all of these are a ValueError.
 from __future__ import annotations
 
 import json
+import re
 from itertools import chain
 from typing import Any, NoReturn, TypeAlias
 
 from sparsedelta.limits import MAX_JSON_DEPTH, MAX_JSON_INTEGER
 
 Json: TypeAlias = Any
-"""A parsed document: dict, list, str, int or bool. Callers check what they take out of it."""
+"""A parsed document: dict, list, str, int, bool, None. Callers check what they take out of it."""
+
+_MAX_DIGITS = 20
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class DuplicateKeyError(ValueError):
     """An object holds a key twice."""
+
+
+class NotCanonicalError(ValueError):
+    """JSON by its grammar, but outside what the format allows: depth, surrogates, numbers."""
 
 
 def _unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
@@ -35,18 +43,30 @@ def _reject_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is not JSON")
 
 
+def _integer(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:  # int() takes quadratic time, and refuses from 4,300 on
+        raise NotCanonicalError(f"the number {digits[:_MAX_DIGITS]}… is out of range")
+    return int(digits)
+
+
 def parse(data: bytes, *, max_depth: int = MAX_JSON_DEPTH) -> Json:
     """Parse one UTF-8 JSON document.
 
     Raises:
         DuplicateKeyError: An object holds a key twice.
-        ValueError: Not UTF-8, not JSON, nested too deep, or a surrogate in a string.
+        NotCanonicalError: Nested too deep, a surrogate in a string, a number of many digits.
+        ValueError: Not UTF-8, or not JSON.
     """
     text = data.decode("utf-8")
     try:
-        document = json.loads(text, object_pairs_hook=_unique, parse_constant=_reject_constant)
+        document = json.loads(
+            text,
+            object_pairs_hook=_unique,
+            parse_constant=_reject_constant,
+            parse_int=_integer,
+        )
     except RecursionError:
-        raise ValueError(f"nested deeper than {max_depth} levels") from None
+        raise NotCanonicalError(f"nested deeper than {max_depth} levels") from None
     _check_tree(document, max_depth, may_hold_surrogates="\\u" in text)
     return document
 
@@ -59,11 +79,11 @@ def _check_tree(document: Json, max_depth: int, *, may_hold_surrogates: bool) ->
         if containers:
             depth += 1
             if depth > max_depth:
-                raise ValueError(f"nested deeper than {max_depth} levels")
+                raise NotCanonicalError(f"nested deeper than {max_depth} levels")
         if may_hold_surrogates:
             for item in level:
-                if isinstance(item, str):
-                    item.encode("utf-8")  # UnicodeEncodeError, a ValueError, on a lone surrogate
+                if isinstance(item, str) and _SURROGATE.search(item):
+                    raise NotCanonicalError(f"a surrogate in the string {item!r:.80}")
         level = [
             child
             for item in containers
@@ -97,11 +117,11 @@ def require_canonical(document: Json, data: bytes) -> None:
     """Insist that ``data``, which was parsed to ``document``, is its canonical text.
 
     Raises:
-        ValueError: A number that is no integer in [0, 2^53 - 1], null, or another text.
+        NotCanonicalError: A number that is no integer in [0, 2^53 - 1], or another text.
     """
     _check_values(document)
     if canonical(document) != data:
-        raise ValueError("the text is not canonical JSON")
+        raise NotCanonicalError("the text is not canonical JSON")
 
 
 def _check_values(document: Json) -> None:
@@ -111,7 +131,7 @@ def _check_values(document: Json) -> None:
     elif isinstance(document, list):
         for value in document:
             _check_values(value)
-    elif isinstance(document, float) or document is None:
-        raise ValueError(f"{document!r} is not allowed")
+    elif isinstance(document, float):
+        raise NotCanonicalError(f"the number {document} is no integer")
     elif isinstance(document, int) and not 0 <= document <= MAX_JSON_INTEGER:
-        raise ValueError(f"the number {document} is out of range")
+        raise NotCanonicalError(f"the number {document} is out of range")

@@ -69,6 +69,8 @@ def decode_frame(frame: bytes | memoryview, length: int) -> Bytes:
             raise FrameError(f"a frame that does not declare its {length} bytes")
         if parameters.dict_id:
             raise FrameError("a frame that needs a dictionary")
+        if parameters.window_size > MAX_ZSTD_WINDOW_BYTES:
+            raise FrameError(f"a frame with a window of {parameters.window_size} bytes")
         stream = _decompressor().decompress(frame, max_output_size=length, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise FrameError(f"a broken Zstandard frame ({error})") from None

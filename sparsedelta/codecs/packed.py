@@ -79,7 +79,9 @@ class Packed:
         items = decode_escapes(escapes, escaped.size, block.word_bytes, self.rule)
         dtype = word_dtype(block.word_bytes)
         greatest = (1 << (8 * block.word_bytes - 1)) - 1
-        if items.size and int(items.max()) > greatest - top:
+        # Without an item to be added, a symbol may still exceed what a word of one byte can hold.
+        too_large = symbols.size and int(symbols.max()) > greatest
+        if too_large or (items.size and int(items.max()) > greatest - top):
             raise StreamError(self.rule, "a magnitude is out of range")
         magnitudes = symbols.astype(dtype)
         magnitudes[escaped] += items

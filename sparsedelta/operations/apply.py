@@ -276,7 +276,10 @@ class _DiffersError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """Takes a checkpoint through a step, into an output that appears whole or not at all, or none."""
+    """Takes a checkpoint through a step, into an output that appears whole or not at all.
+
+    Without an output everything is done and verified, and nothing written.
+    """
 
     checkpoint: FileCheckpoint
     out: Path | None

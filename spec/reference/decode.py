@@ -176,14 +176,14 @@ def fingerprint(tensors: Tensors) -> str:
 
 def content_digest(base: str, target: str, tensors: dict[str, Tensor]) -> str:
     """The identity of a delta, whatever its encoding."""
-    out = bytes.fromhex(base + target) + struct.pack("<Q", len(tensors))
+    out = bytearray(bytes.fromhex(base + target) + struct.pack("<Q", len(tensors)))
     for name, t in tensors.items():
         out += text(name) + typed(t.dtype, t.shape) + struct.pack("<I", len(t.parts))
         for part in t.parts:
             out += text(part.op) + struct.pack("<Q", len(part.indices))
             out += b3(part.indices.astype("<u8").tobytes(), "indices")
             out += b3(part.words.tobytes(), "words")
-    return b3(out, "content").hex()
+    return b3(bytes(out), "content").hex()
 
 
 def apply(tensors: Tensors, delta: Decoded, *, back: bool = False) -> Tensors:

@@ -23,8 +23,8 @@ import numpy as np
 import zstandard
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1]))
-from spec.reference import decode as ref  # noqa: E402 - found beside this file, never installed
+sys.path.insert(0, str(HERE.parent / "reference"))
+import decode as ref  # noqa: E402 - found beside this file, never installed
 
 SEGMENT, LISTED, HEX_MAX, MAX_PERIOD = 2**22, 64, 64, 16
 WIDTHS = {"U8": 1, "BF16": 2, "F32": 4, "F64": 8}
@@ -438,6 +438,15 @@ def valid_values() -> Iterator[Valid]:
     yield "every-word", tensors, build(tensors)
 
 
+def valid_counts() -> Iterator[Valid]:
+    """As many entries as expected.json lists, and one more."""
+    tensors = [
+        tensor(f"n{count}", "F32", 300, P("difference", Dice(9).small(300, count, 4)))
+        for count in (LISTED, LISTED + 1)
+    ]
+    yield "entries-64-and-65", tensors, build(tensors)
+
+
 def valid_layout() -> Iterator[Valid]:
     """Gaps, blocks, parts, shapes and dtypes."""
     places, at = [], -1
@@ -551,7 +560,7 @@ def bare_length(tensors: list[T]) -> int:
 
 def valid() -> Iterator[Valid]:
     """All valid vectors: name, tensors and file."""
-    for group in (valid_codecs, valid_values, valid_layout, valid_container):
+    for group in (valid_codecs, valid_values, valid_counts, valid_layout, valid_container):
         yield from group()
 
 
@@ -687,7 +696,9 @@ def invalid_header() -> Iterator[Invalid]:
     yield bad("sd103-huge-number", "a number of 5,000 digits", header_text=hook)
     hook = swap('{"__metadata__"', '{"__metadata":' + "[" * 8 + "]" * 8 + ',"__metadata__"')
     yield bad("sd103-depth-9", "depth 9", header_text=hook)
-    yield bad("sd103-eight-spaces", "8 spaces", padded=lambda t: t.rstrip(b" ") + _spaces(t))
+    note = {"note": "x" * (-bare_length(base) % 8)}
+    hook = lambda text: text.rstrip(b" ") + b" " * 8  # noqa: E731 - a text of 8k bytes
+    yield bad("sd103-eight-spaces", "8 spaces", extra=note, padded=hook)
 
 
 def invalid_metadata() -> Iterator[Invalid]:
@@ -759,10 +770,6 @@ def _rotate(text: bytes) -> bytes:
     return json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def _spaces(padded: bytes) -> bytes:
-    return b" " * (len(padded) - len(padded.rstrip(b" ")) + 8)
-
-
 def _reshape(header: dict[str, Any]) -> dict[str, Any]:
     header["sd.data"]["shape"] = [1, *header["sd.data"]["shape"]]
     return header
@@ -800,6 +807,7 @@ def invalid_manifest() -> Iterator[Invalid]:
 
     yield bad("sd202-too-large", "2^27 + 1", meta=put(str(2**27 + 1), "sd.manifest_size"))
     yield bad("sd202-huge", "a number of 5,000 digits", meta=put("9" * 5000, "sd.manifest_size"))
+    yield bad("sd202-just-too-large", "a frame of 2^27 + 1 bytes", **_just_too_large())
     yield bad("sd202-zero", "a size of 0", meta=put("0", "sd.manifest_size"))
     yield bad("sd202-larger", "stored, but too long by one", manifest_frame=lambda f: f + b" ")
     yield bad("sd202-smaller", "stored, but short by one", manifest_frame=lambda f: f[:-1])
@@ -848,6 +856,7 @@ def invalid_manifest() -> Iterator[Invalid]:
 
     record, part = ("tensors", 0), ("tensors", 0, "parts", 0)
     wrong_forms: tuple[tuple[str, str, Hook], ...] = (
+        ("depth-8", "arrays to depth 8", put([[[[[[[]]]]]]], "must_understand")),
         ("array", "an array", lambda _: []),
         ("null", "null", lambda _: None),
         ("unknown-key", "a reserved key", put([], "parents")),
@@ -891,6 +900,21 @@ def invalid_manifest() -> Iterator[Invalid]:
     yield bad("sd205-nnz-huge", "a number of 5,000 digits", meta=huge)
     yield bad("sd206-feature", "a feature", manifest=put(["rows"], "must_understand"))
     yield bad("sd206-empty-feature", "an empty feature", manifest=put([""], "must_understand"))
+
+
+def _just_too_large() -> dict[str, Hook]:
+    """A manifest with a long note: one byte too many, and nothing else wrong with it."""
+    size = 2**27 + 1
+
+    def frame(text: bytes) -> bytes:
+        head, tail = (half.encode() for half in text.decode().split("?"))
+        blocks, rest = [(head, 0)], size - len(head) - len(tail)
+        while rest:
+            blocks.append((b"?", min(rest, 2**17)))
+            rest -= blocks[-1][1]
+        return zstd(*blocks, (tail, 0), declared=size)
+
+    return {"manifest_frame": frame, "meta": put(str(size), "sd.manifest_size")}
 
 
 def _reverse(text: bytes) -> bytes:
@@ -1004,6 +1028,7 @@ def invalid_layout() -> Iterator[Invalid]:
     parts += [P("replace", dict.fromkeys((1, 2, 3), 1), value="planes")]
     yield "sd211-sum", "3 + 3 entries in 4 words", build([tensor("w", "U8", 4, *parts)])
     yield "sd211-total", "another sum", build(simple(), facts=put(7, "nnz"))
+    yield "sd211-largest-total", "2^53 - 1", build(simple(), facts=put(2**53 - 1, "nnz"))
     empty = T("w", "U8", [0], b"", [P("difference", {})])
     first = put(1, "tensors", 0, "parts", 0, "nnz")
     yield (
@@ -1025,6 +1050,8 @@ def invalid_tables() -> Iterator[Invalid]:
     yield bad("sd301-long", "a byte too many", tables=lambda t: t + b"\0")
     yield bad("sd301-short", "a byte too few", tables=lambda t: t[:-1])
     yield bad("sd301-no-tables", "no byte at all", tables=lambda _: b"")
+    vast = [T("w", "U8", [2**48], b"abcd", [P("difference", {1: 1})])]
+    yield bad("sd301-vast", "2^48 words, and tables for 4", vast)
     yield bad("sd302-digest", "another digest", manifest=put("0" * 64, "tables"))
     yield bad("sd302-bit", "a bit of the tables", body=_flip_table_bit)
 
@@ -1042,6 +1069,11 @@ def invalid_tables() -> Iterator[Invalid]:
         ("gap8-short", "GAPS shorter than the count", simple(), stream(0, lambda s: s[1:])),
         ("gap8-long", "GAPS too long", simple(), stream(0, lambda s: b"\xff\xff" + s)),
         ("bitmask", "BITS of 31 bytes", simple("bitmask"), stream(0, lambda s: s[:-1])),
+        ("bitmask-long", "BITS of 33 bytes", simple("bitmask"), stream(0, lambda s: s + b"\0")),
+        ("sign-short", "SIGN too short", simple(value="packed"), stream(1, lambda _: b"")),
+        ("mag-long", "MAG too long", simple(value="packed"), stream(2, lambda s: s + b"\0")),
+        ("sym-short", "SYM too short", simple(), stream(1, lambda s: s[1:])),
+        ("plane-long", "a plane too long", simple(value="planes"), stream(2, lambda s: s + b"\0")),
         ("sign", "SIGN too long", simple(value="packed"), stream(1, lambda s: s + b"\0")),
         ("mag", "MAG too short", simple(value="packed"), stream(2, lambda s: s[:-1])),
         ("mag-0", "MAG of width 0", simple(value="packed", width=0), stream(2, lambda _: b"\0")),
@@ -1148,13 +1180,16 @@ def invalid_frames() -> Iterator[Invalid]:
 def invalid_index() -> Iterator[Invalid]:
     """Rules SD403 to SD405."""
     for name, why, new in (
-        ("fewer", "one gap fewer than the count", lambda s: b"\xff" + s[1:]),
+        ("fewer", "one gap fewer than the count", lambda _: b"\xff\2"),
         ("more", "one gap more than the count", lambda s: s + b"\0"),
         ("open", "the last byte is 255", lambda s: s + b"\xff"),
-        ("outside", "the last index is behind the block", lambda s: s[:-1] + bytes([s[-1] + 1])),
-        ("far-outside", "a gap of 255 more", lambda s: b"\xff" + s),
+        ("outside", "the last index is behind the block", lambda _: b"\0\xff\x90"),
+        ("far-outside", "gaps of 509 and 144", lambda _: b"\xff\xfe\x90"),
     ):
-        yield bad(f"sd403-{name}", why, simple(), streams=stream(0, new))
+        loose = [tensor("w", "BF16", 400, P("difference", {0: 1, 3: 1}, block=9))]
+        yield bad(f"sd403-{name}", why, loose, streams=stream(0, new))
+    inside = stream(0, lambda s: s[:-1] + bytes([s[-1] + 1]))
+    yield bad("sd403-next-block", "an index of the next block", simple(), streams=inside)
     last = stream(0, lambda s: s[:-1] + bytes([s[-1] + 1]), 1)
     yield bad("sd403-outside-short-block", "behind the last, short block", simple(), streams=last)
 

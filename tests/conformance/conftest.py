@@ -1,6 +1,7 @@
-"""Lets the tests import the reference, which is no part of the package."""
+"""Lets the tests import the reference and the generator, which are no part of the package."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+SPEC = Path(__file__).resolve().parents[2] / "spec"
+sys.path[:0] = [str(SPEC / "reference"), str(SPEC / "vectors")]

@@ -6,10 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import decode as ref
 import pytest
 from jsonschema import Draft202012Validator
-
-from spec.reference import decode as ref
 
 SPEC = Path(__file__).resolve().parents[2] / "spec"
 VECTORS = SPEC / "vectors"

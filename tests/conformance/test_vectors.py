@@ -11,10 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import decode as ref
+import generate
 import pytest
-
-from spec.reference import decode as ref
-from spec.vectors import generate
 
 SPEC = Path(__file__).resolve().parents[2] / "spec"
 VECTORS = SPEC / "vectors"

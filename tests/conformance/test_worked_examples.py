@@ -6,11 +6,10 @@ import json
 import re
 from pathlib import Path
 
+import decode as ref
+import generate
 import numpy as np
 import pytest
-
-from spec.reference import decode as ref
-from spec.vectors import generate
 
 SPEC = Path(__file__).resolve().parents[2] / "spec"
 PAGES = ("gap8", "bitmask", "dense", "packed", "zigzag", "planes")

@@ -10,14 +10,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 
 import pytest
 import torch
+from tiny_llama import SPECIAL, WORDS, tiny_llama
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
-WORDS = [
-    *("the", "a", "film", "was", "is", "good", "bad", "dull", "moving", "long", "short"),
-    *("I", "loved", "hated", "it", "positive", "negative"),
-]
-SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "user", "assistant", ":"]
 # Models of a few thousand weights: a second thread costs more than it gives.
 torch.set_num_threads(1)
 
@@ -39,25 +35,6 @@ def tokenizer() -> PreTrainedTokenizerFast:
         unk_token="<unk>",  # noqa: S106
         chat_template=TEMPLATE,
     )
-
-
-def tiny_llama(*, tied: bool = True, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
-    """Random weights: for the plumbing of transformers, where no real ones are needed."""
-    config = LlamaConfig(
-        vocab_size=len(SPECIAL) + len(WORDS),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        tie_word_embeddings=tied,
-        pad_token_id=0,
-        eos_token_id=2,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(config)
-    return model.to(dtype).eval()
 
 
 @pytest.fixture(scope="session")

@@ -8,11 +8,8 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
-
-from gallop import GallopConfig, Mask, SparseAdamW, select
-from tests.gallop.dense_reference import dense_mask, dense_train
-from tests.gallop.models import (
+from dense_reference import dense_mask, dense_train
+from tiny_models import (
     clone,
     same_bits,
     tiny_model,
@@ -20,6 +17,9 @@ from tests.gallop.models import (
     token_loss,
     weights_of,
 )
+from torch import Tensor, nn
+
+from gallop import GallopConfig, Mask, SparseAdamW, select
 
 DTYPES = (torch.float32, torch.bfloat16)
 CLIPS = (None, 0.05)  # the second one binds in every step

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gallop import GallopConfig, TrainConfig
+from gallop import GallopConfig
 from gallop.errors import ConfigError
-from gallop.train import lr_factor
+from gallop.train import TrainConfig, lr_factor
 
 
 @pytest.mark.parametrize(

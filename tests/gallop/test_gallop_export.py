@@ -9,6 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_llama import tiny_llama
+from tiny_models import (
+    TinyLanguageModel,
+    same_bits,
+    tiny_model,
+    token_batches,
+    token_loss,
+)
 from transformers import LlamaForCausalLM
 
 import gallop
@@ -18,14 +26,6 @@ from gallop.exporting import check_base
 from sparsedelta import DeltaReader, apply
 from sparsedelta.checkpoint import FileCheckpoint
 from sparsedelta.errors import CheckpointError, OutputError
-from tests.gallop.conftest import tiny_llama
-from tests.gallop.models import (
-    TinyLanguageModel,
-    same_bits,
-    tiny_model,
-    token_batches,
-    token_loss,
-)
 
 BATCHES = token_batches(3)
 

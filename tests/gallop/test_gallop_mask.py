@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from tiny_models import tiny_model, token_batches, token_loss
 from torch import nn
 
 from gallop import GallopConfig, Mask, select
 from gallop.errors import MaskError, NotFoundError
 from sparsedelta.errors import OutputError, SparseDeltaError
-from tests.gallop.models import tiny_model, token_batches, token_loss
 
 SHAPES = {"a": (2, 3), "b": (4,), "scalar": ()}
 

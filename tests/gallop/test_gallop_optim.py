@@ -11,13 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.checkpoint import checkpoint
-
-from gallop import GallopConfig, Mask, SparseAdamW, select
-from gallop.errors import ConfigError, MaskError, OptimizerError, ParameterError
-from tests.gallop.models import (
+from tiny_models import (
     TinyLanguageModel,
     clone,
     same_bits,
@@ -26,6 +20,12 @@ from tests.gallop.models import (
     token_loss,
     weights_of,
 )
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.checkpoint import checkpoint
+
+from gallop import GallopConfig, Mask, SparseAdamW, select
+from gallop.errors import ConfigError, MaskError, OptimizerError, ParameterError
 
 BATCHES = token_batches(6)
 

@@ -11,14 +11,10 @@ import gallop
 
 PUBLIC = [
     "GallopConfig",
-    "GallopError",
     "Mask",
     "SelectionReport",
     "SparseAdamW",
-    "TrainConfig",
-    "TrainResult",
     "export",
-    "finetune",
     "select",
 ]
 

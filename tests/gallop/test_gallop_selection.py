@@ -10,15 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
-
-from gallop import GallopConfig, SparseAdamW, select
-from gallop.errors import ParameterError, SelectionError
-from gallop.report import SelectionReport
-from gallop.scores import ScoredTensor
-from gallop.weighing import measure_batch
-from tests.gallop.dense_reference import dense_mask
-from tests.gallop.models import (
+from dense_reference import dense_mask
+from tiny_models import (
     TokenBatch,
     same_bits,
     tiny_model,
@@ -26,6 +19,13 @@ from tests.gallop.models import (
     token_loss,
     weights_of,
 )
+from torch import Tensor, nn
+
+from gallop import GallopConfig, SparseAdamW, select
+from gallop.errors import ParameterError, SelectionError
+from gallop.report import SelectionReport
+from gallop.scores import ScoredTensor
+from gallop.weighing import measure_batch
 
 CONFIG = GallopConfig(0.05)
 
@@ -66,7 +66,11 @@ def test_gradients_are_averaged_with_their_sign() -> None:
 def test_a_batch_counts_by_its_samples_or_as_told() -> None:
     model = Line([1.0, 1.0])
     batches = [torch.tensor([[5.0, 0.0]]), torch.tensor([[0.0, 4.0]] * 3)]
-    assert select(model, batches, GallopConfig(0.5), dot)["weight"].tolist() == [1]
+    mask = select(model, batches, GallopConfig(0.5), dot)
+    assert mask["weight"].tolist() == [1]
+    assert mask.report is not None
+    assert mask.report.threshold == pytest.approx(3.0)  # (0 * 1 + 4 * 3) / 4
+    assert mask.report.loss == pytest.approx(4.25)  # (5 * 1 + 4 * 3) / 4
     equal = select(model, batches, GallopConfig(0.5), dot, weigh=lambda _: 1.0)
     assert equal["weight"].tolist() == [0]
 

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dense_reference import dense_mask, dense_train
+from tiny_llama import tiny_llama
+from tiny_models import same_bits, weights_of
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gallop import GallopConfig, SparseAdamW, TrainConfig, finetune, select
+from gallop import GallopConfig, SparseAdamW, select
 from gallop.data import Sample, make_batch, sample_order
 from gallop.errors import ConfigError, SelectionError
 from gallop.progress import NoProgress
-from gallop.train import choose_mask, lr_factor
-from tests.gallop.conftest import tiny_llama
-from tests.gallop.dense_reference import dense_mask, dense_train
-from tests.gallop.models import same_bits, weights_of
+from gallop.train import TrainConfig, choose_mask, finetune, lr_factor
 
 CONFIG = GallopConfig(0.05)
 

@@ -1,9 +1,12 @@
-"""Checkpoints on disk, written byte by byte without the code under test, and command lines."""
+"""Checkpoints on disk, written byte by byte without the code under test; runs of commands."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -15,6 +18,8 @@ from typing import Any, Final
 import numpy as np
 import safetensors
 from numpy.typing import NDArray
+
+from sparsedelta.cli import main
 
 TIMEOUT: Final = 120
 """Seconds after which a command that hangs is killed; no test waits for it otherwise."""
@@ -188,6 +193,29 @@ def cli(
         check=False,
     )
     return Run(done.returncode, done.stdout, done.stderr)
+
+
+def call(*arguments: str | Path, cwd: Path | None = None) -> Run:
+    """The same without a process of its own, for long tables of cases.
+
+    An exception that is not told as an error fails the test by itself.
+    """
+    out, err = io.StringIO(), io.StringIO()
+    code: object = None
+    handler = signal.getsignal(signal.SIGTERM)
+    with (
+        contextlib.chdir(cwd or Path.cwd()),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            main([*map(str, arguments)])
+        except SystemExit as end:
+            code = end.code
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+    assert isinstance(code, int), f"ended with {code!r}"
+    return Run(code, out.getvalue(), err.getvalue())
 
 
 def succeeded(run: Run) -> Run:

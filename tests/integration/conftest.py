@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from checkpoint_files import Pair, base_tensors, tuned, write_file
 
 import sparsedelta
-from tests.integration.checkpoint_files import Pair, base_tensors, tuned, write_file
 
 
 @pytest.fixture
