@@ -100,6 +100,9 @@ class ValueCodec(Protocol):
     def encode(self, values: Words, block: Block) -> list[Bytes]:
         """Streams of the values."""
 
+    def nonzero(self, streams: Sequence[Bytes], count: int) -> NDArray[np.bool_]:
+        """Whether each of the ``count`` values is other than 0, before they are decoded."""
+
     def decode(self, streams: Sequence[Bytes], count: int, block: Block) -> Words:
         """The ``count`` values.
 

@@ -118,13 +118,14 @@ class Encoding:
             return empty, np.empty(0, f"<u{block.word_bytes}")
         split = self.index.stream_count(block.word_bytes)
         indices = self.index.decode(streams[:split], count, block)
-        values = self.value.decode(streams[split:], indices.size, block)
-        if self.op == "difference":
-            if isinstance(self.index, Dense):
-                indices = np.flatnonzero(values)
-                values = values[indices]
-            elif not values.all():
+        values = streams[split:]
+        if not isinstance(self.index, Dense):
+            words = self.value.decode(values, count, block)
+            if self.op == "difference" and not words.all():
                 raise StreamError("SD408", "a difference of 0")
+            return indices, words
+        if self.op == "difference":
+            indices = np.flatnonzero(self.value.nonzero(values, block.words))
         if indices.size != count:
-            raise StreamError("SD405", f"{count} entries expected, {indices.size} found")
-        return indices, values
+            raise StreamError(self.index.rule, f"{count} entries expected, {indices.size} found")
+        return indices, self.value.decode(values, block.words, block)[indices]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sparsedelta.codecs.base import Block, Bounds, Counts, StreamError
 from sparsedelta.codecs.escapes import decode_escapes, encode_escapes
@@ -65,6 +66,10 @@ class Packed:
             _pack(symbols, self.width),
             encode_escapes(items, block.word_bytes),
         ]
+
+    def nonzero(self, streams: Sequence[Bytes], count: int) -> NDArray[np.bool_]:  # noqa: ARG002
+        """All of them: a magnitude of 0 cannot be written."""
+        return np.ones(count, np.bool_)
 
     def decode(self, streams: Sequence[Bytes], count: int, block: Block) -> Words:
         """The values; checks that each has its one encoding."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sparsedelta.codecs.base import Block, Bounds, Counts
 from sparsedelta.words import Bytes, Words, word_dtype
@@ -32,6 +33,13 @@ class Planes:
         """Planes of any values, 0 included."""
         table = np.ascontiguousarray(values).view(np.uint8).reshape(-1, block.word_bytes)
         return [np.ascontiguousarray(table[:, plane]) for plane in range(block.word_bytes)]
+
+    def nonzero(self, streams: Sequence[Bytes], count: int) -> NDArray[np.bool_]:
+        """A value is 0 exactly if it is in every plane."""
+        found = np.zeros(count, np.bool_)
+        for stream in streams:
+            found |= stream != 0
+        return found
 
     def decode(self, streams: Sequence[Bytes], count: int, block: Block) -> Words:
         """The values; the bounds have fixed the length of every plane to ``count``."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sparsedelta.codecs.base import Block, Bounds, Counts, StreamError
 from sparsedelta.codecs.escapes import decode_escapes, encode_escapes
@@ -43,6 +44,11 @@ class Zigzag:
         symbols = np.minimum(zigzag, _ESCAPE).astype(np.uint8)
         items = zigzag[zigzag >= _ESCAPE] - zigzag.dtype.type(_ESCAPE)
         return [symbols, encode_escapes(items, block.word_bytes)]
+
+    def nonzero(self, streams: Sequence[Bytes], count: int) -> NDArray[np.bool_]:
+        """A value is 0 exactly if its symbol is."""
+        nonzero: NDArray[np.bool_] = streams[0][:count] != 0
+        return nonzero
 
     def decode(self, streams: Sequence[Bytes], count: int, block: Block) -> Words:
         """The values; the bounds have fixed the length of SYM to ``count``."""
