@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gallop.errors import DataError, NotFoundError
+from gallop.errors import DataError
 from gallop.weighing import IGNORED_LABEL
 
 __all__ = [
@@ -77,12 +77,12 @@ def read_examples(path: str | Path) -> list[Example]:
         Its examples, in order.
 
     Raises:
-        NotFoundError: There is no such file.
-        DataError: A line is malformed (the message names it), or there is no example.
+        DataError: There is no such file, a line is malformed (the message names it), or
+            there is no example.
     """
     path = Path(path)
     if not path.is_file():
-        raise NotFoundError(f"{path}: expected a data file, found none")
+        raise DataError(f"{path}: expected a data file, found none")
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:

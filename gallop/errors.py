@@ -11,7 +11,7 @@
         ├── OptimizerError   the optimizer or its saved state does not fit    exit 1
         ├── DataError        training data cannot be read or used             exit 1
         ├── ModelError       a model or tokenizer cannot be loaded            exit 1
-        ├── NotFoundError    no such model, data or mask, or no access        exit 4
+        ├── NotFoundError    no such model on disk or Hub, or no access      exit 4
         ├── OutsideMaskError a weight outside the mask was changed            exit 3
         └── ExportError      the model cannot be related to its base          exit 1
 """
@@ -85,7 +85,7 @@ class ModelError(GallopError):
 
 
 class NotFoundError(GallopError):
-    """There is no model, data or mask at the given place, or no access to it."""
+    """There is no model at the given place, on disk or on the Hub, or no access to it."""
 
     code = "not-found"
     exit_code = 4

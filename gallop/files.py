@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from gallop.errors import MaskError, NotFoundError
+from gallop.errors import MaskError
 from sparsedelta.errors import OutputError
 from sparsedelta.files import staged
 
@@ -27,11 +27,10 @@ def read_tensors(path: str | Path) -> tuple[dict[str, NDArray[Any]], dict[str, s
         Arrays by name, and the metadata (empty if there is none).
 
     Raises:
-        NotFoundError: There is no such file.
-        MaskError: It is not a safetensors file.
+        MaskError: There is no such file, or it is not a safetensors file.
     """
     if not Path(path).is_file():
-        raise NotFoundError(
+        raise MaskError(
             f"{path}: expected a mask file, found none",
             hint="gallop select MODEL DATA -o MASK writes one",
         )

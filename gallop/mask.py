@@ -199,7 +199,6 @@ class Mask(Mapping[str, IndexArray]):
             The mask, its indices int64, with configuration and report.
 
         Raises:
-            NotFoundError: There is no such file.
             MaskError: The file holds no valid mask.
         """
         tensors, metadata = read_tensors(path)

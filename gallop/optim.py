@@ -17,7 +17,7 @@ from gallop.state import Entries, check_state, gather_entries
 from gallop.taps import GradientTap
 from gallop.targets import Target
 
-__all__ = ["SparseAdamW", "WeightDecayMode"]
+__all__ = ["SparseAdamW", "WeightDecayMode", "check_hyperparameters"]
 
 WeightDecayMode = Literal["weight", "delta"]
 
@@ -80,7 +80,7 @@ class SparseAdamW(Optimizer):
         weight_decay_mode: WeightDecayMode = "weight",
         max_grad_norm: float | None = None,
     ) -> None:
-        _check_hyperparameters(
+        check_hyperparameters(
             lr,
             betas,
             eps=eps,
@@ -270,7 +270,7 @@ class SparseAdamW(Optimizer):
         self.close()
 
 
-def _check_hyperparameters(
+def check_hyperparameters(
     lr: float,
     betas: tuple[float, float],
     *,
@@ -279,6 +279,19 @@ def _check_hyperparameters(
     weight_decay_mode: str,
     max_grad_norm: float | None,
 ) -> None:
+    """Check the settings of :class:`SparseAdamW`, which see.
+
+    Args:
+        lr: Learning rate.
+        betas: Decay rates of the moments.
+        eps: Added to the root of the second moment.
+        weight_decay: Decay per unit of learning rate.
+        weight_decay_mode: ``"weight"`` or ``"delta"``.
+        max_grad_norm: Norm to clip to, or None.
+
+    Raises:
+        ConfigError: One is out of range; the message names it.
+    """
     for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
         if not 0 <= value < float("inf"):
             raise ConfigError(f"{name}: expected a finite number >= 0, found {value!r}")

@@ -25,7 +25,7 @@ from gallop.data import Batch, Sample, make_batch, sample_order
 from gallop.errors import ConfigError, SelectionError
 from gallop.gradients import model_loss
 from gallop.mask import Mask
-from gallop.optim import SparseAdamW, WeightDecayMode
+from gallop.optim import SparseAdamW, WeightDecayMode, check_hyperparameters
 from gallop.progress import NoProgress, TrainingProgress
 from gallop.selection import select
 from gallop.weighing import supervised_tokens
@@ -78,6 +78,15 @@ class TrainConfig:
             raise ConfigError(f"seed: expected an integer >= 0, found {self.seed}")
         if not 0 <= self.warmup <= 1:
             raise ConfigError(f"warmup: expected a share in [0, 1], found {self.warmup}")
+        # Here as well as in the optimizer, which is made only after the selection has run.
+        check_hyperparameters(
+            self.lr,
+            self.betas,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            weight_decay_mode=self.weight_decay_mode,
+            max_grad_norm=self.max_grad_norm,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

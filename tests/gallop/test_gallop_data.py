@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from itertools import islice
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 
 from gallop.data import (
     Example,
@@ -19,7 +21,7 @@ from gallop.data import (
     read_examples,
     sample_order,
 )
-from gallop.errors import DataError, NotFoundError
+from gallop.errors import DataError
 
 EOS = 2
 
@@ -77,7 +79,7 @@ def test_malformed_lines_are_named(tmp_path: Path, line: str, says: str) -> None
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="expected a data file"):
+    with pytest.raises(DataError, match="expected a data file"):
         read_examples(tmp_path / "none.jsonl")
     (tmp_path / "latin.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(DataError, match="expected UTF-8"):
@@ -91,6 +93,17 @@ def test_only_the_completion_is_learned(tokenizer: Any) -> None:  # noqa: ANN401
     assert learned(tokenizer, sample) == ("the film was good", "positive </s>")
     assert sample.ids[-1] == EOS
     assert sample.supervised == 2
+
+
+def test_a_tokenizer_that_ends_every_text_does_not_end_the_prompt(tokenizer: Any) -> None:  # noqa: ANN401
+    ending = copy.deepcopy(tokenizer)
+    ending.backend_tokenizer.post_processor = TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", EOS)]
+    )
+    example = Example(prompt="the film", completion=" good")
+    assert ending(example.prompt)["input_ids"][-1] == EOS
+    (sample,), _ = encode_examples(ending, [example], max_length=32)
+    assert learned(ending, sample) == ("the film", "good </s>")
 
 
 def test_all_of_a_text_is_learned_but_its_first_token_is_not_counted(tokenizer: Any) -> None:  # noqa: ANN401

@@ -18,7 +18,7 @@ from tiny_models import tiny_model, token_batches, token_loss
 from torch import nn
 
 from gallop import GallopConfig, Mask, select
-from gallop.errors import MaskError, NotFoundError
+from gallop.errors import MaskError
 from sparsedelta.errors import OutputError, SparseDeltaError
 
 SHAPES = {"a": (2, 3), "b": (4,), "scalar": ()}
@@ -162,7 +162,7 @@ def spoiled(path: Path, metadata: dict[str, str] | None, **tensors: NDArray[np.i
 
 def test_files_that_hold_no_mask_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "m"
-    with pytest.raises(NotFoundError, match="expected a mask file, found none"):
+    with pytest.raises(MaskError, match="expected a mask file, found none"):
         Mask.load(path)
     path.write_bytes(b"not safetensors")
     with pytest.raises(MaskError, match="expected a safetensors file"):

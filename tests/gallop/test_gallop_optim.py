@@ -108,7 +108,10 @@ def test_loading_copies_and_writes_the_masters() -> None:
     other.load_state_dict(optimizer.state_dict())
     expected = weights_of(trained)
     assert all(same_bits(value, expected[name]) for name, value in weights_of(fresh).items())
+    masters = [state["master"].clone() for state in other.state.values()]
     train(trained, optimizer, BATCHES[2:4])
+    for state, master in zip(other.state.values(), masters, strict=True):
+        assert same_bits(state["master"], master)
     assert all(same_bits(value, expected[name]) for name, value in weights_of(fresh).items())
 
 
@@ -305,6 +308,10 @@ def test_one_optimizer_at_a_time_and_a_forgotten_one_lets_go() -> None:
     second = SparseAdamW(model, mask)
     train(model, second, BATCHES[:1])
     assert second.last_grad_norm
+    second.close()
+    third = SparseAdamW(model, mask)  # a closed one need not be forgotten
+    train(model, third, BATCHES[:1])
+    assert third.last_grad_norm
 
 
 def test_gradients_in_another_layout_are_gathered_by_logical_index() -> None:
