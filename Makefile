@@ -16,6 +16,7 @@ REVIEWS := vaderSentiment==0.5
 help:
 	@echo "make demo   install, then fine-tune, diff, apply and revert on real weights"
 	@echo "make test   install, then check style and types, and run every test"
+	@echo "make fuzz   mutate delta files for a few minutes: two readers, one verdict"
 	@echo "make bench  make real checkpoint pairs and print the sizes of their deltas"
 
 demo: $(VENV)/.demo $(WORK)/reviews.zip
@@ -30,6 +31,9 @@ check: $(VENV)/.test
 
 pytest: $(VENV)/.test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+fuzz: $(VENV)/.test
+	SPARSEDELTA_FUZZ_SEEDS=400 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 tests/fuzz
 
 bench: $(VENV)/.demo $(WORK)/reviews.zip
 	PYTHONPATH=examples $(BIN)/python benchmarks/size.py --work $(WORK)

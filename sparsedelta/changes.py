@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ class Changes:
         self.spec = spec
         self._bits: Bytes = np.zeros(-(-spec.words // 8), np.uint8)
         self._values: list[Words] = []
+        self._ends: list[int] = []
         self.nnz = 0
 
     def append(self, start: int, marks: NDArray[np.bool_], values: Words) -> None:
@@ -37,8 +38,9 @@ class Changes:
         """
         bits = np.packbits(marks, bitorder="little")
         self._bits[start // 8 : start // 8 + bits.size] = bits
-        self._values.append(values)
         self.nnz += values.size
+        self._values.append(values)
+        self._ends.append(self.nnz)
 
     @classmethod
     def from_entries(cls, spec: TensorSpec, indices: Indices, values: Words) -> Changes:
@@ -54,14 +56,23 @@ class Changes:
         return changes
 
     @property
-    def values(self) -> Words:
-        """All values, in order."""
-        if len(self._values) != 1:
-            joined = (
-                np.concatenate(self._values) if self._values else np.empty(0, self.spec.word_dtype)
-            )
-            self._values = [joined]
-        return self._values[0]
+    def runs(self) -> Sequence[Words]:
+        """The values, in order, in the runs in which they were added."""
+        return self._values
+
+    def _slice(self, start: int, stop: int) -> Words:
+        # Values stay in their runs: joining them all would hold them twice.
+        first = int(np.searchsorted(self._ends, start, side="right"))
+        pieces = []
+        while start < stop:
+            offset = self._ends[first] - self._values[first].size
+            piece = self._values[first][start - offset : stop - offset]
+            pieces.append(piece)
+            start += piece.size
+            first += 1
+        if len(pieces) == 1:
+            return pieces[0]
+        return np.concatenate(pieces) if pieces else np.empty(0, self.spec.word_dtype)
 
     def blocks(self, block_log2: int) -> Iterator[tuple[int, Indices, Words]]:
         """Entries block by block.
@@ -70,11 +81,10 @@ class Changes:
             Words of the block, indices relative to its first word, values.
         """
         size = 1 << block_log2
-        values = self.values
         position = 0
         for start in range(0, self.spec.words, size):
             words = min(size, self.spec.words - start)
             bits = self._bits[start // 8 : -(-(start + words) // 8)]
             indices = np.flatnonzero(np.unpackbits(bits, bitorder="little").view(np.bool_))
-            yield words, indices, values[position : position + indices.size]
+            yield words, indices, self._slice(position, position + indices.size)
             position += indices.size

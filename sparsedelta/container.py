@@ -23,7 +23,7 @@ from sparsedelta.delta import (
     tensor_content,
 )
 from sparsedelta.digests import Digest, plain_digest
-from sparsedelta.errors import CheckpointError, FormatError
+from sparsedelta.errors import CheckpointError, FormatError, StructureError
 from sparsedelta.files import InputFile
 from sparsedelta.header import DATA, MANIFEST, TABLES, header_length, parse_header
 from sparsedelta.limits import MAX_JSON_INTEGER, MAX_MANIFEST_BYTES, WORK_BUDGET_BYTES
@@ -149,28 +149,39 @@ class DeltaReader:
         """Records of the touched tensors, by name."""
         return {record.spec.name: record for record in self.manifest.tensors}
 
-    def read_block(self, record: TensorRecord, part: int, block: int) -> tuple[Indices, Words]:
+    def read_block(
+        self, record: TensorRecord, part: int, block: int, *, base: Words | None = None
+    ) -> tuple[Indices, Words]:
         """Decode one block, after all its checks.
 
         Args:
             record: The tensor.
             part: Number of the part.
             block: Number of the block.
+            base: The base words of the block, verified; for encodings that need them.
 
         Returns:
             Indices relative to the block's first word, and values.
 
         Raises:
             FormatError: A rule of SD401 to SD408 is broken.
+            StructureError: The encoding needs the base words, and none were given.
         """
         described = record.parts[part]
+        if described.encoding.needs_base and base is None:
+            raise StructureError(
+                f"{self.path}: tensor {record.spec.name!r} is encoded with "
+                f"{described.encoding.describe()}, which is decoded with the base at hand",
+                hint=f"sparsedelta apply BASE {self.path} -o OUT",
+            )
         table = self.tables.tensors[record.spec.name].parts[part]
         count = int(table.counts[block])
         first = block << described.block_log2
         size = min(1 << described.block_log2, record.spec.words - first)
         try:
             streams = self._read_streams(table, block)
-            return described.encoding.decode(streams, count, Block(size, record.spec.word_bytes))
+            shape = Block(size, record.spec.word_bytes, base)
+            return described.encoding.decode(streams, count, shape)
         except StreamError as error:
             raise FormatError(
                 error.rule,

@@ -8,9 +8,9 @@ below one in 8, and packed widths that more than half of the values would escape
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 
@@ -39,6 +39,9 @@ from sparsedelta.words import Indices, Words
 BLOCK_ENTRIES: Final = 1 << 15
 """Entries that a block should hold: fewer cost bytes (a frame has its own entropy tables), more
 cost random access."""
+
+BaseWords: TypeAlias = Callable[[int, int], Words]
+"""Reads the base words ``[start, stop)`` of a tensor."""
 
 _CELL_BYTES: Final = 16
 """What a stream costs in the block table."""
@@ -78,6 +81,7 @@ def encode_part(
     pool: OrderedMap,
     encoding: Encoding | None = None,
     block_log2: int | None = None,
+    base: BaseWords | None = None,
 ) -> EncodedPart:
     """Encode the entries of one part.
 
@@ -87,6 +91,7 @@ def encode_part(
         pool: Where blocks are encoded, many at a time.
         encoding: Which encoding to use; by default the smallest.
         block_log2: Block size; by default by the density.
+        base: Reads base words, for an ``encoding`` that needs them.
     """
     if block_log2 is None:
         block_log2 = choose_block_log2(changes.spec.words, changes.nnz)
@@ -95,22 +100,22 @@ def encode_part(
     word_bytes = changes.spec.word_bytes
     chosen = encoding
 
-    def encode_block(item: tuple[int, Indices, Words]) -> tuple[bytes, list[bytes]]:
-        words, indices, values = item
-        streams = chosen.encode(indices, values, Block(words, word_bytes))
+    def encode_block(item: tuple[int, int, Indices, Words]) -> tuple[bytes, list[bytes]]:
+        start, words, indices, values = item
+        given = base(start, start + words) if chosen.needs_base and base is not None else None
+        streams = chosen.encode(indices, values, Block(words, word_bytes, given))
         frames = [encode_frame(stream) for stream in streams]
         cells = [(frame, len(stream)) for frame, stream in zip(frames, streams, strict=True)]
         return row(indices.size, cells), frames
 
     entries = EntryHasher()
-    start = 0
 
-    def blocks_while_hashing() -> Iterator[tuple[int, Indices, Words]]:
-        nonlocal start
+    def blocks_while_hashing() -> Iterator[tuple[int, int, Indices, Words]]:
+        start = 0
         for words, indices, values in changes.blocks(block_log2):
             entries.update(indices + start, values)
+            yield start, words, indices, values
             start += words
-            yield words, indices, values
 
     rows: list[bytes] = []
     frames: list[bytes] = []
@@ -182,13 +187,13 @@ def _candidates(
 
 
 def _packed_widths(changes: Changes) -> list[int]:
-    values = changes.values
+    limit = int(np.iinfo(changes.spec.word_dtype).max) // 2
     widths = []
     for width in WIDTHS:
-        top = values.dtype.type(min((1 << width) - 1, int(np.iinfo(values.dtype).max) // 2))
-        # |d| - 1 >= top, both signs at once: d - 1 - top wraps around for the values between.
-        kept = values.dtype.type(2) * top
-        escaped = values.size - np.count_nonzero((values + top) <= kept)
-        if width == 0 or escaped * _ESCAPES_UP_TO <= values.size:
+        top = changes.spec.word_dtype.type(min((1 << width) - 1, limit))
+        span = changes.spec.word_dtype.type(2 * int(top))
+        # |d| <= top, both signs at once: d + top wraps around into [0, 2 * top].
+        kept = sum(int(np.count_nonzero(run + top <= span)) for run in changes.runs)
+        if width == 0 or (changes.nnz - kept) * _ESCAPES_UP_TO <= changes.nnz:
             widths.append(width)
     return widths

@@ -25,7 +25,7 @@ from sparsedelta.manifest import TensorRecord
 from sparsedelta.operations.identity import tensor_digests
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress, silent
-from sparsedelta.words import Bytes, TensorSpec, as_words
+from sparsedelta.words import Bytes, TensorSpec, Words, as_words
 
 _NAMED_TENSORS: Final = 3
 """How many differing tensors an error names."""
@@ -246,7 +246,7 @@ class _Step:
         parts = [
             part
             for number in range(len(record.parts))
-            for part in self._parts(record, number, start, words.size)
+            for part in self._parts(record, number, start, words)
         ]
         if len(record.parts) > 1:
             check_disjoint(self.reader.path, name, [part.indices for part in parts])
@@ -261,12 +261,15 @@ class _Step:
                     f"sparsedelta validate {self.reader.path}",
                 )
 
-    def _parts(self, record: TensorRecord, number: int, start: int, words: int) -> Iterator[Part]:
+    def _parts(self, record: TensorRecord, number: int, start: int, words: Words) -> Iterator[Part]:
         described = record.parts[number]
         size = 1 << described.block_log2
-        for block in range(start // size, -(-(start + words) // size)):
-            indices, values = self.reader.read_block(record, number, block)
-            part = Part(described.op, indices + (block * size - start), values)
+        for block in range(start // size, -(-(start + words.size) // size)):
+            first = block * size - start
+            # On the way back the words at hand are the target's: they cannot stand in for the base.
+            base = None if self.reverse else words[first : first + size]
+            indices, values = self.reader.read_block(record, number, block, base=base)
+            part = Part(described.op, indices + first, values)
             yield part.invert() if self.reverse else part
 
 

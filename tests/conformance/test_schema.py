@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import decode as ref
 import pytest
+from encoding import unframe
 from jsonschema import Draft202012Validator
+from structure import read_header
 
 SPEC = Path(__file__).resolve().parents[2] / "spec"
 VECTORS = SPEC / "vectors"
@@ -22,8 +23,8 @@ VALIDATOR = Draft202012Validator(json.loads((SPEC / "manifest.schema.json").read
 
 
 def manifest_of(name: str) -> Any:  # noqa: ANN401 - any JSON value
-    meta, (frame, _, _) = ref.read_header((VECTORS / f"{name}.safetensors").read_bytes())
-    return json.loads(ref.unframe("SD202", frame, int(meta["sd.manifest_size"])))
+    meta, (frame, _, _) = read_header((VECTORS / f"{name}.safetensors").read_bytes())
+    return json.loads(unframe("SD202", frame, int(meta["sd.manifest_size"])))
 
 
 def test_the_schema_is_a_schema() -> None:

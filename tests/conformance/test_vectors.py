@@ -14,6 +14,8 @@ from typing import Any
 import decode as ref
 import generate
 import pytest
+from terms import Tensors, b3
+from valid_vectors import Dice, combinations
 
 SPEC = Path(__file__).resolve().parents[2] / "spec"
 VECTORS = SPEC / "vectors"
@@ -32,7 +34,7 @@ def expected_of(name: str) -> Any:  # noqa: ANN401 - any JSON value
     return json.loads((VECTORS / f"{name}.expected.json").read_text())
 
 
-def rebuild(records: list[dict[str, Any]]) -> ref.Tensors:
+def rebuild(records: list[dict[str, Any]]) -> Tensors:
     """The base tensors of a valid vector, from their recipes."""
     tensors = {}
     for record in records:
@@ -45,7 +47,7 @@ def rebuild(records: list[dict[str, Any]]) -> ref.Tensors:
 def test_every_file_of_the_index_is_there_and_no_other() -> None:
     folders = (VECTORS / "valid", VECTORS / "invalid")
     found = {
-        path.relative_to(VECTORS).as_posix(): ref.b3(path.read_bytes()).hex()
+        path.relative_to(VECTORS).as_posix(): b3(path.read_bytes()).hex()
         for folder in folders
         for path in folder.iterdir()
     }
@@ -64,7 +66,7 @@ def test_every_rule_has_a_vector() -> None:
 
 
 def test_every_combination_of_op_and_codecs_has_a_vector() -> None:
-    for combination in generate.combinations():
+    for combination in combinations():
         assert f"valid/{'-'.join(combination)}" in VALID
 
 
@@ -127,7 +129,7 @@ def test_a_damaged_file_is_refused_or_means_the_same(name: str, tmp_path: Path) 
 
     Only the metadata that a reader ignores can change without a trace.
     """
-    data, path, dice = file_of(name).read_bytes(), tmp_path / "x.safetensors", generate.Dice(1)
+    data, path, dice = file_of(name).read_bytes(), tmp_path / "x.safetensors", Dice(1)
     whole = ref.describe(ref.decode(file_of(name)))
     for _ in range(40):
         at, bit = dice.below(len(data)), dice.below(8)

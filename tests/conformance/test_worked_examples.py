@@ -6,10 +6,12 @@ import json
 import re
 from pathlib import Path
 
-import decode as ref
-import generate
 import numpy as np
 import pytest
+from streams import read_index, read_values
+from structure import Layout, stream_limits
+from terms import Tensors, b3, fingerprint, text, typed
+from vector_encoder import encode_index, encode_value
 
 SPEC = Path(__file__).resolve().parents[2] / "spec"
 PAGES = ("gap8", "bitmask", "dense", "packed", "zigzag", "planes")
@@ -60,25 +62,25 @@ def test_worked_example(example: dict[str, str]) -> None:
     p, op = int(example.get("width", "0")), example.get("op", "difference")
     indices = [int(i) for i in example.get("indices", "").split()]
     words = [int(word, 16) for word in example.get("values", "").split()]
-    part = ref.Layout(op, index, value, p, n, width, len(indices), 24, 0)
+    part = Layout(op, index, value, p, n, width, len(indices), 24, 0)
     lengths = [len(stream) for stream in streams]
 
     if index == "dense":
         entries = dict(zip(indices, words, strict=True))
         every = [entries.get(i, 0) for i in range(n)]
-        assert ref.read_index(part, streams, n, len(indices)).tolist() == indices
-        assert ref.read_values(part, streams, n).tolist() == every
-        assert generate.encode_value(value, every, width, p) == streams
+        assert read_index(part, streams, n, len(indices)).tolist() == indices
+        assert read_values(part, streams, n).tolist() == every
+        assert encode_value(value, every, width, p) == streams
         count, stream_slice = len(indices), slice(0, None)
     elif "index" in example:
         count, stream_slice = len(indices), slice(0, 1)
-        assert ref.read_index(part, streams, n, count).tolist() == indices
-        assert generate.encode_index(index, indices, n) == streams
+        assert read_index(part, streams, n, count).tolist() == indices
+        assert encode_index(index, indices, n) == streams
     else:
         count, stream_slice = len(words), slice(1, None)
-        assert ref.read_values(part, streams, count).tolist() == words
-        assert generate.encode_value(value, words, width, p) == streams
-    limits = ref.stream_limits(part, np.array([count]), np.array([n]))[stream_slice]
+        assert read_values(part, streams, count).tolist() == words
+        assert encode_value(value, words, width, p) == streams
+    limits = stream_limits(part, np.array([count]), np.array([n]))[stream_slice]
     for length, (low, high, unit) in zip(lengths, limits, strict=True):
         assert low[0] <= length <= high[0]
         assert length % unit == 0
@@ -91,7 +93,7 @@ def test_there_are_three_worked_fingerprints() -> None:
 @pytest.mark.parametrize("fields", FINGERPRINTS)
 def test_worked_fingerprint(fields: Fields) -> None:
     """Every digest is that of the bytes above it, and the bytes are those of section 4."""
-    tensors: ref.Tensors = {}
+    tensors: Tensors = {}
     leaves: list[tuple[str, bytes]] = []
     for start in [i for i, (key, _) in enumerate(fields) if key == "tensor"]:
         end = next(i for i in range(start, len(fields)) if fields[i][0] == "tensor digest")
@@ -99,16 +101,16 @@ def test_worked_fingerprint(fields: Fields) -> None:
         name, dtype, shape = json.loads(fields[start][1])
         data = bytes.fromhex(tensor["bytes"])
         segments = [bytes.fromhex(v) for k, v in tensor.items() if k == "segment digest"]
-        assert segments == [ref.b3(data, "segment")] * bool(data)
+        assert segments == [b3(data, "segment")] * bool(data)
         count = len(segments).to_bytes(8, "little")
-        hashed = ref.typed(dtype, tuple(shape)) + count + b"".join(segments)
+        hashed = typed(dtype, tuple(shape)) + count + b"".join(segments)
         assert bytes.fromhex(tensor["tensor input"]) == hashed
-        assert tensor["tensor digest"] == ref.b3(hashed, "tensor").hex()
+        assert tensor["tensor digest"] == b3(hashed, "tensor").hex()
         tensors[name] = (dtype, tuple(shape), data)
         leaves.append((name, bytes.fromhex(tensor["tensor digest"])))
     whole = joined(fields)
     hashed = len(leaves).to_bytes(8, "little")
-    hashed += b"".join(ref.text(name) + digest for name, digest in leaves)
+    hashed += b"".join(text(name) + digest for name, digest in leaves)
     assert bytes.fromhex(whole["checkpoint input"]) == hashed
-    assert whole["fingerprint"] == ref.b3(hashed, "checkpoint").hex()
-    assert whole["fingerprint"] == ref.fingerprint(tensors)
+    assert whole["fingerprint"] == b3(hashed, "checkpoint").hex()
+    assert whole["fingerprint"] == fingerprint(tensors)

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -170,6 +171,11 @@ class Run:
         return document
 
 
+def without_progress(text: str) -> str:
+    """Messages without lines of progress: these come on a machine that is slow at the moment."""
+    return re.sub(r"^\w+: .* of .*/s, \d+ s left\n", "", text, flags=re.MULTILINE)
+
+
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment without what changes colours or encodings."""
     drop = ("NO_COLOR", "FORCE_COLOR", "PYTHONIOENCODING", "TERM", "COLUMNS")
@@ -192,7 +198,7 @@ def cli(
         timeout=TIMEOUT,
         check=False,
     )
-    return Run(done.returncode, done.stdout, done.stderr)
+    return Run(done.returncode, done.stdout, without_progress(done.stderr))
 
 
 def call(*arguments: str | Path, cwd: Path | None = None) -> Run:
@@ -215,7 +221,7 @@ def call(*arguments: str | Path, cwd: Path | None = None) -> Run:
         finally:
             signal.signal(signal.SIGTERM, handler)
     assert isinstance(code, int), f"ended with {code!r}"
-    return Run(code, out.getvalue(), err.getvalue())
+    return Run(code, out.getvalue(), without_progress(err.getvalue()))
 
 
 def succeeded(run: Run) -> Run:

