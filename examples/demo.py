@@ -96,9 +96,11 @@ def accuracy(checkpoint: Path, held_out: Sequence[reviews.Review]) -> Accuracy:
     """Let the model complete every prompt with one token."""
     import torch  # noqa: PLC0415 (slow: not before it is needed)
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
+    from transformers.utils import logging  # noqa: PLC0415
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16).eval()
+    logging.disable_progress_bar()
     positive, negative = (
         tokenizer(label, add_special_tokens=False)["input_ids"][0]
         for label in (reviews.POSITIVE, reviews.NEGATIVE)

@@ -59,6 +59,7 @@ class JoinedCheckpoint:
     Attributes:
         location: What to call it in messages.
         specs: Every tensor of the base by name.
+        paths: What the base is read from.
         held: The live tensor of each name that the model holds.
         not_held: Names that it does not hold.
 
@@ -70,6 +71,7 @@ class JoinedCheckpoint:
     def __init__(self, base: CheckpointReader, model: nn.Module) -> None:
         self.location = "the live model"
         self.specs: Mapping[str, TensorSpec] = base.specs
+        self.paths = base.paths
         self._base = base
         # keep_vars keeps identity, by which tied names are recognised. Non-persistent buffers are
         # not in the state: they are derived from the configuration, and no business of a delta.

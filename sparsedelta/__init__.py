@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sparsedelta.delta import Delta, Part, TensorDelta
     from sparsedelta.errors import (
         CheckpointError,
+        DeltaGivenError,
         FormatError,
         IdentityError,
         NotInvertibleError,
@@ -47,6 +48,7 @@ _MODULES: Final = {
     "operations.diff": ("DiffReport", "diff"),
     "errors": (
         "CheckpointError",
+        "DeltaGivenError",
         "FormatError",
         "IdentityError",
         "NotInvertibleError",
@@ -69,6 +71,7 @@ __all__ = [
     "ApplyReport",
     "CheckpointError",
     "Delta",
+    "DeltaGivenError",
     "DeltaInfo",
     "DeltaReader",
     "DiffReport",

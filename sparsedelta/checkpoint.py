@@ -14,7 +14,7 @@ from typing import Final, Protocol, Self
 
 import numpy as np
 
-from sparsedelta.errors import CheckpointError
+from sparsedelta.errors import CheckpointError, DeltaGivenError, printable
 from sparsedelta.files import InputFile
 from sparsedelta.limits import MAX_INDEX_BYTES, SEGMENT_WORDS
 from sparsedelta.safetensors_header import FileLayout, StoredTensor, read_layout
@@ -31,10 +31,12 @@ class CheckpointReader(Protocol):
     Attributes:
         location: What to call it in messages.
         specs: Every tensor by name.
+        paths: Files and directories that it is read from: never overwritten.
     """
 
     location: str
     specs: Mapping[str, TensorSpec]
+    paths: tuple[Path, ...]
 
     def read(self, name: str, start: int, stop: int) -> Bytes:
         """Bytes of the words ``[start, stop)`` of a tensor, in an array the caller may change.
@@ -73,6 +75,7 @@ class FileCheckpoint:
         files: Its files, in the order of their names.
         index: The index, or None.
         specs: Every tensor by name: every name stored in the files, whatever the index says.
+        paths: The path, the index and the files.
 
     Raises:
         CheckpointError: Nothing there, or more than one reading of what is there; a malformed
@@ -82,7 +85,11 @@ class FileCheckpoint:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.location = str(path)
-        self.index, paths = _find_files(self.path)
+        try:
+            self.index, paths = _find_files(self.path)
+        except (OSError, RuntimeError, ValueError) as error:  # too long, a loop of links, a NUL
+            reason = getattr(error, "strerror", None) or error
+            raise CheckpointError(f"cannot read {self.path}: {str(reason)!r}") from None
         self.files: list[CheckpointFile] = []
         self._places: dict[str, tuple[CheckpointFile, StoredTensor]] = {}
         try:
@@ -96,6 +103,8 @@ class FileCheckpoint:
         self.specs: Mapping[str, TensorSpec] = {
             name: stored.spec for name, (_, stored) in self._places.items()
         }
+        own = (self.path,) if self.index is None else (self.path, self.index)
+        self.paths: tuple[Path, ...] = (*own, *paths)
 
     @property
     def is_directory(self) -> bool:
@@ -117,16 +126,13 @@ class FileCheckpoint:
         file = CheckpointFile(source, layout)
         self.files.append(file)
         if layout.metadata.get("format") == "sparsedelta":
-            raise CheckpointError(
-                f"{path} is a delta, expected a checkpoint",
-                hint="the order of arguments is: sparsedelta apply BASE DELTA -o OUT",
-            )
+            raise DeltaGivenError(f"{path} is a delta, expected a checkpoint")
         for stored in layout.tensors:
             name = stored.spec.name
             if name in self._places:
                 raise CheckpointError(
-                    f"tensor {name!r} is stored twice: in {self._places[name][0].source.path} and "
-                    f"in {path}"
+                    f"tensor {name!r:.200} is stored twice: in {self._places[name][0].source.path} "
+                    f"and in {path}"
                 )
             self._places[name] = (file, stored)
 
@@ -136,7 +142,8 @@ class FileCheckpoint:
             found = "no shard" if place is None else place[0].name
             if found != shard:
                 raise CheckpointError(
-                    f"{index}: tensor {name!r} should be in {shard}, it is in {found}"
+                    f"{index}: tensor {name!r:.200} should be in {printable(shard)}, it is in "
+                    f"{printable(found)}"
                 )
 
     def read(self, name: str, start: int, stop: int) -> Bytes:
@@ -192,8 +199,10 @@ def _find_files(path: Path) -> tuple[Path | None, list[Path]]:
 
 
 def _find_in_directory(path: Path) -> tuple[Path | None, list[Path]]:
-    indexes = sorted(path.glob(f"*{INDEX_SUFFIX}"))
-    files = sorted(path.glob(f"*{SUFFIX}"))
+    # Hidden files are nobody's weights: some systems drop a "._model.safetensors" beside each file.
+    visible = sorted(item for item in path.iterdir() if not item.name.startswith("."))
+    indexes = [item for item in visible if item.name.endswith(INDEX_SUFFIX)]
+    files = [item for item in visible if item.name.endswith(SUFFIX)]
     if len(indexes) == 1:
         shards = _shards(indexes[0])
         others = [file for file in files if file not in shards]
@@ -229,8 +238,8 @@ def _weight_map(index: Path) -> dict[str, str]:
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or shard in ("", ".", "..") or Path(shard).name != shard:
             raise CheckpointError(
-                f"{index}: tensor {name!r} is said to be in {shard!r}, expected the name of a file "
-                "beside the index"
+                f"{index}: tensor {name!r:.200} is said to be in {shard!r:.200}, expected the name "
+                "of a file beside the index"
             )
     return weight_map
 
@@ -240,7 +249,7 @@ def _shards(index: Path) -> list[Path]:
     for shard in shards:
         if not shard.exists():
             raise CheckpointError(
-                f"{index} names the shard {shard.name}, which is not there",
+                f"{index} names the shard {printable(shard.name)}, which is not there",
                 hint="the download is not complete: get it again",
             )
     return shards

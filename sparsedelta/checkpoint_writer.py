@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -75,32 +76,12 @@ class CheckpointWriter:
         descriptor, stored = self._places[name]
         write_all(descriptor, data.data, stored.offset + start * stored.spec.word_bytes)
 
-    def finish(self) -> list[str]:
-        """Copy what lies beside the weights.
-
-        Returns:
-            Names of the files that were left behind: they hold other weights, or are too large.
-        """
-        if not self._source.is_directory:
-            return []
-        left = []
-        own = {file.name for file in self._source.files}
-        for path in sorted(_companions(self._source.root)):
-            relative = path.relative_to(self._source.root)
-            if str(relative) in own:
-                continue
-            if self._is_foreign(path):
-                left.append(str(relative))
-                continue
+    def copy_companions(self, companions: Companions) -> None:
+        """Copy what lies beside the weights."""
+        for relative in companions.copied:
             copy = self._work / relative
             copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
-        return left
-
-    def _is_foreign(self, path: Path) -> bool:
-        if path.suffix in _WEIGHT_SUFFIXES or path.stat().st_size > MAX_COMPANION_BYTES:
-            return True
-        return path.name.endswith(".index.json") and path != self._source.index
+            shutil.copyfile(self._source.root / relative, copy)
 
     def close(self) -> None:
         """Close the files."""
@@ -120,11 +101,48 @@ class CheckpointWriter:
         self.close()
 
 
-def _companions(root: Path) -> Iterator[Path]:
+@dataclass(frozen=True, slots=True)
+class Companions:
+    """What lies beside the weights of a checkpoint, relative to its directory, ascending.
+
+    Attributes:
+        copied: Small files: configuration, tokenizer, generation settings.
+        left_behind: What is not copied: other weights, large files, linked directories.
+    """
+
+    copied: tuple[Path, ...]
+    left_behind: tuple[str, ...]
+
+
+def find_companions(source: FileCheckpoint) -> Companions:
+    """Files beside the weights of ``source``; none if it is a single file."""
+    if not source.is_directory:
+        return Companions((), ())
+    own = {file.source.path for file in source.files}
+    copied, left = [], []
+    for path in sorted(_walk(source.root)):
+        if path in own:
+            continue
+        relative = path.relative_to(source.root)
+        if path.is_dir() or _is_foreign(path, source):
+            left.append(str(relative))
+        else:
+            copied.append(relative)
+    return Companions(tuple(copied), tuple(left))
+
+
+def _is_foreign(path: Path, source: FileCheckpoint) -> bool:
+    if path.suffix in _WEIGHT_SUFFIXES or path.stat().st_size > MAX_COMPANION_BYTES:
+        return True
+    return path.name.endswith(".index.json") and path != source.index
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    # Links to directories are told, not followed: they may lead anywhere, also back here.
     for path in root.iterdir():
         if path.name.startswith("."):
             continue
         if path.is_dir() and not path.is_symlink():
-            yield from _companions(path)
-        elif path.is_file():
+            yield from _walk(path)
+        elif path.is_file() or path.is_dir():
             yield path

@@ -13,17 +13,18 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 import click
 
 import sparsedelta
 from sparsedelta.console import format_bytes, progress_bar
-from sparsedelta.errors import SparseDeltaError
+from sparsedelta.errors import SparseDeltaError, printable
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _EXIT_INTERRUPTED: Final = 130
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _EXIT_MISMATCH: Final = 3
 
 
@@ -125,7 +126,7 @@ def diff(
             "invertible": manifest.invertible,
             "dry_run": dry_run,
         },
-        f"{'would write' if dry_run else 'wrote'} {out}: {format_bytes(report.size)} "
+        f"{'would write' if dry_run else 'wrote'} {out}: {format_bytes(report.size)}"
         f"{_ratio(report.checkpoint_bytes, report.size)}, {manifest.nnz:,} entries in "
         f"{len(manifest.tensors)} of {len(manifest.tensors) + len(manifest.untouched)} tensors"
         f"{_bits(report.size, manifest.nnz)}",
@@ -183,14 +184,13 @@ def _transform(
     else:
         end = "target" if verb == "apply" else "base"
         text = f"nothing to do: {source} already is the {end} of {delta}; {wrote} {out} as a copy"
-    text += f"\nverified {report.fingerprint}"
     for name in report.left_behind:
-        click.echo(
-            f"note: {name} was not copied: it may hold the old weights, or is large", err=True
-        )
+        note = f"note: {name} is not copied: it may hold the old weights, is large, or a link"
+        click.echo(printable(note), err=True)
     _print(
         {"output": str(out), "dry_run": dry_run, **asdict(report)},
         text,
+        f"verified {report.fingerprint}",
         as_json=as_json,
         quiet=quiet,
     )
@@ -210,9 +210,8 @@ def validate(
     proven = ", applying to the base gives the target" if report.base_checked else ""
     _print(
         {**asdict(report), "ok": report.ok},
-        f"{delta} is valid: {checked}{proven}"
-        if report.ok
-        else "\n".join([f"{delta} is NOT valid:", *(f"  {p.message}" for p in report.problems)]),
+        f"{delta} is {'valid' if report.ok else 'NOT valid'}: {checked}{proven}",
+        *(f"  {problem.message}" for problem in report.problems),
         as_json=as_json,
         quiet=quiet and report.ok,
     )
@@ -233,7 +232,7 @@ def info(delta: Path, *, tensors: bool, as_json: bool, quiet: bool) -> None:  # 
         del document["tensors"]
     document["bits_per_entry"] = found.bits_per_entry
     document["density"] = found.density
-    _print(document, "\n".join(_info_lines(found, tensors=tensors)), as_json=as_json, quiet=False)
+    _print(document, *_info_lines(found, tensors=tensors), as_json=as_json, quiet=False)
 
 
 def _info_lines(found: sparsedelta.DeltaInfo, *, tensors: bool) -> list[str]:
@@ -283,7 +282,7 @@ def fingerprint(
     if tensors:
         document["digests"] = {name: digest.hex() for name, digest in found.tensors.items()}
         lines += [f"{digest.hex()}  {name}" for name, digest in found.tensors.items()]
-    _print(document, "\n".join(lines), as_json=as_json, quiet=False)
+    _print(document, *lines, as_json=as_json, quiet=False)
 
 
 def _metadata(pairs: tuple[str, ...]) -> dict[str, str]:
@@ -297,18 +296,20 @@ def _metadata(pairs: tuple[str, ...]) -> dict[str, str]:
 
 
 def _ratio(whole: int, part: int) -> str:
-    return f"({whole / part:.0f}x smaller than the checkpoint)" if part and whole > part else ""
+    return f" ({whole / part:.0f}x smaller than the checkpoint)" if whole > part else ""
 
 
 def _bits(size: int, nnz: int) -> str:
     return f", {8 * size / nnz:.2f} bits each, all bytes counted" if nnz else ""
 
 
-def _print(document: dict[str, Any], text: str, *, as_json: bool, quiet: bool) -> None:
+def _print(document: dict[str, Any], *lines: str, as_json: bool, quiet: bool) -> None:
+    # ASCII: a path or a name that is no text still makes valid JSON.
     if as_json:
-        click.echo(json.dumps(document, ensure_ascii=False, indent=2, default=list))
+        click.echo(json.dumps(document, indent=2, default=list))
     elif not quiet:
-        click.echo(text)
+        for line in lines:
+            click.echo(printable(line))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -316,10 +317,26 @@ def main(arguments: list[str] | None = None) -> None:
     run(cli, "sparsedelta", arguments)
 
 
+def _interrupt_once() -> None:
+    """Make Ctrl-C, a polite kill and a closed terminal one interrupt each, and only the first.
+
+    Temporary files are removed on the way out; a second signal must not interrupt that. A signal
+    that is ignored, as in a background job, stays so.
+    """
+
+    def interrupt(number: int, frame: object) -> NoReturn:  # noqa: ARG001 (the signature of a handler)
+        for each in _SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for each in _SIGNALS:
+        if signal.getsignal(each) is not signal.SIG_IGN:
+            signal.signal(each, interrupt)
+
+
 def run(command: click.Command, name: str, arguments: list[str] | None = None) -> None:
     """Run a click command; map our errors and an interrupt to exit codes."""
-    # A polite kill is an interrupt: temporary files are removed on the way out.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _interrupt_once()
     try:
         code = command.main(args=arguments, prog_name=name, standalone_mode=False)
     except click.ClickException as error:
@@ -329,9 +346,9 @@ def run(command: click.Command, name: str, arguments: list[str] | None = None) -
         click.echo("interrupted; nothing was left behind", err=True)
         sys.exit(_EXIT_INTERRUPTED)
     except SparseDeltaError as error:
-        click.echo(f"error: {error.message}", err=True)
+        click.echo(f"error: {printable(error.message)}", err=True)
         if error.hint:
-            click.echo(f"hint: {error.hint}", err=True)
+            click.echo(f"hint: {printable(error.hint)}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         # The reader of our output has gone: nothing is wrong, and nothing more can be said.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +24,7 @@ from sparsedelta.delta import (
     tensor_content,
 )
 from sparsedelta.digests import Digest, plain_digest
-from sparsedelta.errors import CheckpointError, FormatError, StructureError
+from sparsedelta.errors import DAMAGED, CheckpointError, FormatError, StructureError
 from sparsedelta.files import InputFile
 from sparsedelta.header import DATA, MANIFEST, TABLES, header_length, parse_header
 from sparsedelta.limits import MAX_JSON_INTEGER, MAX_MANIFEST_BYTES, WORK_BUDGET_BYTES
@@ -64,6 +65,11 @@ class DeltaReader:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        if os.path.isdir(self.path):  # noqa: PTH112 (does not raise on names that are too long)
+            raise CheckpointError(
+                f"{path} is a directory, expected a delta file",
+                hint="a delta is one file, made by: sparsedelta diff BASE TARGET -o DELTA",
+            )
         self._file = InputFile(self.path)
         try:
             with _located(self.path):
@@ -186,7 +192,7 @@ class DeltaReader:
             raise FormatError(
                 error.rule,
                 f"{self.path}: tensor {record.spec.name!r}, {described.op}, block {block}: {error}",
-                hint="the file is damaged or was written by a faulty tool: get it again",
+                hint=DAMAGED,
             ) from None
 
     def _read_streams(self, table: PartTable, block: int) -> list[Bytes]:
@@ -285,6 +291,7 @@ class DeltaReader:
                 "SD410",
                 f"{self.path}: the content digest is {self.manifest.content}, {found} follows from "
                 "the entries",
+                hint=DAMAGED,
             )
 
     def check_budget(self, budget: int = WORK_BUDGET_BYTES) -> None:
@@ -324,7 +331,9 @@ def check_disjoint(path: Path, name: str, indices: Sequence[Indices]) -> None:
     merged = np.sort(np.concatenate(indices)) if len(indices) > 1 else np.empty(0, np.int64)
     both = merged[1:][merged[1:] == merged[:-1]]
     if both.size:
-        raise FormatError("SD409", f"{path}: tensor {name!r}: two parts hold index {both[0]}")
+        raise FormatError(
+            "SD409", f"{path}: tensor {name!r}: two parts hold index {both[0]}", hint=DAMAGED
+        )
 
 
 @contextlib.contextmanager
@@ -346,18 +355,4 @@ def open_delta(delta: str | Path | DeltaReader) -> DeltaReader:
     """
     if isinstance(delta, DeltaReader):
         return delta
-    path = Path(delta)
-    if path.is_dir():
-        raise CheckpointError(
-            f"{path} is a directory, expected a delta file",
-            hint="a delta is one .safetensors file, made by: sparsedelta diff BASE TARGET -o DELTA",
-        )
-    try:
-        return DeltaReader(path)
-    except FormatError as error:
-        if error.hint is None and error.rule <= "SD104":
-            error.hint = (
-                "is this a checkpoint, or another kind of file? A delta is made by: "
-                "sparsedelta diff BASE TARGET -o DELTA"
-            )
-        raise
+    return DeltaReader(delta)

@@ -119,9 +119,10 @@ def encode_part(
 
     rows: list[bytes] = []
     frames: list[bytes] = []
-    for block_row, block_frames in pool.map(encode_block, blocks_while_hashing()):
-        rows.append(block_row)
-        frames += block_frames
+    with pool.mapped(encode_block, blocks_while_hashing()) as blocks:
+        for block_row, block_frames in blocks:
+            rows.append(block_row)
+            frames += block_frames
     nbytes = sum(map(len, frames))
     record = PartRecord(changes.nnz, block_log2, chosen, nbytes)
     content = PartContent(op, changes.nnz, *entries.digests())
@@ -158,7 +159,8 @@ def encoding_sizes(
             )
         ]
 
-    rows = list(pool.map(measure, changes.blocks(block_log2)))
+    with pool.mapped(measure, changes.blocks(block_log2)) as measured:
+        rows = list(measured)
     totals = np.array(rows, np.int64).sum(axis=0).tolist()
     sizes = {}
     for i, index in enumerate(index_codecs):

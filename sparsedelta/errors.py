@@ -6,9 +6,11 @@
     ├── UsageError            ask differently                               exit 2
     ├── OutputError           make room, or choose another output           exit 1
     ├── CheckpointError       repair or replace the checkpoint              exit 1
+    │   └── DeltaGivenError   a delta was given in the place of a checkpoint
     ├── StructureError        the two checkpoints cannot be related         exit 1
     ├── FormatError           get the delta again: it breaks a rule         exit 3
     │   └── UnsupportedError  get a newer release: it needs a later version exit 3
+    ├── NotInvertibleError    make the delta again without --one-way        exit 1
     └── IdentityError         get the right base or delta                   exit 3
         ├── WrongBaseError    this checkpoint is not the delta's base
         └── VerificationError the result is not what the delta promises
@@ -19,7 +21,16 @@ helps. ``code`` is stable and made for programs: it never changes its meaning.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
+
+
+def printable(line: str) -> str:
+    """A line in which nothing commands a terminal: names and metadata may come from anyone."""
+    if line.isprintable():
+        return line
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in line
+    )
 
 
 class SparseDeltaError(Exception):
@@ -40,8 +51,21 @@ class SparseDeltaError(Exception):
         self.message = message
         self.hint = hint
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Errors travel between processes whatever their constructors ask for.
+        return _restore, (type(self), self.args, self.__dict__)
+
     def __str__(self) -> str:
         return self.message if self.hint is None else f"{self.message}\nhint: {self.hint}"
+
+
+def _restore(
+    kind: type[SparseDeltaError], args: tuple[object, ...], state: dict[str, object]
+) -> SparseDeltaError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 class UsageError(SparseDeltaError):
@@ -63,10 +87,25 @@ class CheckpointError(SparseDeltaError):
     code = "checkpoint"
 
 
+class DeltaGivenError(CheckpointError):
+    """A delta was given where a checkpoint is expected."""
+
+    code = "delta-given"
+
+
 class StructureError(SparseDeltaError):
     """Two checkpoints differ in names, dtypes or shapes in a way a delta cannot express."""
 
     code = "structure"
+
+
+DAMAGED: Final = "the file is damaged, or was written by a faulty tool: get it again"
+
+_LAST_FOREIGN_RULE: Final = "SD104"
+_FOREIGN: Final = (
+    "is this a checkpoint, or another kind of file? A delta is made by: "
+    "sparsedelta diff BASE TARGET -o DELTA"
+)
 
 
 class FormatError(SparseDeltaError):
@@ -84,9 +123,11 @@ class FormatError(SparseDeltaError):
         self.rule = rule
 
     def locate(self, path: object) -> None:
-        """Name the file, for checks that see only bytes."""
+        """Name the file, for checks that see only bytes, and say what helps."""
         self.message = f"{self.rule}: {path}: {self.message.removeprefix(f'{self.rule}: ')}"
         self.args = (self.message,)
+        if self.hint is None:
+            self.hint = _FOREIGN if self.rule <= _LAST_FOREIGN_RULE else DAMAGED
 
 
 class UnsupportedError(FormatError):

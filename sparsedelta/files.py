@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shlex
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -37,8 +38,8 @@ class InputFile:
             if not stat.S_ISREG(path.stat().st_mode):
                 raise CheckpointError(f"{path} is not a regular file")
             self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        except OSError as error:
-            raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            raise CheckpointError(f"cannot read {path}: {_reason(error)}") from None
         self.size = os.fstat(self._fd).st_size
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
@@ -86,30 +87,64 @@ class InputFile:
         self.close()
 
 
-def check_output(path: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> None:
+def check_output(
+    path: Path, *, force: bool, inputs: Iterable[Path] = (), directory: bool = False
+) -> None:
     """Refuse an output that cannot, or must not, be written.
 
     Args:
-        path: The output: a file or a directory.
-        force: Whether an existing output may be replaced.
+        path: The output.
+        force: Whether an existing output may be replaced: a file by a file or a directory, a
+            directory by a directory only, and only if it is empty or holds a checkpoint.
         inputs: Files and directories that are read: never overwritten, even with ``force``.
+        directory: Whether the output is a directory.
 
     Raises:
-        OutputError: It exists, is or holds or lies in an input, or its parent is no directory.
+        OutputError: It exists; it is, holds or lies in an input; its parent is no directory.
     """
-    for source in inputs:
-        if _same_or_nested(path, source):
-            raise OutputError(f"the output {path} would overwrite the input {source}")
-    if not path.parent.is_dir():
-        raise OutputError(
-            f"the folder of the output {path} does not exist",
-            hint=f"mkdir -p {path.parent}",
-        )
-    if path.exists() or path.is_symlink():
-        if not force:
-            raise OutputError(f"the output {path} exists", hint="--force replaces it")
-        if not (path.is_file() or path.is_dir()):
+    try:
+        for source in inputs:
+            if _same_or_nested(path, source):
+                raise OutputError(f"the output {path} would overwrite the input {source}")
+        if not path.parent.is_dir():
+            raise OutputError(
+                f"the folder of the output {path} does not exist", hint=_mkdir_hint(path.parent)
+            )
+        if os.path.lexists(path):
+            _check_replacement(path, force=force, directory=directory)
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a loop of links, a NUL
+        raise OutputError(f"cannot write {path}: {_reason(error)}") from None
+
+
+def _check_replacement(path: Path, *, force: bool, directory: bool) -> None:
+    if not force:
+        raise OutputError(f"the output {path} exists", hint="--force replaces it")
+    if not path.is_dir():
+        if path.exists() and not path.is_file():
             raise OutputError(f"the output {path} is neither a file nor a directory")
+        path.resolve(strict=path.exists())  # a loop of links is an error
+    elif not directory and not path.is_symlink():
+        raise OutputError(
+            f"the output {path} is a directory: a file does not replace it",
+            hint=f"name the file: -o {shlex.quote(str(path / 'NAME'))}",
+        )
+    elif not path.is_symlink() and any(path.iterdir()) and not any(path.glob("*.safetensors")):
+        raise OutputError(
+            f"the output {path} is a directory that holds something, but no checkpoint: it is not "
+            "replaced",
+            hint=f"name a new one: -o {shlex.quote(str(path / 'NAME'))}",
+        )
+
+
+def _mkdir_hint(folder: Path) -> str | None:
+    nearest = folder
+    while not os.path.lexists(nearest) and nearest != nearest.parent:
+        nearest = nearest.parent
+    return f"mkdir -p {shlex.quote(str(folder))}" if nearest.is_dir() else None
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _same_or_nested(output: Path, source: Path) -> bool:
@@ -150,7 +185,7 @@ def staged(path: Path, *, directory: bool = False) -> Iterator[Path]:
         OutputError: The disk is full, the folder is read-only, the rename fails.
     """
     with output_errors(path):
-        stage = Path(tempfile.mkdtemp(prefix=f".{path.name[:64]}.", suffix=".tmp", dir=path.parent))
+        stage = Path(tempfile.mkdtemp(prefix=".sparsedelta.", suffix=".tmp", dir=path.parent))
     try:
         work = stage / path.name
         with output_errors(path):
@@ -158,27 +193,27 @@ def staged(path: Path, *, directory: bool = False) -> Iterator[Path]:
                 work.mkdir()
             yield work
             _sync_tree(work)
-            _replace(work, path, stage)
+            _replace(work, path, aside=stage / "replaced")
             _sync(path.parent)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def _replace(work: Path, path: Path, stage: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        # A directory cannot be replaced in one step: the old one steps aside first, and comes back
-        # if the new one cannot take its name.
-        aside = stage / "replaced"
-        path.rename(aside)
-        try:
-            work.rename(path)
-        except OSError:
-            aside.rename(path)
-            raise
-    else:
-        if work.is_dir() and path.exists():
-            path.unlink()
+def _replace(work: Path, path: Path, *, aside: Path) -> None:
+    is_directory = path.is_dir() and not path.is_symlink()
+    if not work.is_dir() and not is_directory:
         work.replace(path)
+        return
+    # With a directory at either end there is no single step: the old one steps aside first, and
+    # comes back if the new one, for whatever reason, does not take its name.
+    try:
+        if os.path.lexists(path):
+            path.rename(aside)
+        work.rename(path)
+    except BaseException:
+        if os.path.lexists(aside) and not os.path.lexists(path):
+            aside.rename(path)
+        raise
 
 
 def _sync_tree(path: Path) -> None:
@@ -197,17 +232,6 @@ def _sync(path: Path) -> None:
             raise
     finally:
         os.close(fd)
-
-
-def copy_range(source: InputFile, offset: int, length: int, fd: int, position: int) -> None:
-    """Copy bytes of ``source`` to ``position`` of an open output, in pieces of 4 MiB."""
-    piece = bytearray(min(length, 1 << 22))
-    done = 0
-    while done < length:
-        view = memoryview(piece)[: min(len(piece), length - done)]
-        source.read_into(view, offset + done)
-        write_all(fd, view, position + done)
-        done += len(view)
 
 
 def write_all(fd: int, data: bytes | memoryview, position: int) -> None:

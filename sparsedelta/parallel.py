@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing, contextmanager
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -23,7 +24,7 @@ _Result = TypeVar("_Result")
 class OrderedMap:
     """A pool of threads for pure functions; a context manager.
 
-    Only the thread that made it may call :meth:`map`, and functions must not call it themselves.
+    Only the thread that made it may call :meth:`mapped`, and functions must not call it themselves.
 
     Args:
         threads: Number of workers, at least 1; None for the cores this process may use. With 1, all
@@ -42,10 +43,20 @@ class OrderedMap:
         self.threads = threads
         self._executor = ThreadPoolExecutor(threads) if threads > 1 else None
 
-    def map(
+    @contextmanager
+    def mapped(
         self, function: Callable[[_Item], _Result], items: Iterable[_Item]
-    ) -> Iterator[_Result]:
-        """Results of ``function`` for each item, in order; the first exception ends it."""
+    ) -> Iterator[Iterator[_Result]]:
+        """Results of ``function`` for each item, in order; the first exception ends it.
+
+        No function is running any more when the context is left, however it is left.
+        """
+        with closing(self._map(function, items)) as results:
+            yield results
+
+    def _map(
+        self, function: Callable[[_Item], _Result], items: Iterable[_Item]
+    ) -> Generator[_Result, None, None]:
         if self._executor is None:
             yield from map(function, items)
             return
@@ -58,8 +69,10 @@ class OrderedMap:
             while window:
                 yield window.popleft().result()
         finally:
+            # Whoever ends this early is about to close what the workers read and write.
             for future in window:
                 future.cancel()
+            wait(window)
 
     def close(self) -> None:
         """Drop what has not begun and wait for what has."""

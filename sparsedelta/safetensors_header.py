@@ -89,7 +89,7 @@ def _contiguous(
         if offset != end:
             kind = "a hole" if offset > end else "an overlap"
             raise CheckpointError(
-                f"{path}: tensor {spec.name!r} begins at {offset}, expected {end}: {kind}"
+                f"{path}: tensor {spec.name!r:.200} begins at {offset}, expected {end}: {kind}"
             )
         end += spec.nbytes
     if end != data_size:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -59,6 +60,7 @@ class StateDictReader:
         self, tensors: Mapping[str, torch.Tensor], *, location: str = "the model in memory"
     ) -> None:
         self.location = location
+        self.paths: tuple[Path, ...] = ()
         self._tensors = {name: tensor.detach() for name, tensor in tensors.items()}
         self.specs: Mapping[str, TensorSpec] = {
             name: self._spec(name, tensor) for name, tensor in self._tensors.items()

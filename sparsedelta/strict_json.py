@@ -46,6 +46,8 @@ def _reject_constant(text: str) -> NoReturn:
 def _integer(digits: str) -> int:
     if len(digits) > _MAX_DIGITS:  # int() takes quadratic time, and refuses from 4,300 on
         raise NotCanonicalError(f"the number {digits[:_MAX_DIGITS]}… is out of range")
+    if digits == "-0":
+        raise NotCanonicalError("the number -0 is no count")
     return int(digits)
 
 

@@ -79,11 +79,11 @@ class TensorSpec:
     def __post_init__(self) -> None:
         bits = DTYPE_BITS.get(self.dtype)
         if bits is None:
-            raise ValueError(f"unknown dtype {self.dtype!r}")
+            raise ValueError(f"unknown dtype {self.dtype!r:.80}")
         if len(self.shape) > MAX_DIMENSIONS:
             raise ValueError(f"{len(self.shape)} dimensions, at most {MAX_DIMENSIONS} are allowed")
         if any(not 0 <= d <= MAX_JSON_INTEGER for d in self.shape):
-            raise ValueError(f"a dimension of {list(self.shape)} is out of range")
+            raise ValueError(f"a dimension of {list(self.shape)!s:.200} is out of range")
         if prod(self.shape) * bits % 8:
             raise ValueError(f"{self.dtype} {list(self.shape)} is no whole number of bytes")
         if self.words > MAX_WORDS:

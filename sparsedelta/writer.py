@@ -22,8 +22,8 @@ from sparsedelta.digests import (
     tensor_digest,
 )
 from sparsedelta.encode import EncodedPart
-from sparsedelta.errors import StructureError
-from sparsedelta.files import output_errors, staged
+from sparsedelta.errors import StructureError, UsageError
+from sparsedelta.files import output_errors, staged, write_all
 from sparsedelta.header import DATA, MANIFEST, TABLES, build_header
 from sparsedelta.limits import MAX_MANIFEST_BYTES
 from sparsedelta.manifest import PORTABLE, Manifest, TensorRecord, name_problem
@@ -62,6 +62,9 @@ class DeltaWriter:
         base_repo: Hint where the base can be had, never trusted.
         base_revision: Hint at its commit.
 
+    Raises:
+        UsageError: A string of the metadata or of the hints is no valid text.
+
     Attributes:
         size: Bytes of the file, once :meth:`finish` has been called.
     """
@@ -77,10 +80,14 @@ class DeltaWriter:
         self._path = path
         self._metadata = dict(metadata or {})
         hints = {"sd.base_repo": base_repo, "sd.base_revision": base_revision}
+        for text in (*self._metadata, *self._metadata.values(), base_repo, base_revision):
+            if text is not None and not _is_text(text):
+                raise UsageError(f"metadata {text!r:.80} is no text that UTF-8 can hold")
         self._hints = {key: value for key, value in hints.items() if value is not None}
         self._untouched: dict[str, Digest] = {}
         self._touched: dict[str, EncodedTensor] = {}
         self._spool: IO[bytes] | None = None
+        self._spooled = 0
         self.size = 0
 
     def __enter__(self) -> Self:
@@ -115,8 +122,9 @@ class DeltaWriter:
         if self._spool is None:
             raise ValueError("the writer is not open")
         with output_errors(self._path):
-            for part in tensor.parts:
-                self._spool.writelines(part.frames)
+            for frame in (frame for part in tensor.parts for frame in part.frames):
+                write_all(self._spool.fileno(), frame, self._spooled)
+                self._spooled += len(frame)
         emptied = tuple(
             EncodedPart(part.record, part.rows, [], part.content) for part in tensor.parts
         )
@@ -155,8 +163,11 @@ class DeltaWriter:
             **manifest.header_facts(),
             **self._hints,
         }
-        lengths = {MANIFEST: len(frame), TABLES: len(tables), DATA: self._spool.tell()}
-        header = build_header(metadata, lengths)
+        lengths = {MANIFEST: len(frame), TABLES: len(tables), DATA: self._spooled}
+        try:
+            header = build_header(metadata, lengths)
+        except ValueError as error:
+            raise UsageError(f"{self._path}: the hints at the base are too long: {error}") from None
         self.size = len(header) + sum(lengths.values())
         if dry_run:
             return manifest
@@ -203,3 +214,11 @@ class DeltaWriter:
             ),
             untouched=tuple(sorted(self._untouched)),
         )
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

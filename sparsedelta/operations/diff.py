@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,10 +93,15 @@ def diff(
             hint="use --profile portable",
         )
     out = Path(out)
-    old, new = open_checkpoint(base), open_checkpoint(target)
+    old = open_checkpoint(base)
     try:
-        inputs = tuple(Path(end) for end in (base, target) if isinstance(end, str | Path))
-        check_output(out, force=force, inputs=inputs)
+        new = open_checkpoint(target)
+    except BaseException:
+        if old is not base:
+            old.close()
+        raise
+    try:
+        check_output(out, force=force, inputs=(*old.paths, *new.paths))
         _check_structure(old, new)
         total = sum(spec.nbytes for spec in new.specs.values())
         op = REPLACE if one_way else DIFFERENCE
@@ -105,8 +111,9 @@ def diff(
                 out, metadata=metadata, base_repo=base_repo, base_revision=base_revision
             ) as writer,
         ):
-            for tensor in _scan_tensors(old, new, pool=pool, op=op, progress=progress):
-                tensor.write(writer, op, pool)
+            with closing(_scan_tensors(old, new, pool=pool, op=op, progress=progress)) as tensors:
+                for tensor in tensors:
+                    tensor.write(writer, op, pool)
             manifest = writer.finish(dry_run=dry_run)
     finally:
         for given, reader in ((base, old), (target, new)):
@@ -148,6 +155,15 @@ class _ScannedTensor:
     target_segments: list[Digest]
     changes: Changes | None
 
+    def add(self, scanned: _Scan) -> None:
+        """Take the next segment in."""
+        self.base_segments.append(scanned.base)
+        self.target_segments.append(scanned.target)
+        if scanned.marks is not None and scanned.values is not None:
+            if self.changes is None:
+                self.changes = Changes(self.spec)
+            self.changes.append(scanned.start, scanned.marks, scanned.values)
+
     def write(self, writer: DeltaWriter, op: str, pool: OrderedMap) -> None:
         if self.changes is None:
             digest = tensor_digest(self.spec, self.base_segments)
@@ -170,7 +186,7 @@ def _scan_tensors(
     pool: OrderedMap,
     op: str,
     progress: Progress,
-) -> Iterator[_ScannedTensor]:
+) -> Generator[_ScannedTensor, None, None]:
     names = sorted(base.specs)
     total = 2 * sum(spec.nbytes for spec in base.specs.values())
     done = 0
@@ -190,18 +206,12 @@ def _scan_tensors(
         return _Scan(before, after, start, marks, values)
 
     items = ((base.specs[n], start, stop) for n in names for start, stop in segments(base.specs[n]))
-    scans = pool.map(scan, items)
-    for name in names:
-        spec = base.specs[name]
-        tensor = _ScannedTensor(spec, [], [], None)
-        for start, stop in segments(spec):
-            scanned = next(scans)
-            tensor.base_segments.append(scanned.base)
-            tensor.target_segments.append(scanned.target)
-            if scanned.marks is not None and scanned.values is not None:
-                if tensor.changes is None:
-                    tensor.changes = Changes(spec)
-                tensor.changes.append(scanned.start, scanned.marks, scanned.values)
-            done += 2 * (stop - start) * spec.word_bytes
-            progress(done, total)
-        yield tensor
+    with pool.mapped(scan, items) as scans:
+        for name in names:
+            spec = base.specs[name]
+            tensor = _ScannedTensor(spec, [], [], None)
+            for start, stop in segments(spec):
+                tensor.add(next(scans))
+                done += 2 * (stop - start) * spec.word_bytes
+                progress(done, total)
+            yield tensor

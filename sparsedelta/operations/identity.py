@@ -77,11 +77,11 @@ def tensor_digests(
         return segment_digest(reader.read(*item).data)
 
     items = ((name, start, stop) for name in names for start, stop in segments(reader.specs[name]))
-    digests = pool.map(digest, items)
     leaves = {}
-    for name in names:
-        spec = reader.specs[name]
-        leaves[name] = tensor_digest(spec, [next(digests) for _ in segments(spec)])
-        done += spec.nbytes
-        progress(done, total)
+    with pool.mapped(digest, items) as digests:
+        for name in names:
+            spec = reader.specs[name]
+            leaves[name] = tensor_digest(spec, [next(digests) for _ in segments(spec)])
+            done += spec.nbytes
+            progress(done, total)
     return leaves

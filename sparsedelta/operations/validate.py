@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparsedelta.container import DeltaReader
-from sparsedelta.errors import FormatError, IdentityError
+from sparsedelta.errors import FormatError, IdentityError, WrongBaseError
 from sparsedelta.manifest import TensorRecord
 from sparsedelta.operations.apply import prove
 from sparsedelta.parallel import OrderedMap
@@ -72,7 +72,14 @@ def validate(
         problems = list(_problems(reader, threads, progress))
         if not problems and base is not None:
             try:
-                prove(base, reader, threads=threads)
+                report = prove(base, reader, threads=threads)
+                if reader.records and not report.changed:
+                    problems = [
+                        Problem(
+                            WrongBaseError.rule,
+                            f"{base} is the target of {reader.path}, not its base (SD501)",
+                        )
+                    ]
             except IdentityError as error:
                 problems = [Problem(error.rule, error.message)]
         manifest = reader.manifest
@@ -125,8 +132,7 @@ def _broken_blocks(
     for record in reader.manifest.tensors:
         for number, part in enumerate(record.parts):
             blocks = range(part.block_count(record.spec.words))
-            for error in pool.map(check, ((record, number, block) for block in blocks)):
-                if error is not None:
-                    yield error
+            with pool.mapped(check, ((record, number, block) for block in blocks)) as errors:
+                yield from (error for error in errors if error is not None)
             done += part.nbytes
             progress(done, total)

@@ -25,6 +25,9 @@ from sparsedelta.cli import main
 TIMEOUT: Final = 120
 """Seconds after which a command that hangs is killed; no test waits for it otherwise."""
 
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""The signals that the command line answers."""
+
 COMMANDS: Final = ("diff", "apply", "revert", "validate", "info", "fingerprint")
 
 
@@ -208,7 +211,7 @@ def call(*arguments: str | Path, cwd: Path | None = None) -> Run:
     """
     out, err = io.StringIO(), io.StringIO()
     code: object = None
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     with (
         contextlib.chdir(cwd or Path.cwd()),
         contextlib.redirect_stdout(out),
@@ -219,7 +222,8 @@ def call(*arguments: str | Path, cwd: Path | None = None) -> Run:
         except SystemExit as end:
             code = end.code
         finally:
-            signal.signal(signal.SIGTERM, handler)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
     assert isinstance(code, int), f"ended with {code!r}"
     return Run(code, out.getvalue(), without_progress(err.getvalue()))
 

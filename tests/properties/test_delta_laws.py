@@ -228,7 +228,7 @@ def test_segments_and_blocks_larger_and_smaller_than_each_other(
         "sparsedelta.checkpoint",
         "sparsedelta.changes",
         "sparsedelta.digests",
-        "sparsedelta.operations.apply",
+        "sparsedelta.operations.steps",
     ):
         monkeypatch.setattr(f"{module}.SEGMENT_WORDS", 512)
     rng = np.random.default_rng(0)

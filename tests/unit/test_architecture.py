@@ -87,6 +87,7 @@ SPARSEDELTA_NAMES = {
     "ApplyReport",
     "CheckpointError",
     "Delta",
+    "DeltaGivenError",
     "DeltaInfo",
     "DeltaReader",
     "DiffReport",

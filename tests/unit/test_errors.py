@@ -11,7 +11,9 @@ import pytest
 import sparsedelta
 from sparsedelta import errors
 from sparsedelta.errors import (
+    DAMAGED,
     CheckpointError,
+    DeltaGivenError,
     FormatError,
     IdentityError,
     NotInvertibleError,
@@ -28,6 +30,7 @@ PROMISED: dict[type[SparseDeltaError], tuple[str, int]] = {
     UsageError: ("usage", 2),
     OutputError: ("output", 1),
     CheckpointError: ("checkpoint", 1),
+    DeltaGivenError: ("delta-given", 1),
     StructureError: ("structure", 1),
     FormatError: ("format", 3),
     UnsupportedError: ("unsupported", 3),
@@ -140,7 +143,7 @@ def test_a_format_error_is_told_its_file() -> None:
     error = FormatError("SD403", "an index is out of its block")
     error.locate("dir/x.delta")
     assert error.message == "SD403: dir/x.delta: an index is out of its block"
-    assert str(error) == error.message
+    assert error.hint == DAMAGED
 
 
 def test_a_located_format_error_keeps_rule_and_hint() -> None:
