@@ -72,7 +72,7 @@ def load_model(source: str, dtype: str = "auto") -> LoadedModel:
             f"{source}: expected a model in that folder or Hub repository, found {first}",
             hint="hf auth login, if the repository is private or gated",
         ) from error
-    except (ValueError, KeyError, RuntimeError) as error:
+    except (ValueError, KeyError, RuntimeError, ImportError) as error:
         first = str(error).strip().split("\n", maxsplit=1)[0]
         raise ModelError(f"{source}: expected a causal language model, found {first}") from error
     pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)

@@ -209,7 +209,7 @@ def call(*arguments: str | Path, cwd: Path | None = None) -> Run:
 
     An exception that is not told as an error fails the test by itself.
     """
-    out, err = io.StringIO(), io.StringIO()
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", "surrogateescape") for _ in range(2))
     code: object = None
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     with (
@@ -225,7 +225,9 @@ def call(*arguments: str | Path, cwd: Path | None = None) -> Run:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
     assert isinstance(code, int), f"ended with {code!r}"
-    return Run(code, out.getvalue(), without_progress(err.getvalue()))
+    for stream in (out, err):
+        stream.seek(0)
+    return Run(code, out.read(), without_progress(err.read()))
 
 
 def succeeded(run: Run) -> Run:

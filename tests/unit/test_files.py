@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sparsedelta.errors import CheckpointError, OutputError
-from sparsedelta.files import InputFile, check_output, copy_range, output_errors, staged, write_all
+from sparsedelta.files import InputFile, check_output, output_errors, staged, write_all
 
 CONTENT = bytes(range(100))
 
@@ -169,26 +169,6 @@ def test_writes_that_come_in_pieces_are_put_together(
     with path.open("wb") as output:
         write_all(output.fileno(), CONTENT, 5)
     assert path.read_bytes() == bytes(5) + CONTENT
-
-
-@pytest.mark.parametrize(("offset", "length", "position"), [(0, 100, 0), (7, 50, 3), (9, 0, 0)])
-def test_a_range_is_copied(
-    file: Path, tmp_path: Path, offset: int, length: int, position: int
-) -> None:
-    path = tmp_path / "out"
-    with InputFile(file) as source, path.open("wb") as output:
-        copy_range(source, offset, length, output.fileno(), position)
-    expected = CONTENT[offset : offset + length]
-    assert path.read_bytes() == (bytes(position) + expected if length else b"")
-
-
-def test_a_long_range_is_copied_in_pieces(tmp_path: Path) -> None:
-    content = os.urandom((9 << 20) + 5)
-    (tmp_path / "input").write_bytes(content)
-    path = tmp_path / "out"
-    with InputFile(tmp_path / "input") as source, path.open("wb") as output:
-        copy_range(source, 1, len(content) - 1, output.fileno(), 0)
-    assert path.read_bytes() == content[1:]
 
 
 # --- errors of outputs ---
