@@ -171,12 +171,13 @@ def output_errors(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def staged(path: Path, *, directory: bool = False) -> Iterator[Path]:
+def staged(path: Path, *, directory: bool = False, force: bool = True) -> Iterator[Path]:
     """A temporary sibling of ``path`` that takes its name at the end, or vanishes.
 
     Args:
         path: The final name. :func:`check_output` has been called.
         directory: Whether the output is a directory (made here) or a file (made by the caller).
+        force: Whether an output that has appeared meanwhile is replaced.
 
     Yields:
         Where to write.
@@ -193,10 +194,32 @@ def staged(path: Path, *, directory: bool = False) -> Iterator[Path]:
                 work.mkdir()
             yield work
             _sync_tree(work)
-            _replace(work, path, aside=stage / "replaced")
+            if force:
+                _replace(work, path, aside=stage / "replaced")
+            else:
+                _place(work, path)
             _sync(path.parent)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def _place(work: Path, path: Path) -> None:
+    taken = OutputError(
+        f"the output {path} exists: it appeared meanwhile", hint="--force replaces it"
+    )
+    if not work.is_dir():
+        try:
+            # A link, unlike a rename, is refused where something has the name.
+            path.hardlink_to(work)
+        except FileExistsError:
+            raise taken from None
+        except (PermissionError, NotImplementedError):
+            pass  # no links on this file system: renamed below
+        else:
+            return
+    if os.path.lexists(path):
+        raise taken
+    work.rename(path)
 
 
 def _replace(work: Path, path: Path, *, aside: Path) -> None:

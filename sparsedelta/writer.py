@@ -61,6 +61,7 @@ class DeltaWriter:
         metadata: Provenance, string to string.
         base_repo: Hint where the base can be had, never trusted.
         base_revision: Hint at its commit.
+        force: Whether an existing output is replaced.
 
     Raises:
         UsageError: A string of the metadata or of the hints is no valid text.
@@ -76,8 +77,10 @@ class DeltaWriter:
         metadata: Mapping[str, str] | None = None,
         base_repo: str | None = None,
         base_revision: str | None = None,
+        force: bool = False,
     ) -> None:
         self._path = path
+        self._force = force
         self._metadata = dict(metadata or {})
         hints = {"sd.base_repo": base_repo, "sd.base_revision": base_revision}
         for text in (*self._metadata, *self._metadata.values(), base_repo, base_revision):
@@ -171,7 +174,7 @@ class DeltaWriter:
         self.size = len(header) + sum(lengths.values())
         if dry_run:
             return manifest
-        with staged(self._path) as work, work.open("wb") as output:
+        with staged(self._path, force=self._force) as work, work.open("wb") as output:
             output.write(header)
             output.write(frame)
             output.write(tables)

@@ -186,7 +186,7 @@ def _transform(
         pool = stack.enter_context(OrderedMap(threads))
         step = Step.of(reader, reverse=reverse)
         changed = bool(reader.records)
-        run = Pass(checkpoint, out, pool, progress)
+        run = Pass(checkpoint, out, pool, progress, force)
         try:
             left_behind = run(step)
         except DiffersError:

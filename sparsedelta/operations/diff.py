@@ -108,7 +108,11 @@ def diff(
         with (
             OrderedMap(threads) as pool,
             DeltaWriter(
-                out, metadata=metadata, base_repo=base_repo, base_revision=base_revision
+                out,
+                metadata=metadata,
+                base_repo=base_repo,
+                base_revision=base_revision,
+                force=force,
             ) as writer,
         ):
             with closing(_scan_tensors(old, new, pool=pool, op=op, progress=progress)) as tensors:

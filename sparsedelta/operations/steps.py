@@ -116,6 +116,7 @@ class Pass:
     out: Path | None
     pool: OrderedMap
     progress: Progress
+    force: bool
 
     def __call__(self, step: Step) -> Sequence[str]:
         """Take the step.
@@ -132,7 +133,7 @@ class Pass:
             self._through(step, None)
             return companions.left_behind
         with (
-            staged(self.out, directory=self.checkpoint.is_directory) as work,
+            staged(self.out, directory=self.checkpoint.is_directory, force=self.force) as work,
             CheckpointWriter(self.checkpoint, work) as writer,
         ):
             self._through(step, writer)

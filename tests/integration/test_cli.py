@@ -184,8 +184,11 @@ def test_validate_with_the_base_says_what_it_proved(pair: Pair) -> None:
 
 def test_validate_does_not_take_the_target_for_a_proof(pair: Pair) -> None:
     """On a checkpoint that already is the target nothing was applied, so nothing was proven."""
-    run = call("validate", pair.delta, "--base", pair.target, "--json")
-    assert not run.document["base_checked"]
+    run = call("validate", pair.delta, "--base", pair.target)
+    assert run.code == 3
+    assert f"{pair.target} is the target of {pair.delta}, not its base (SD501)" in run.out
+    report = call("validate", pair.delta, "--base", pair.target, "--json").document
+    assert (report["ok"], report["base_checked"]) == (False, False)
 
 
 def test_validate_reaches_a_base_around_the_delta(pair: Pair) -> None:

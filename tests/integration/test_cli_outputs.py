@@ -114,6 +114,19 @@ def test_a_folder_with_other_things_is_not_replaced_by_a_file(pair: Pair) -> Non
     assert tree(pair.folder) == before
 
 
+@pytest.mark.parametrize("command", ["apply", "revert"])
+def test_a_folder_with_other_things_is_not_replaced_by_a_checkpoint(
+    folders: Pair, command: str
+) -> None:
+    out = folders.folder / "models"
+    write_file(out / "precious" / "model.safetensors", base_tensors())
+    before = tree(folders.folder)
+    message = failed(call(*writing(folders, command, out), "--force"), 1)
+    assert str(out) in message
+    hint_of(message)
+    assert tree(folders.folder) == before
+
+
 @pytest.mark.parametrize("command", WRITING)
 @pytest.mark.parametrize("kind", ["fifo", "device"])
 def test_what_is_no_file_is_not_replaced(pair: Pair, command: str, kind: str) -> None:

@@ -63,13 +63,20 @@ def names(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
-def zeros(path: Path, size: int) -> bytes:
-    """Make a checkpoint of one tensor of zeros, in a sparse file; return all before its data."""
-    entry = {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}
-    text = json.dumps({"w": entry}).encode()
+def zeros(path: Path, size: int, count: int = 1) -> bytes:
+    """Make a checkpoint of tensors of zeros, in a sparse file; return all before its data."""
+    entries = {
+        f"w{number:02}": {
+            "dtype": "U8",
+            "shape": [size],
+            "data_offsets": [number * size, (number + 1) * size],
+        }
+        for number in range(count)
+    }
+    text = json.dumps(entries).encode()
     header = len(text).to_bytes(8, "little") + text
     path.write_bytes(header)
-    os.truncate(path, len(header) + size)
+    os.truncate(path, len(header) + count * size)
     return header
 
 
@@ -81,10 +88,10 @@ def huge(tmp_path: Path) -> Iterator[Pair]:
     """Two checkpoints of zeros in sparse files, and the delta of nothing between them."""
     for name in ("base", "target"):
         zeros(tmp_path / name, HUGE)
-    spec = TensorSpec("w", "U8", (HUGE,))
+    spec = TensorSpec("w00", "U8", (HUGE,))
     digest = segment_digest(bytes(SEGMENT_WORDS))
     with DeltaWriter(tmp_path / "delta") as writer:
-        writer.add_untouched("w", tensor_digest(spec, [digest] * (HUGE // SEGMENT_WORDS)))
+        writer.add_untouched(spec.name, tensor_digest(spec, [digest] * (HUGE // SEGMENT_WORDS)))
         writer.finish()
     yield Pair(tmp_path, tmp_path / "base", tmp_path / "target", tmp_path / "delta")
     shutil.rmtree(tmp_path)
@@ -175,7 +182,7 @@ def test_a_kill_leaves_nothing_under_the_final_name(huge: Pair, command: str) ->
 
 
 def test_what_a_kill_left_is_no_obstacle(pair: Pair) -> None:
-    stale = pair.folder / f".{pair.out.name}.abcdefgh.tmp"
+    stale = pair.folder / ".sparsedelta.abcdefgh.tmp"
     stale.mkdir()
     (stale / pair.out.name).write_bytes(b"half")
     sparsedelta.apply(pair.base, pair.delta, pair.out)
@@ -317,7 +324,7 @@ def test_a_disk_that_fills_up_while_words_are_written(
     assert tree(shards.folder) == before
 
 
-@pytest.mark.parametrize("name", ["fsync", "replace", "mkdir"])
+@pytest.mark.parametrize("name", ["fsync", "link", "mkdir"])
 @pytest.mark.parametrize("command", ["diff", "apply"])
 def test_a_disk_that_refuses(
     pair: Pair, monkeypatch: pytest.MonkeyPatch, command: str, name: str
@@ -436,13 +443,13 @@ def test_a_failing_replacement_keeps_an_output(  # noqa: PLR0917 (a table of cas
 
 @pytest.fixture
 def segments(tmp_path: Path) -> Pair:
-    """Checkpoints of more segments than two threads have in flight, in sparse files."""
-    size = 16 * SEGMENT_WORDS
+    """Checkpoints of more pieces of work than two threads have in flight, in sparse files."""
+    count = 16
     paths = [tmp_path / "base", tmp_path / "target"]
     for path in paths:
-        start = len(zeros(path, size))
+        start = len(zeros(path, SEGMENT_WORDS, count))
         with path.open("r+b") as file:
-            for offset in range(start + 1000, start + size, SEGMENT_WORDS):
+            for offset in range(start + 1000, start + count * SEGMENT_WORDS, SEGMENT_WORDS):
                 file.seek(offset)
                 file.write(path.name.encode())
     sparsedelta.diff(paths[0], paths[1], tmp_path / "delta")
@@ -562,7 +569,81 @@ def test_success_leaves_no_open_files(segments: Pair, *, dry_run: bool) -> None:
     assert (open_files(), threading.active_count()) == before
 
 
-def test_a_wrong_base_leaves_no_open_files(segments: Pair) -> None:
+def wrong_base(pair: Pair) -> None:
+    write_file(pair.base, base_tensors(seed=7))
+
+
+def broken_base(pair: Pair) -> None:
+    pair.base.write_bytes(b"broken")
+
+
+def broken_target(pair: Pair) -> None:
+    pair.target.write_bytes(b"broken")
+
+
+def other_target(pair: Pair) -> None:
+    write_file(pair.target, {"x": Stored("U8", (1,), b"\0")})
+
+
+def broken_delta(pair: Pair) -> None:
+    data = bytearray(pair.delta.read_bytes())
+    data[-1] ^= 1
+    pair.delta.write_bytes(data)
+
+
+def delta_of_text(pair: Pair) -> None:
+    pair.delta.write_text("no delta at all")
+
+
+def existing_output(pair: Pair) -> None:
+    pair.out.touch()
+
+
+@pytest.mark.parametrize(
+    ("command", "fault"),
+    [
+        ("diff", broken_base),
+        ("diff", broken_target),
+        ("diff", other_target),
+        ("diff", existing_output),
+        ("apply", broken_base),
+        ("apply", wrong_base),
+        ("apply", broken_delta),
+        ("apply", delta_of_text),
+        ("apply", existing_output),
+    ],
+)
+def test_a_failure_leaves_no_open_files(
+    pair: Pair, command: str, fault: Callable[[Pair], None]
+) -> None:
+    fault(pair)
+    before = open_files(), threading.active_count()
+    with pytest.raises(sparsedelta.SparseDeltaError):
+        run_in_process(pair, command, threads=2)
+    assert (open_files(), threading.active_count()) == before
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_an_output_that_appears_meanwhile_is_not_replaced(
+    shards: Pair, pair: Pair, kind: str
+) -> None:
+    """Two runs with one output: without ``--force`` the second to end finds that it exists."""
+
+    def appear(done: int, total: int) -> None:
+        if kind == "file":
+            pair.out.write_bytes(b"precious")
+        else:
+            write_file(pair.out / "precious.safetensors", base_tensors())
+
+    source = pair.base if kind == "file" else shards.base
+    with pytest.raises(sparsedelta.OutputError, match="exists"):
+        sparsedelta.apply(source, pair.delta, pair.out, progress=appear)
+    name = pair.out.name if kind == "file" else f"{pair.out.name}/precious.safetensors"
+    assert name in tree(pair.folder)
+    assert kind == "folder" or pair.out.read_bytes() == b"precious"
+
+
+def test_a_wrong_large_base_leaves_no_open_files(segments: Pair) -> None:
     write_file(segments.base, tuned(base_tensors()))
     before = open_files(), threading.active_count()
     with pytest.raises(sparsedelta.WrongBaseError):

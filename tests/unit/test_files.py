@@ -251,6 +251,45 @@ def test_the_command_that_makes_a_folder_can_be_pasted(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("content", [None, "model.safetensors"])
+def test_a_folder_replaces_an_empty_one_or_a_checkpoint(
+    tmp_path: Path, content: str | None
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    if content is not None:
+        (out / content).touch()
+    with pytest.raises(OutputError, match="exists"):
+        check_output(out, force=False, directory=True)
+    check_output(out, force=True, directory=True)
+
+
+@pytest.mark.parametrize("content", ["notes.txt", ".hidden", "models"])
+def test_a_folder_with_other_things_is_never_replaced(tmp_path: Path, content: str) -> None:
+    """``-o models --force`` for ``-o models/new --force`` must not cost all models."""
+    out = tmp_path / "out"
+    (out / content).mkdir(parents=True)
+    (out / content / "model.safetensors").touch()
+    with pytest.raises(OutputError, match="not replaced") as error:
+        check_output(out, force=True, directory=True)
+    assert str(out / "NAME") in str(error.value.hint)
+
+
+def test_a_file_never_replaces_a_folder(tmp_path: Path) -> None:
+    """Not even one that holds a checkpoint: who names a folder for a delta did not mean it."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "model.safetensors").touch()
+    with pytest.raises(OutputError, match="is a directory"):
+        check_output(out, force=True)
+
+
+def test_a_folder_replaces_a_file_or_a_link(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    check_output(file, force=True, directory=True)
+    check_output(tmp_path / "link", force=True, directory=True)
+
+
 def test_an_input_is_refused_even_with_force(file: Path) -> None:
     with pytest.raises(OutputError, match="input"):
         check_output(file, force=True, inputs=(file,))
@@ -304,12 +343,12 @@ def test_a_folder_appears_at_the_end_and_not_before(tmp_path: Path) -> None:
     assert contents(tmp_path).keys() == {"out", "out/sub", "out/sub/file"}
 
 
-def test_the_work_is_hidden_beside_the_output_and_of_its_name(tmp_path: Path) -> None:
+def test_the_work_is_hidden_beside_the_output(tmp_path: Path) -> None:
     """Beside: a rename is not a copy. Hidden: no program takes it for the output."""
     with staged(tmp_path / "out.safetensors") as work:
         work.touch()
         (stage,) = tmp_path.iterdir()
-        assert stage.name.startswith(".out.safetensors.")
+        assert stage.name.startswith(".sparsedelta.")
         assert stage.name.endswith(".tmp")
         assert work.parent == stage
 
