@@ -16,9 +16,13 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from sparsedelta.errors import CheckpointError, OutputError
+
+
+_NO_LINKS: Final = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What a file system without hard links says to one."""
 
 
 class InputFile:
@@ -213,8 +217,9 @@ def _place(work: Path, path: Path) -> None:
             path.hardlink_to(work)
         except FileExistsError:
             raise taken from None
-        except (PermissionError, NotImplementedError):
-            pass  # no links on this file system: renamed below
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
         else:
             return
     if os.path.lexists(path):
