@@ -20,7 +20,6 @@ from typing import Final, Self
 
 from sparsedelta.errors import CheckpointError, OutputError
 
-
 _NO_LINKS: Final = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 """What a file system without hard links says to one."""
 

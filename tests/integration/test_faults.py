@@ -324,14 +324,15 @@ def test_a_disk_that_fills_up_while_words_are_written(
     assert tree(shards.folder) == before
 
 
-@pytest.mark.parametrize("name", ["fsync", "link", "mkdir"])
+@pytest.mark.parametrize("calls", ["fsync", "mkdir", "link rename replace"])
 @pytest.mark.parametrize("command", ["diff", "apply"])
 def test_a_disk_that_refuses(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch, command: str, name: str
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, command: str, calls: str
 ) -> None:
     """A read-only folder, a failing disk: one error that names the output and the reason."""
     before = tree(pair.folder)
-    failing(monkeypatch, name, OSError(errno.EROFS, os.strerror(errno.EROFS)))
+    for name in calls.split():
+        failing(monkeypatch, name, OSError(errno.EROFS, os.strerror(errno.EROFS)))
     with pytest.raises(sparsedelta.OutputError, match="Read-only file system") as error:
         run_in_process(pair, command)
     assert str(pair.out) in error.value.message

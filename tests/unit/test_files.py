@@ -426,6 +426,48 @@ def test_a_name_may_be_as_long_as_the_disk_takes(
     assert (tmp_path / name).exists()
 
 
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES)
+
+
+@pytest.mark.parametrize("number", NO_LINKS, ids=errno.errorcode.get)
+def test_a_file_system_without_hard_links_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """FAT, network shares and FUSE have none, AFS none between folders: in different words."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with staged(tmp_path / "out", force=False) as work:
+        work.write_bytes(b"x")
+    assert contents(tmp_path) == {"out": b"x"}
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("directory", [False, True])
+def test_what_appears_meanwhile_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, directory: bool, links: bool
+) -> None:
+    """Without ``force``, with hard links or without."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    out = tmp_path / "out"
+
+    def appear() -> None:
+        with staged(out, directory=directory, force=False) as work:
+            (work / "file" if directory else work).write_bytes(b"new")
+            out.write_bytes(b"precious")
+
+    with pytest.raises(OutputError, match="exists"):
+        appear()
+    assert contents(tmp_path) == {"out": b"precious"}
+
+
 def test_a_file_replaces_a_file(file: Path, tmp_path: Path) -> None:
     with staged(file) as work:
         work.write_bytes(b"new")
