@@ -184,7 +184,7 @@ def _transform(
     else:
         end = "target" if verb == "apply" else "base"
         text = f"nothing to do: {source} already is the {end} of {delta}; {wrote} {out} as a copy"
-    for name in report.left_behind:
+    for name in report.left_behind if not quiet else ():
         note = f"note: {name} is not copied: it may hold the old weights, is large, or a link"
         click.echo(printable(note), err=True)
     _print(

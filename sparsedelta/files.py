@@ -16,12 +16,9 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
 from sparsedelta.errors import CheckpointError, OutputError
-
-_NO_LINKS: Final = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
-"""What a file system without hard links says to one."""
 
 
 class InputFile:
@@ -107,8 +104,9 @@ def check_output(
     """
     try:
         for source in inputs:
-            if _same_or_nested(path, source):
-                raise OutputError(f"the output {path} would overwrite the input {source}")
+            relation = _relation(path, source)
+            if relation:
+                raise OutputError(f"the output {path} {relation} the input {source}")
         if not path.parent.is_dir():
             raise OutputError(
                 f"the folder of the output {path} does not exist", hint=_mkdir_hint(path.parent)
@@ -150,15 +148,14 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _same_or_nested(output: Path, source: Path) -> bool:
+def _relation(output: Path, source: Path) -> str | None:
     written, read = output.resolve(), source.resolve()
-    if written == read:
-        return True
-    if written.exists() and read.exists() and written.samefile(read):
-        return True
-    inside_output = written in read.parents
-    inside_directory_input = read.is_dir() and read in written.parents
-    return inside_output or inside_directory_input
+    same = written == read or (written.exists() and read.exists() and written.samefile(read))
+    if same or written in read.parents:
+        return "would overwrite"
+    if read.is_dir() and read in written.parents:
+        return "lies inside"
+    return None
 
 
 @contextlib.contextmanager
@@ -176,6 +173,9 @@ def output_errors(path: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def staged(path: Path, *, directory: bool = False, force: bool = True) -> Iterator[Path]:
     """A temporary sibling of ``path`` that takes its name at the end, or vanishes.
+
+    A file is replaced in one step. A directory takes two: the old one is moved into the temporary
+    folder, ``.sparsedelta.*.tmp/replaced``, where a power cut between them would leave it.
 
     Args:
         path: The final name. :func:`check_output` has been called.
@@ -216,9 +216,8 @@ def _place(work: Path, path: Path) -> None:
             path.hardlink_to(work)
         except FileExistsError:
             raise taken from None
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
+        except OSError:
+            pass  # file systems refuse links in many ways; the rename below gives the real error
         else:
             return
     if os.path.lexists(path):
