@@ -79,10 +79,11 @@ def run_train(
     """
     out = Path(options["out"])
     saved = Path(options["save_model"]) if options["save_model"] else None
-    for path in (out, saved):
-        if path:
-            inputs = _inputs(source, data, options["mask"])
-            check_output(path, force=options["force"], inputs=inputs)
+    inputs = _inputs(source, data, options["mask"])
+    check_output(out, force=options["force"], inputs=inputs)
+    if saved:
+        # The delta is an input of the check: neither output may lie in the other's place.
+        check_output(saved, force=options["force"], inputs=(*inputs, out), directory=True)
     training = _training(
         options,
         steps=options["steps"],
@@ -135,6 +136,7 @@ def run_train(
         "last_loss": result.losses[-1],
         "moved": written.moved,
         "not_in_model": list(written.not_held),
+        "not_in_base": list(written.not_stored),
         "delta_bytes": written.diff.size,
         "checkpoint_bytes": written.diff.checkpoint_bytes,
         "tokens": result.tokens,
@@ -143,7 +145,7 @@ def run_train(
         "peak_memory_bytes": result.peak_memory,
     }
     if saved:
-        _save_model(loaded, saved)
+        _save_model(loaded, saved, force=options["force"])
         document["model"] = str(saved)
     return document
 
@@ -226,7 +228,7 @@ def _base_path(source: str) -> Path:
     return Path(snapshot_download(source, local_files_only=True))
 
 
-def _save_model(loaded: LoadedModel, path: Path) -> None:
-    with staged(path, directory=True) as work:
+def _save_model(loaded: LoadedModel, path: Path, *, force: bool) -> None:
+    with staged(path, directory=True, force=force) as work:
         loaded.model.save_pretrained(work)  # type: ignore[operator]
         loaded.tokenizer.save_pretrained(work)

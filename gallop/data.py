@@ -87,7 +87,13 @@ def read_examples(path: str | Path) -> list[Example]:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: expected UTF-8 text, found {error}") from error
-    parse = _parse_object if path.suffix == ".jsonl" else _parse_text
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        raise DataError(
+            f"{path}: expected one JSON object a line in a .jsonl file, found a .json file",
+            hint="if it is one object a line, rename it; else write a line per example",
+        )
+    parse = _parse_object if suffix == ".jsonl" else _parse_text
     examples = [
         parse(line, f"{path}:{number}")
         for number, line in enumerate(lines, start=1)

@@ -37,6 +37,8 @@ class ExportReport:
             twice counted twice; the others rounded back to where they were.
         not_held: Tensors of the base that the model does not hold, such as buffers of older
             releases; the delta leaves them alone.
+        not_stored: Parameters of the model that the base does not store under any of their names,
+            such as a head that was added; they are no part of the delta.
         diff: Manifest and size of the delta.
     """
 
@@ -44,6 +46,7 @@ class ExportReport:
     nnz: int
     moved: int
     not_held: tuple[str, ...]
+    not_stored: tuple[str, ...]
     diff: DiffReport
 
 
@@ -102,8 +105,10 @@ def export(
 ) -> ExportReport:
     """Write the delta from the base checkpoint to the trained model.
 
-    Applied to the base it gives the live weights bit for bit. Before anything is written, every
-    tensor is compared with the base: only entries of the mask may differ.
+    Applied to the base it gives the live weights bit for bit, for every tensor that the base
+    stores. Before anything is written, each of these is compared with the base: only entries of
+    the mask may differ. Parameters that the base does not store are reported, and are no part of
+    the delta.
 
     Args:
         model: The trained model, in the dtype of the checkpoint.
@@ -137,7 +142,8 @@ def export(
             metadata={**recipe_metadata(mask), **(metadata or {})},
             force=force,
         )
-    return ExportReport(Path(out), mask.nnz, moved, joined.not_held, written)
+    not_stored = _not_stored(joined, model)
+    return ExportReport(Path(out), mask.nnz, moved, joined.not_held, not_stored, written)
 
 
 def check_base(model: nn.Module, mask: Mask, base: str | Path | CheckpointReader) -> None:
@@ -187,6 +193,11 @@ def _join(
     return joined, indices
 
 
+def _not_stored(joined: JoinedCheckpoint, model: nn.Module) -> tuple[str, ...]:
+    stored = {id(tensor) for tensor in joined.held.values()}
+    return tuple(name for name, p in model.named_parameters() if id(p) not in stored)
+
+
 def _require_same_kind(expected: TensorSpec, found: TensorSpec, where: str) -> None:
     if expected.dtype != found.dtype:
         raise ExportError(
@@ -216,7 +227,8 @@ def _count_moved(
             continue
         moved += differs.size
         allowed = np.empty(0, np.int64) if index is None else index
-        outside = differs[~np.isin(differs, allowed, assume_unique=True)]
+        here = allowed[slice(*np.searchsorted(allowed, (start, stop)))]
+        outside = differs[~np.isin(differs, here, assume_unique=True)]
         if outside.size:
             raise OutsideMaskError(
                 f"tensor {name}: expected changes at the {allowed.size} entries of the mask only, "

@@ -59,7 +59,7 @@ def replace_file(
         raise OutputError(
             f"the folder of the output {path} does not exist", hint=f"mkdir -p {path.parent}"
         )
-    with staged(path) as work:
+    with staged(path, force=True) as work:
         try:
             save_file(dict(tensors), work, metadata=dict(metadata))
         except SafetensorError as error:

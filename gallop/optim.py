@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Literal, Self, get_args, overload
+from typing import Any, Literal, NoReturn, Self, get_args, overload
 
 import torch
 from torch import Tensor, nn
@@ -198,7 +198,7 @@ class SparseAdamW(Optimizer):
             raise OptimizerError(
                 f"parameter {found[0]}: expected a finite gradient norm, found {found[1]}; no "
                 "weight was changed",
-                hint="lower the learning rate, or set max_grad_norm",
+                hint="look at the batch: half precision may overflow, or all labels be ignored",
             )
         return norm
 
@@ -243,6 +243,7 @@ class SparseAdamW(Optimizer):
                 changed then.
         """
         states, settings = check_state(self._entries, state_dict)
+        _check_settings(settings)
         for each, state in zip(self._entries, states, strict=True):
             each.load(state)
             each.forget_gradient()
@@ -251,6 +252,18 @@ class SparseAdamW(Optimizer):
                 each.write_back()
         params = self.param_groups[0]["params"]
         self.param_groups[0].update(settings | {"params": params})
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        raise OptimizerError(
+            "SparseAdamW: expected one optimizer per model, found a copy being made",
+            hint="save and load its state_dict()",
+        )
+
+    def __reduce__(self) -> NoReturn:
+        raise OptimizerError(
+            "SparseAdamW: expected its state to be saved, found the optimizer itself",
+            hint="save and load its state_dict()",
+        )
 
     def close(self) -> None:
         """Stop gathering: remove the hooks and restore ``requires_grad``. A second call is free."""
@@ -268,6 +281,14 @@ class SparseAdamW(Optimizer):
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    names = ("lr", "betas", "eps", "weight_decay", "weight_decay_mode", "max_grad_norm")
+    try:
+        check_hyperparameters(**{name: settings[name] for name in names})
+    except (ConfigError, TypeError) as error:
+        raise OptimizerError(f"optimizer state: expected valid settings, found {error}") from error
 
 
 def check_hyperparameters(

@@ -146,7 +146,8 @@ def check_state(
         )
     for each, state in zip(entries, states, strict=True):
         _check_entries(each, state)
-    missing = sorted({"lr", "betas", "eps", "weight_decay", "weight_decay_mode"} - set(group))
+    settings = {"lr", "betas", "eps", "weight_decay", "weight_decay_mode", "max_grad_norm"}
+    missing = sorted(settings - set(group))
     if missing:
         raise OptimizerError(f"optimizer state: expected settings {missing}, found none")
     return states, {key: value for key, value in group.items() if key != "params"}
@@ -159,7 +160,7 @@ def _check_entries(each: Entries, state: Mapping[str, Any]) -> None:
     for key, own in each.state.items():
         value = state[key]
         if key == "step":
-            if int(value) < 0 or int(value) != float(value):
+            if not isinstance(value, int | Tensor) or value < 0 or int(value) != value:
                 raise OptimizerError(f"{where}: expected a step count, found {value!r}")
             continue
         if not isinstance(value, Tensor) or value.dtype != own.dtype:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from sparsedelta.checkpoint import SUFFIX, CheckpointFile, FileCheckpoint
+from sparsedelta.errors import CheckpointError
 from sparsedelta.files import write_all
 from sparsedelta.limits import MAX_COMPANION_BYTES
 from sparsedelta.safetensors_header import StoredTensor
@@ -77,11 +77,20 @@ class CheckpointWriter:
         write_all(descriptor, data.data, stored.offset + start * stored.spec.word_bytes)
 
     def copy_companions(self, companions: Companions) -> None:
-        """Copy what lies beside the weights."""
+        """Copy what lies beside the weights.
+
+        Raises:
+            CheckpointError: One of the files cannot be read.
+        """
         for relative in companions.copied:
+            original = self._source.root / relative
+            try:
+                data = original.read_bytes()  # small: see MAX_COMPANION_BYTES
+            except OSError as error:
+                raise CheckpointError(f"cannot read {original}: {error.strerror}") from None
             copy = self._work / relative
             copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(self._source.root / relative, copy)
+            copy.write_bytes(data)
 
     def close(self) -> None:
         """Close the files."""

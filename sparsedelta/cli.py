@@ -6,8 +6,10 @@ Results go to stdout, progress and errors to stderr. Exit codes: 0 ok, 1 failure
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -24,6 +26,7 @@ from sparsedelta.errors import SparseDeltaError, printable
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _EXIT_INTERRUPTED: Final = 130
+_OPEN_FILES: Final = 1 << 14
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _EXIT_MISMATCH: Final = 3
 
@@ -334,9 +337,19 @@ def _interrupt_once() -> None:
             signal.signal(each, interrupt)
 
 
+def _allow_many_files() -> None:
+    """Use what the system grants: a checkpoint of hundreds of shards is open at both ends."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def run(command: click.Command, name: str, arguments: list[str] | None = None) -> None:
     """Run a click command; map our errors and an interrupt to exit codes."""
     _interrupt_once()
+    _allow_many_files()
     try:
         code = command.main(args=arguments, prog_name=name, standalone_mode=False)
     except click.ClickException as error:

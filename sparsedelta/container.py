@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +27,12 @@ from sparsedelta.digests import Digest, plain_digest
 from sparsedelta.errors import DAMAGED, CheckpointError, FormatError, StructureError
 from sparsedelta.files import InputFile
 from sparsedelta.header import DATA, MANIFEST, TABLES, header_length, parse_header
-from sparsedelta.limits import MAX_JSON_INTEGER, MAX_MANIFEST_BYTES, WORK_BUDGET_BYTES
+from sparsedelta.limits import (
+    MAX_JSON_INTEGER,
+    MAX_MANIFEST_BYTES,
+    MEMORY_BUDGET_BYTES,
+    WORK_BUDGET_BYTES,
+)
 from sparsedelta.manifest import PartRecord, TensorRecord, parse_manifest
 from sparsedelta.strict_json import parse_canonical
 from sparsedelta.tables import (
@@ -221,14 +226,19 @@ class DeltaReader:
             indices, words = self.read_block(record, part, block)
             yield indices + (block << described.block_log2), words
 
-    def read_tensor(self, name: str) -> TensorDelta:
-        """All that changes in one tensor.
+    def read_tensor(self, name: str, *, budget: int = MEMORY_BUDGET_BYTES) -> TensorDelta:
+        """All that changes in one tensor, in memory.
+
+        Args:
+            name: Name of a touched tensor.
+            budget: Bytes that its entries may take.
 
         Raises:
             KeyError: The delta does not touch a tensor of this name.
-            FormatError: A rule of SD4xx is broken.
+            FormatError: A rule of SD4xx is broken, or the budget is exceeded (SD504).
         """
         record = self.records[name]
+        self._check_memory([record], budget)
         parts = tuple(
             self._read_part(record, number, part) for number, part in enumerate(record.parts)
         )
@@ -246,29 +256,46 @@ class DeltaReader:
             position = end
         return Part(part.op, indices, words)
 
-    def read(self) -> Delta:
+    def _check_memory(self, records: Iterable[TensorRecord], budget: int) -> None:
+        needed = sum(record.nnz * (8 + record.spec.word_bytes) for record in records)
+        if needed > budget:
+            raise FormatError(
+                "SD504",
+                f"{self.path}: the entries take {needed} bytes of memory, the budget is {budget}",
+                hint="blocks() reads a part at a time; read(budget=…) allows more",
+            )
+
+    def read(self, *, budget: int = MEMORY_BUDGET_BYTES) -> Delta:
         """The whole delta in memory, after every check of the specification.
 
+        Args:
+            budget: Bytes that its entries may take.
+
         Raises:
-            FormatError: A rule is broken.
+            FormatError: A rule is broken, or the budget is exceeded (SD504).
         """
-        self.check_budget()
+        self.check_budget()  # reads the tables, and so checks them even if nothing is touched
+        self._check_memory(self.manifest.tensors, budget)
         delta = Delta(
             base=self.manifest.base,
             target=self.manifest.target,
-            tensors={name: self.read_tensor(name) for name in self.records},
+            tensors={name: self.read_tensor(name, budget=budget) for name in self.records},
             metadata=self.manifest.metadata,
         )
         self._check_content(delta.content)
         return delta
 
-    def check_content(self) -> None:
+    def check_content(self, *, has_base: bool = False) -> None:
         """Decode everything, one block at a time, and check the content digest.
 
+        Args:
+            has_base: Whether the base is at hand, whose size bounds the work: no budget then.
+
         Raises:
-            FormatError: A rule of SD4xx is broken.
+            FormatError: A rule of SD4xx is broken, or the budget is exceeded (SD504).
         """
-        self.check_budget()
+        if not has_base:
+            self.check_budget()
         contents = {name: self.tensor_content(name) for name in self.records}
         self._check_content(content_digest(self.manifest.base, self.manifest.target, contents))
 
@@ -276,7 +303,7 @@ class DeltaReader:
         """What of a tensor enters the content digest, computed from its blocks."""
         record = self.records[name]
         if len(record.parts) > 1:
-            self.read_tensor(name)  # for the rule that parts are disjoint
+            self._check_disjoint(record)
         parts = []
         for number, part in enumerate(record.parts):
             entries = EntryHasher()
@@ -284,6 +311,19 @@ class DeltaReader:
                 entries.update(indices, words)
             parts.append(PartContent(part.op, part.nnz, *entries.digests()))
         return tensor_content(record.spec, parts)
+
+    def _check_disjoint(self, record: TensorRecord) -> None:
+        # Blocks are aligned powers of two: the largest holds whole blocks of every part.
+        largest = max(1 << part.block_log2 for part in record.parts)
+        for start in range(0, record.spec.words, largest):
+            stop = min(start + largest, record.spec.words)
+            indices = []
+            for number, part in enumerate(record.parts):
+                size = 1 << part.block_log2
+                blocks = range(start // size, -(-stop // size))
+                found = [self.read_block(record, number, b)[0] + b * size for b in blocks]
+                indices.append(np.concatenate(found))
+            check_disjoint(self.path, record.spec.name, indices)
 
     def _check_content(self, found: str) -> None:
         if found != self.manifest.content:
@@ -307,7 +347,9 @@ class DeltaReader:
         )
         if total > budget:
             raise FormatError(
-                "SD504", f"{self.path}: decoding needs {total} bytes, the budget is {budget}"
+                "SD504",
+                f"{self.path}: decoding needs {total} bytes, the budget without a base is {budget}",
+                hint=f"sparsedelta validate {self.path} --base BASE",
             )
 
     def close(self) -> None:

@@ -16,9 +16,12 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from sparsedelta.errors import CheckpointError, OutputError
+
+_FORCE: Final = "--force replaces it (force=True in Python)"
+_OPEN_FILES: Final = "more files than this process may have open: raise the limit with ulimit -n"
 
 
 class InputFile:
@@ -39,7 +42,8 @@ class InputFile:
                 raise CheckpointError(f"{path} is not a regular file")
             self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-            raise CheckpointError(f"cannot read {path}: {_reason(error)}") from None
+            hint = _OPEN_FILES if getattr(error, "errno", None) == errno.EMFILE else None
+            raise CheckpointError(f"cannot read {path}: {_reason(error)}", hint=hint) from None
         self.size = os.fstat(self._fd).st_size
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
@@ -119,7 +123,7 @@ def check_output(
 
 def _check_replacement(path: Path, *, force: bool, directory: bool) -> None:
     if not force:
-        raise OutputError(f"the output {path} exists", hint="--force replaces it")
+        raise OutputError(f"the output {path} exists", hint=_FORCE)
     if not path.is_dir():
         if path.exists() and not path.is_file():
             raise OutputError(f"the output {path} is neither a file nor a directory")
@@ -167,11 +171,13 @@ def output_errors(path: Path) -> Iterator[None]:
         hint = None
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             hint = "nothing was left behind: free some space, or choose -o on another disk"
+        elif error.errno == errno.EMFILE:
+            hint = _OPEN_FILES
         raise OutputError(f"cannot write {path}: {error.strerror or error}", hint=hint) from None
 
 
 @contextlib.contextmanager
-def staged(path: Path, *, directory: bool = False, force: bool = True) -> Iterator[Path]:
+def staged(path: Path, *, force: bool, directory: bool = False) -> Iterator[Path]:
     """A temporary sibling of ``path`` that takes its name at the end, or vanishes.
 
     A file is replaced in one step. A directory takes two: the old one is moved into the temporary
@@ -179,8 +185,8 @@ def staged(path: Path, *, directory: bool = False, force: bool = True) -> Iterat
 
     Args:
         path: The final name. :func:`check_output` has been called.
-        directory: Whether the output is a directory (made here) or a file (made by the caller).
         force: Whether an output that has appeared meanwhile is replaced.
+        directory: Whether the output is a directory (made here) or a file (made by the caller).
 
     Yields:
         Where to write.
@@ -207,9 +213,7 @@ def staged(path: Path, *, directory: bool = False, force: bool = True) -> Iterat
 
 
 def _place(work: Path, path: Path) -> None:
-    taken = OutputError(
-        f"the output {path} exists: it appeared meanwhile", hint="--force replaces it"
-    )
+    taken = OutputError(f"the output {path} exists: it appeared meanwhile", hint=_FORCE)
     if not work.is_dir():
         try:
             # A link, unlike a rename, is refused where something has the name.

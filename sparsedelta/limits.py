@@ -32,5 +32,8 @@ MAX_ZSTD_WINDOW_BYTES: Final = 1 << 27
 WORK_BUDGET_BYTES: Final = 1 << 36
 """Decoded bytes that a reader without a base is willing to produce for one delta."""
 
+MEMORY_BUDGET_BYTES: Final = 1 << 33
+"""Bytes of entries (8 of index and a word each) that reading a delta into memory may take."""
+
 MAX_COMPANION_BYTES: Final = 1 << 26
 """Size up to which a file beside the weights (config, tokenizer) is copied along."""

@@ -13,12 +13,15 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Final, Self, TypeVar
 
 from sparsedelta.errors import UsageError
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
+
+
+_DEFAULT_THREADS: Final = 16
 
 
 class OrderedMap:
@@ -27,8 +30,8 @@ class OrderedMap:
     Only the thread that made it may call :meth:`mapped`, and functions must not call it themselves.
 
     Args:
-        threads: Number of workers, at least 1; None for the cores this process may use. With 1, all
-            work is done in the calling thread.
+        threads: Number of workers, at least 1; None for the cores this process may use, at most 16:
+            each holds a few segments in memory. With 1, all work is done in the calling thread.
 
     Raises:
         UsageError: Fewer than one thread.
@@ -37,7 +40,7 @@ class OrderedMap:
     def __init__(self, threads: int | None = None) -> None:
         if threads is None:
             threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-            threads = threads or os.cpu_count() or 1
+            threads = min(threads or os.cpu_count() or 1, _DEFAULT_THREADS)
         if threads < 1:
             raise UsageError(f"{threads} threads, expected at least 1")
         self.threads = threads

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -61,6 +62,8 @@ class StateDictReader:
     ) -> None:
         self.location = location
         self.paths: tuple[Path, ...] = ()
+        self._lock = threading.Lock()
+        self._copied: tuple[str, torch.Tensor] | None = None
         self._tensors = {name: tensor.detach() for name, tensor in tensors.items()}
         self.specs: Mapping[str, TensorSpec] = {
             name: self._spec(name, tensor) for name, tensor in self._tensors.items()
@@ -75,11 +78,21 @@ class StateDictReader:
             )
         return TensorSpec(name, dtype, tuple(tensor.shape))
 
+    def _flat(self, name: str) -> torch.Tensor:
+        tensor = self._tensors[name]
+        if tensor.is_contiguous():
+            return tensor.view(-1)
+        # Other strides need a copy of the whole tensor: the last one is kept for its other runs.
+        with self._lock:
+            if self._copied is None or self._copied[0] != name:
+                self._copied = (name, tensor.contiguous().view(-1))
+            return self._copied[1]
+
     def read(self, name: str, start: int, stop: int) -> Bytes:
         """Bytes of the words ``[start, stop)`` of a tensor: a word is an element here."""
         import torch  # noqa: PLC0415
 
-        run = self._tensors[name].reshape(-1)[start:stop].contiguous().cpu()
+        run = self._flat(name)[start:stop].cpu()
         if run.dtype == torch.complex64:
             run = torch.view_as_real(run).reshape(-1)
         if not run.numel():

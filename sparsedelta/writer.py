@@ -83,10 +83,13 @@ class DeltaWriter:
         self._force = force
         self._metadata = dict(metadata or {})
         hints = {"sd.base_repo": base_repo, "sd.base_revision": base_revision}
-        for text in (*self._metadata, *self._metadata.values(), base_repo, base_revision):
-            if text is not None and not _is_text(text):
-                raise UsageError(f"metadata {text!r:.80} is no text that UTF-8 can hold")
         self._hints = {key: value for key, value in hints.items() if value is not None}
+        for key, value in (*self._metadata.items(), *self._hints.items()):
+            if not _is_text(key) or not _is_text(value):
+                raise UsageError(
+                    f"metadata {key!r:.80}: expected text that UTF-8 can hold, found {value!r:.80}",
+                    hint="metadata maps strings to strings: convert numbers with str()",
+                )
         self._untouched: dict[str, Digest] = {}
         self._touched: dict[str, EncodedTensor] = {}
         self._spool: IO[bytes] | None = None
@@ -219,9 +222,5 @@ class DeltaWriter:
         )
 
 
-def _is_text(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _is_text(text: object) -> bool:
+    return isinstance(text, str) and not any("\ud800" <= char <= "\udfff" for char in text)

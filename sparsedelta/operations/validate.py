@@ -69,7 +69,7 @@ def validate(
     except FormatError as error:
         return ValidationReport(str(delta), (_problem(error),), 0, 0, base_checked=False)
     with reader:
-        problems = list(_problems(reader, threads, progress))
+        problems = list(_problems(reader, threads, progress, has_base=base is not None))
         if not problems and base is not None:
             try:
                 report = prove(base, reader, threads=threads)
@@ -96,13 +96,16 @@ def _problem(error: FormatError) -> Problem:
     return Problem(error.rule, error.message)
 
 
-def _problems(reader: DeltaReader, threads: int | None, progress: Progress) -> Iterator[Problem]:
+def _problems(
+    reader: DeltaReader, threads: int | None, progress: Progress, *, has_base: bool
+) -> Iterator[Problem]:
     try:
         found = [_problem(error) for error in reader.table_problems()]
         if found:  # lengths and counts that lie cannot guide a decoder
             yield from found
             return
-        reader.check_budget()
+        if not has_base:  # with one, apply bounds the work by the size of the base
+            reader.check_budget()
     except FormatError as error:
         yield _problem(error)
         return
@@ -111,7 +114,7 @@ def _problems(reader: DeltaReader, threads: int | None, progress: Progress) -> I
         yield from broken
         if not broken:
             try:
-                reader.check_content()
+                reader.check_content(has_base=has_base)
             except FormatError as error:
                 yield _problem(error)
 

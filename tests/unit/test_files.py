@@ -326,7 +326,7 @@ def test_a_sibling_of_an_input_file_is_fine(file: Path) -> None:
 
 def test_a_file_appears_at_the_end_and_not_before(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with staged(out) as work:
+    with staged(out, force=True) as work:
         work.write_bytes(b"half")
         assert not out.exists()
         work.write_bytes(b"whole")
@@ -335,7 +335,7 @@ def test_a_file_appears_at_the_end_and_not_before(tmp_path: Path) -> None:
 
 def test_a_folder_appears_at_the_end_and_not_before(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with staged(out, directory=True) as work:
+    with staged(out, directory=True, force=True) as work:
         (work / "sub").mkdir()
         (work / "sub" / "file").write_bytes(b"x")
         assert not out.exists()
@@ -345,7 +345,7 @@ def test_a_folder_appears_at_the_end_and_not_before(tmp_path: Path) -> None:
 
 def test_the_work_is_hidden_beside_the_output(tmp_path: Path) -> None:
     """Beside: a rename is not a copy. Hidden: no program takes it for the output."""
-    with staged(tmp_path / "out.safetensors") as work:
+    with staged(tmp_path / "out.safetensors", force=True) as work:
         work.touch()
         (stage,) = tmp_path.iterdir()
         assert stage.name.startswith(".sparsedelta.")
@@ -354,13 +354,16 @@ def test_the_work_is_hidden_beside_the_output(tmp_path: Path) -> None:
 
 
 def test_nobody_else_can_look_into_the_work(tmp_path: Path) -> None:
-    with staged(tmp_path / "out") as work:
+    with staged(tmp_path / "out", force=True) as work:
         work.touch()
         assert stat.S_IMODE(work.parent.stat().st_mode) == stat.S_IRWXU
 
 
 def test_two_at_a_time_do_not_meet(tmp_path: Path) -> None:
-    with staged(tmp_path / "out") as first, staged(tmp_path / "out") as second:
+    with (
+        staged(tmp_path / "out", force=True) as first,
+        staged(tmp_path / "out", force=True) as second,
+    ):
         first.write_bytes(b"first")
         second.write_bytes(b"second")
         assert first != second
@@ -373,7 +376,7 @@ class StopError(Exception):
 
 def stop_half_way(path: Path, kind: type[BaseException], *, directory: bool) -> None:
     """Begin an output and raise."""
-    with staged(path, directory=directory) as work:
+    with staged(path, directory=directory, force=True) as work:
         (work / "file" if directory else work).write_bytes(b"half")
         raise kind
 
@@ -397,21 +400,21 @@ def test_an_exception_leaves_what_was_there(file: Path, tmp_path: Path, *, direc
 
 def test_an_error_of_the_disk_names_the_output(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(OutputError, match=f"cannot write {out}: "), staged(out):
+    with pytest.raises(OutputError, match=f"cannot write {out}: "), staged(out, force=True):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert contents(tmp_path) == {}
 
 
 def test_an_output_that_was_not_made_is_an_error(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(OutputError, match=f"cannot write {out}: "), staged(out):
+    with pytest.raises(OutputError, match=f"cannot write {out}: "), staged(out, force=True):
         pass
     assert contents(tmp_path) == {}
 
 
 def test_a_folder_that_is_gone_is_an_error(tmp_path: Path) -> None:
     out = tmp_path / "gone" / "out"
-    with pytest.raises(OutputError, match=f"cannot write {out}: "), staged(out):
+    with pytest.raises(OutputError, match=f"cannot write {out}: "), staged(out, force=True):
         pytest.fail("there is nowhere to write")
 
 
@@ -421,7 +424,7 @@ def test_a_name_may_be_as_long_as_the_disk_takes(
     tmp_path: Path, name: str, *, directory: bool
 ) -> None:
     """The name of the temporary folder is not longer: names are limited in bytes."""
-    with staged(tmp_path / name, directory=directory) as work:
+    with staged(tmp_path / name, directory=directory, force=True) as work:
         (work / "file" if directory else work).touch()
     assert (tmp_path / name).exists()
 
@@ -469,7 +472,7 @@ def test_what_appears_meanwhile_is_kept(
 
 
 def test_a_file_replaces_a_file(file: Path, tmp_path: Path) -> None:
-    with staged(file) as work:
+    with staged(file, force=True) as work:
         work.write_bytes(b"new")
         assert file.read_bytes() == CONTENT
     assert contents(tmp_path) == {"input": b"new"}
@@ -479,13 +482,13 @@ def test_a_folder_replaces_a_folder_and_all_in_it(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "old").write_bytes(b"old")
-    with staged(out, directory=True) as work:
+    with staged(out, directory=True, force=True) as work:
         (work / "new").write_bytes(b"new")
     assert contents(tmp_path) == {"out": None, "out/new": b"new"}
 
 
 def test_a_folder_replaces_a_file(file: Path, tmp_path: Path) -> None:
-    with staged(file, directory=True) as work:
+    with staged(file, directory=True, force=True) as work:
         (work / "new").write_bytes(b"new")
     assert contents(tmp_path) == {"input": None, "input/new": b"new"}
 
@@ -503,7 +506,7 @@ def test_a_link_is_replaced_and_not_what_it_leads_to(
         (elsewhere / "file").write_bytes(CONTENT)
     out.symlink_to("elsewhere")
     before = contents(elsewhere)
-    with staged(out, directory=directory) as work:
+    with staged(out, directory=directory, force=True) as work:
         (work / "file" if directory else work).write_bytes(b"new")
     assert not out.is_symlink()
     assert (out / "file" if directory else out).read_bytes() == b"new"
@@ -526,7 +529,7 @@ def test_everything_is_on_the_disk_before_it_gets_its_name(
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", sync)
-    with staged(out, directory=True) as work:
+    with staged(out, directory=True, force=True) as work:
         (work / "sub").mkdir()
         (work / "sub" / "file").write_bytes(b"x")
     assert {name for name, named in synced if not named} == {"out", "sub", "file"}
@@ -541,7 +544,7 @@ def test_a_file_system_that_cannot_sync_is_no_obstacle(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", refuse)
-    with staged(tmp_path / "out") as work:
+    with staged(tmp_path / "out", force=True) as work:
         work.write_bytes(b"x")
     assert contents(tmp_path) == {"out": b"x"}
 
@@ -554,7 +557,10 @@ def test_a_sync_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(os, "fsync", fail)
     before = open_files()
-    with pytest.raises(OutputError, match="Input/output error"), staged(tmp_path / "out") as work:
+    with (
+        pytest.raises(OutputError, match="Input/output error"),
+        staged(tmp_path / "out", force=True) as work,
+    ):
         work.write_bytes(b"x")
     assert contents(tmp_path) == {}
     assert open_files() == before
