@@ -186,3 +186,31 @@ def test_help_does_not_wait_for_torch() -> None:
         assert option in shown.out
     code = "import sys, gallop.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("saved", ["out", "out/model", "."])
+def test_delta_and_model_do_not_take_each_others_place(
+    tmp_path: Path,
+    model_dir: Path,
+    data_file: Path,
+    capsys: pytest.CaptureFixture[str],
+    saved: str,
+) -> None:
+    """Found before any work is done, with --force as without."""
+    arguments = ("train", model_dir, data_file, "-o", tmp_path / "out", "--density", 0.1)
+    rest = ("--steps", 1, "--save-model", tmp_path / saved, "--force")
+    code, out, err = call(capsys, *arguments, *rest)
+    assert (code, out) == (1, ""), err
+    assert "select 1/" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_saved_model_is_replaced_if_forced(
+    tmp_path: Path, model_dir: Path, data_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("train", model_dir, data_file, "-o", tmp_path / "d", "--density", 0.1)
+    rest = ("--steps", 1, "--save-model", tmp_path / "saved", "--force", "--quiet")
+    for _ in range(2):
+        code, _, err = call(capsys, *arguments, *rest)
+        assert code == 0, err
+    assert (tmp_path / "saved" / "model.safetensors").exists()

@@ -171,3 +171,13 @@ def test_epochs_and_seeds_differ() -> None:
     drawn = list(islice(sample_order(50, 0), 100))
     assert drawn[:50] != drawn[50:]
     assert drawn[:50] != list(islice(sample_order(50, 1), 50))
+
+
+def test_a_json_file_is_not_taken_for_text(tmp_path: Path) -> None:
+    """Its braces and keys would be learned; the suffix is compared without its case."""
+    line = '{"prompt": "a", "completion": "b"}\n'
+    (tmp_path / "data.json").write_text(line, encoding="utf-8")
+    with pytest.raises(DataError, match=r"expected one JSON object a line"):
+        read_examples(tmp_path / "data.json")
+    (tmp_path / "data.JSONL").write_text(line, encoding="utf-8")
+    assert read_examples(tmp_path / "data.JSONL")[0].completion == "b"

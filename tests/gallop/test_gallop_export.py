@@ -183,3 +183,12 @@ def test_outputs_are_not_replaced_unless_told(tmp_path: Path) -> None:
     shutil.copy(base, copy)
     with pytest.raises(OutputError, match="overwrite the input"):
         gallop.export(model, mask, base=copy, out=copy, force=True)
+
+
+def test_parameters_that_the_base_does_not_store_are_reported(tmp_path: Path) -> None:
+    """They are no part of the delta: whoever exports is told."""
+    base = tmp_path / "base.safetensors"
+    model, mask = trained(base)
+    model.register_parameter("extra", torch.nn.Parameter(torch.zeros(3)))
+    report = gallop.export(model, mask, base=base, out=tmp_path / "d")
+    assert report.not_stored == ("extra",)

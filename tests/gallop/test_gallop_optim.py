@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import io
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -140,6 +141,9 @@ def edit(path: list[Any], value: object) -> Callable[[dict[str, Any]], None]:
         (edit(["state", 0, "master"], torch.zeros(3).half()), "master of torch.float32"),
         (edit(["state", 0, "index"], torch.zeros(3, dtype=torch.int32)), "entries of another"),
         (edit(["state", 0, "step"], -1), "a step count"),
+        (edit(["state", 0, "step"], "x"), "a step count"),
+        (edit(["param_groups", 0, "betas"], (0.9, 1.5)), "valid settings"),
+        (edit(["param_groups", 0, "weight_decay_mode"], "other"), "valid settings"),
     ],
 )
 def test_a_foreign_state_is_refused_and_changes_nothing(
@@ -450,3 +454,14 @@ def test_a_large_step_is_taken_in_chunks(monkeypatch: pytest.MonkeyPatch) -> Non
     train(cut, SparseAdamW(cut, mask), BATCHES[:2])
     right = weights_of(whole)
     assert all(same_bits(value, right[name]) for name, value in weights_of(cut).items())
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, pickle.dumps])
+def test_the_optimizer_itself_is_not_copied(duplicate: Callable[[object], object]) -> None:
+    """A copy would lack the hooks, and so train nothing: the error names state_dict."""
+    model = tiny_model()
+    mask = select(model, token_batches(1), GallopConfig(0.05), token_loss)
+    with SparseAdamW(model, mask) as optimizer, pytest.raises(OptimizerError) as error:
+        duplicate(optimizer)
+    assert error.value.hint is not None
+    assert "state_dict" in error.value.hint
