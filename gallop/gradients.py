@@ -10,7 +10,9 @@ the mean over *its* batch, so batches of unequal size must weigh differently:
 
 - ``"sample"``: ``w_b`` is the number of samples. This is the formula above if the loss is a mean
   over samples. The loss of a causal language model is a mean over the *tokens* of the batch, so
-  inside a batch long samples still count for more; with one sample per batch it is exact.
+  inside a batch long samples still count for more; with one sample per batch it is exact. Batches
+  that are no tensors, and hold none, count the same: as many samples as a loss function makes of
+  them. They do not mix with batches whose samples can be counted.
 - ``"token"``: ``w_b`` is the number of supervised tokens: every token of the set counts the same,
   however the set is cut into batches.
 """
@@ -142,6 +144,12 @@ def mean_gradient(
         for number, batch in enumerate(batches, start=1):
             size = measure_batch(batch)
             weight = weigh(batch) if weigh else _weight(size, config, number=number)
+            if sizes and weigh is None and (size.samples is None) != (sizes[0].samples is None):
+                raise SelectionError(
+                    f"selection batch {number}: expected batches whose samples can all be counted, "
+                    "or none of them, found both kinds",
+                    hint=_WEIGH,
+                )
             if not 0 < weight < math.inf:
                 raise SelectionError(
                     f"selection batch {number}: expected a positive {config.gradient_mean} count, "
@@ -180,19 +188,19 @@ def mean_gradient(
     )
 
 
+_WEIGH = "pass weigh=lambda batch: ... to select(), which returns the weight of a batch"
+
+
 def _weight(size: BatchSize, config: GallopConfig, *, number: int) -> float:
-    count = size.samples if config.gradient_mean == "sample" else size.tokens
-    if count is None:
-        wanted = (
-            "a tensor whose leading dimension is the number of samples"
-            if config.gradient_mean == "sample"
-            else "integer labels, to count the supervised tokens"
-        )
+    if config.gradient_mean == "sample":
+        return 1 if size.samples is None else size.samples
+    if size.tokens is None:
         raise SelectionError(
-            f"selection batch {number}: expected {wanted}, found none",
-            hint="pass weigh=lambda batch: ... to select(), which returns the weight of a batch",
+            f"selection batch {number}: expected integer labels, to count the supervised tokens, "
+            "found none",
+            hint=_WEIGH,
         )
-    return count
+    return size.tokens
 
 
 def _finite_loss(loss: object, number: int) -> float:

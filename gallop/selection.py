@@ -53,7 +53,8 @@ def select(
         loss_fn: ``loss_fn(model, batch)`` returns the scalar mean loss over the batch;
             ``model(**batch).loss`` by default.
         weigh: ``weigh(batch)`` returns how much the batch counts in the mean; by default its
-            number of samples or of supervised tokens, read off the batch (``gallop.weighing``).
+            number of samples or of supervised tokens, read off the batch (``gallop.weighing``);
+            batches without a tensor count the same.
         on_batch: Called after each batch with its number, from 1, and its loss.
 
     Returns:

@@ -373,17 +373,31 @@ def test_a_bad_loss_names_its_batch(loss: Callable[[Any, Any], Any], says: str) 
         select(Line([1.0, 2.0]), [torch.ones(1, 2)] * 2, CONFIG, second_is_bad)
 
 
-def test_a_batch_that_does_not_tell_its_size_is_refused() -> None:
+def test_batches_without_a_tensor_count_the_same() -> None:
+    """Any iterable of batches works; what cannot be compared is not mixed."""
+    model = Line([1.0, 1.0, 1.0, 1.0])
+    rows = {"a": torch.tensor([[4.0, 1.0, 2.0, 3.0]]), "b": torch.tensor([[1.0, 0.0, 9.0, 3.0]])}
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:  # noqa: ANN401
+        return dot(model, rows[batch] if isinstance(batch, str) else batch)
+
+    config = GallopConfig(0.5)
+    named, tensors = select(model, "ab", config, loss), select(model, rows.values(), config, loss)
+    assert [named[n].tolist() for n in named] == [tensors[n].tolist() for n in tensors]
+    with pytest.raises(SelectionError, match=r"batch 2: .*both kinds") as caught:
+        select(model, ["a", rows["b"]], config, loss)
+    assert "weigh=" in str(caught.value.hint)
+
+
+def test_a_batch_that_does_not_tell_what_is_needed_is_refused() -> None:
     model = Line([1.0])
 
     def loss(model: nn.Module, _: object) -> Tensor:
         return dot(model, torch.ones(1, 1))
 
-    with pytest.raises(SelectionError, match=r"batch 1: .*leading dimension") as caught:
-        select(model, ["text"], CONFIG, loss)
-    assert "weigh=" in str(caught.value.hint)
-    with pytest.raises(SelectionError, match=r"batch 1: .*integer labels"):
+    with pytest.raises(SelectionError, match=r"batch 1: .*integer labels") as caught:
         select(model, [torch.ones(1, 1)], GallopConfig(0.5, gradient_mean="token"), loss)
+    assert "weigh=" in str(caught.value.hint)
     with pytest.raises(SelectionError, match="at least one batch"):
         select(model, [], CONFIG, loss)
     with pytest.raises(SelectionError, match="positive sample count, found 0"):
