@@ -143,13 +143,7 @@ def mean_gradient(
     with _buffers_restored(model), GradientTap(model, receivers), torch.enable_grad():
         for number, batch in enumerate(batches, start=1):
             size = measure_batch(batch)
-            weight = weigh(batch) if weigh else _weight(size, config, number=number)
-            if sizes and weigh is None and (size.samples is None) != (sizes[0].samples is None):
-                raise SelectionError(
-                    f"selection batch {number}: expected batches whose samples can all be counted, "
-                    "or none of them, found both kinds",
-                    hint=_WEIGH,
-                )
+            weight = weigh(batch) if weigh else _weight([*sizes[:1], size], config, number=number)
             if not 0 < weight < math.inf:
                 raise SelectionError(
                     f"selection batch {number}: expected a positive {config.gradient_mean} count, "
@@ -191,8 +185,15 @@ def mean_gradient(
 _WEIGH = "pass weigh=lambda batch: ... to select(), which returns the weight of a batch"
 
 
-def _weight(size: BatchSize, config: GallopConfig, *, number: int) -> float:
+def _weight(first_and_last: Sequence[BatchSize], config: GallopConfig, *, number: int) -> float:
+    size = first_and_last[-1]
     if config.gradient_mean == "sample":
+        if (size.samples is None) != (first_and_last[0].samples is None):
+            raise SelectionError(
+                f"selection batch {number}: expected batches whose samples can all be counted, or "
+                "none of them, found both kinds",
+                hint=_WEIGH,
+            )
         return 1 if size.samples is None else size.samples
     if size.tokens is None:
         raise SelectionError(
