@@ -124,19 +124,26 @@ class Companions:
 
 
 def find_companions(source: FileCheckpoint) -> Companions:
-    """Files beside the weights of ``source``; none if it is a single file."""
+    """Files beside the weights of ``source``; none if it is a single file.
+
+    Raises:
+        CheckpointError: A folder cannot be read.
+    """
     if not source.is_directory:
         return Companions((), ())
     own = {file.source.path for file in source.files}
     copied, left = [], []
-    for path in sorted(_walk(source.root)):
-        if path in own:
-            continue
-        relative = path.relative_to(source.root)
-        if path.is_dir() or _is_foreign(path, source):
-            left.append(str(relative))
-        else:
-            copied.append(relative)
+    try:
+        for path in sorted(_walk(source.root)):
+            if path in own:
+                continue
+            relative = path.relative_to(source.root)
+            if path.is_dir() or _is_foreign(path, source):
+                left.append(str(relative))
+            else:
+                copied.append(relative)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {error.filename}: {error.strerror}") from None
     return Companions(tuple(copied), tuple(left))
 
 

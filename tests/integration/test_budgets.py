@@ -6,6 +6,7 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,25 @@ def test_a_companion_that_cannot_be_read_is_an_error_of_the_base(
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(sparsedelta.CheckpointError, match=r"config\.json: Permission denied"):
+        sparsedelta.apply(base, delta, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_read_is_an_error_of_the_base(
+    delta: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tmp_path / "folder"
+    write_file(base / "model.safetensors", {"w": Stored("U8", (5000,), bytes(5000))})
+    (base / "private").mkdir()
+    real = Path.iterdir
+
+    def refuse(path: Path) -> Iterator[Path]:
+        if path.name == "private":
+            raise PermissionError(13, os.strerror(13), str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(sparsedelta.CheckpointError, match=r"private: Permission denied"):
         sparsedelta.apply(base, delta, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
