@@ -127,7 +127,8 @@ def _check_replacement(path: Path, *, force: bool, directory: bool) -> None:
     if not path.is_dir():
         if path.exists() and not path.is_file():
             raise OutputError(f"the output {path} is neither a file nor a directory")
-        path.resolve(strict=path.exists())  # a loop of links is an error
+        with contextlib.suppress(FileNotFoundError):  # a link that leads nowhere is replaced
+            path.stat()  # one that leads to itself is an error
     elif not directory and not path.is_symlink():
         raise OutputError(
             f"the output {path} is a directory: a file does not replace it",
