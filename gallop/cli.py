@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from gallop.config import GallopConfig
 from sparsedelta.cli import run
@@ -18,6 +19,14 @@ from sparsedelta.cli import run
 __all__ = ["gallop", "main"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_density = click.option(
+    "--density",
+    type=float,
+    default=0.01,
+    show_default=True,
+    help="Share of the parameters, in (0, 1].",
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -108,7 +117,7 @@ def _common(command: _Command) -> _Command:
 @click.argument("model")
 @click.argument("data")
 @click.option("-o", "--out", required=True, metavar="MASK", help="Mask file to write.")
-@click.option("--density", type=float, required=True, help="Share of the parameters, in (0, 1].")
+@_density
 @_common
 def select(model: str, data: str, **options: Any) -> None:  # noqa: ANN401  (click passes them by name)
     """Choose which parameters of MODEL to train on DATA, and save them as a MASK."""
@@ -121,9 +130,13 @@ def select(model: str, data: str, **options: Any) -> None:  # noqa: ANN401  (cli
 @click.argument("model")
 @click.argument("data")
 @click.option("-o", "--out", required=True, metavar="DELTA", help="Delta file to write.")
-@click.option("--density", type=float, help="Share of the parameters, in (0, 1].")
+@_density
 @click.option("--mask", metavar="MASK", help="Train this saved mask instead of choosing one.")
-@click.option("--steps", type=click.IntRange(min=1), required=True, help="Optimizer steps.")
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    help="Optimizer steps.  [default: one pass over the data]",
+)
 @click.option("--lr", type=float, default=2e-4, show_default=True, help="Peak learning rate.")
 @click.option(
     "--warmup",
@@ -175,7 +188,8 @@ def train(model: str, data: str, **options: Any) -> None:  # noqa: ANN401
         raise click.BadParameter(
             "compact comes in a later release; use portable", param_hint="--profile"
         )
-    if (options["density"] is None) == (options["mask"] is None):
+    source = click.get_current_context().get_parameter_source("density")
+    if options["mask"] and source is not ParameterSource.DEFAULT:
         raise click.UsageError("give either --density, to choose a mask, or --mask, to train one")
     config = None if options["mask"] else _config(options)
     from gallop.commands import run_train  # noqa: PLC0415

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +88,7 @@ def run_train(
         check_output(saved, force=options["force"], inputs=(*inputs, out), directory=True)
     training = _training(
         options,
-        steps=options["steps"],
+        steps=options["steps"] or 1,
         lr=options["lr"],
         warmup=options["warmup"],
         accumulate=options["accumulate"],
@@ -96,6 +98,8 @@ def run_train(
     )
     mask = None if config else Mask.load(options["mask"])
     loaded, samples, skipped = _load(source, data, options)
+    if options["steps"] is None:
+        training = replace(training, steps=math.ceil(len(samples) / _samples_per_step(training)))
     base = _base_path(source)
     # Before hours of training, not after.
     check_base(loaded.model, mask or Mask({}, {}), base=base)
@@ -170,6 +174,10 @@ def _load(
     return loaded, samples, skipped
 
 
+def _samples_per_step(training: TrainConfig) -> int:
+    return training.batch_size * training.accumulate
+
+
 def _inputs(*given: str | None) -> tuple[Path, ...]:
     return tuple(Path(each) for each in given if each and Path(each).exists())
 
@@ -186,7 +194,7 @@ def _plan(
         "samples": len(samples),
         "supervised_tokens": sum(sample.supervised for sample in samples),
         "selection_samples": min(training.selection_samples, len(samples)),
-        "samples_per_step": training.batch_size * training.accumulate,
+        "samples_per_step": _samples_per_step(training),
         "steps": training.steps,
     }
     if config is not None:

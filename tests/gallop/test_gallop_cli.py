@@ -99,7 +99,6 @@ def test_a_dry_run_writes_nothing(
     [
         (["--density", "0.1", "--profile", "compact"], 2, "later release"),
         (["--density", "0.1", "--mask", "m"], 2, "either --density"),
-        ([], 2, "either --density"),
         (["--density", "2"], 2, "error: density: expected a number in (0, 1], found 2.0"),
         (["--density", "0.1", "--seed", "-1"], 2, "error: seed: expected"),
         (["--density", "0.1", "--steps", "0"], 2, "--steps"),
@@ -214,3 +213,16 @@ def test_a_saved_model_is_replaced_if_forced(
         code, _, err = call(capsys, *arguments, *rest)
         assert code == 0, err
     assert (tmp_path / "saved" / "model.safetensors").exists()
+
+
+def test_density_and_steps_have_defaults(
+    tmp_path: Path, model_dir: Path, data_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """1 % of the parameters, and one pass over the data: 4 examples in batches of 3 are 2 steps."""
+    arguments = ("train", model_dir, data_file, "-o", tmp_path / "d", "--batch-size", 3)
+    code, out, err = call(capsys, *arguments, "--dry-run", "--json")
+    assert code == 0, err
+    plan = json.loads(out)
+    assert (plan["steps"], plan["k"]) == (2, plan["eligible"] // 100)
+    code, out, err = call(capsys, *arguments, "--json", "--quiet")
+    assert (code, json.loads(out)["steps"]) == (0, 2), err
