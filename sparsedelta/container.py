@@ -16,12 +16,8 @@ from sparsedelta.codecs import Block, StreamError
 from sparsedelta.codecs.frames import FrameError, decode_frame
 from sparsedelta.delta import (
     Delta,
-    EntryHasher,
     Part,
-    PartContent,
     TensorDelta,
-    content_digest,
-    tensor_content,
 )
 from sparsedelta.digests import Digest, plain_digest
 from sparsedelta.errors import DAMAGED, CheckpointError, FormatError, StructureError
@@ -282,37 +278,17 @@ class DeltaReader:
             tensors={name: self.read_tensor(name, budget=budget) for name in self.records},
             metadata=self.manifest.metadata,
         )
-        self._check_content(delta.content)
+        self.check_content(delta.content)
         return delta
 
-    def check_content(self, *, has_base: bool = False) -> None:
-        """Decode everything, one block at a time, and check the content digest.
-
-        Args:
-            has_base: Whether the base is at hand, whose size bounds the work: no budget then.
+    def check_disjoint(self, record: TensorRecord) -> None:
+        """Rule SD409 for a whole tensor, a block at a time.
 
         Raises:
-            FormatError: A rule of SD4xx is broken, or the budget is exceeded (SD504).
+            FormatError: Two parts hold an index, or a block breaks a rule.
         """
-        if not has_base:
-            self.check_budget()
-        contents = {name: self.tensor_content(name) for name in self.records}
-        self._check_content(content_digest(self.manifest.base, self.manifest.target, contents))
-
-    def tensor_content(self, name: str) -> bytes:
-        """What of a tensor enters the content digest, computed from its blocks."""
-        record = self.records[name]
-        if len(record.parts) > 1:
-            self._check_disjoint(record)
-        parts = []
-        for number, part in enumerate(record.parts):
-            entries = EntryHasher()
-            for indices, words in self.blocks(record, number):
-                entries.update(indices, words)
-            parts.append(PartContent(part.op, part.nnz, *entries.digests()))
-        return tensor_content(record.spec, parts)
-
-    def _check_disjoint(self, record: TensorRecord) -> None:
+        if len(record.parts) == 1:
+            return
         # Blocks are aligned powers of two: the largest holds whole blocks of every part.
         largest = max(1 << part.block_log2 for part in record.parts)
         for start in range(0, record.spec.words, largest):
@@ -325,7 +301,15 @@ class DeltaReader:
                 indices.append(np.concatenate(found))
             check_disjoint(self.path, record.spec.name, indices)
 
-    def _check_content(self, found: str) -> None:
+    def check_content(self, found: str) -> None:
+        """Rule SD410: the content digest is the one that follows from the entries.
+
+        Args:
+            found: The digest that was computed from the decoded entries.
+
+        Raises:
+            FormatError: It is another one.
+        """
         if found != self.manifest.content:
             raise FormatError(
                 "SD410",

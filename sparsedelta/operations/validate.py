@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparsedelta.container import DeltaReader
+from sparsedelta.delta import EntryHasher, PartContent, content_digest, tensor_content
 from sparsedelta.errors import FormatError, IdentityError, WrongBaseError
 from sparsedelta.manifest import TensorRecord
 from sparsedelta.operations.apply import prove
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress, silent
+from sparsedelta.words import Indices, Words
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,27 +71,37 @@ def validate(
     except FormatError as error:
         return ValidationReport(str(delta), (_problem(error),), 0, 0, base_checked=False)
     with reader:
-        problems = list(_problems(reader, threads, progress, has_base=base is not None))
-        if not problems and base is not None:
-            try:
-                report = prove(base, reader, threads=threads)
-                if reader.records and not report.changed:
-                    problems = [
-                        Problem(
-                            WrongBaseError.rule,
-                            f"{base} is the target of {reader.path}, not its base (SD501)",
-                        )
-                    ]
-            except IdentityError as error:
-                problems = [Problem(error.rule, error.message)]
+        of_base, is_bounded = _against_base(reader, base, threads)
+        with OrderedMap(threads) as pool:
+            found = _problems(reader, pool, progress, is_bounded=is_bounded)
+            problems = (*map(_problem, found), *of_base)
         manifest = reader.manifest
         return ValidationReport(
             path=str(delta),
-            problems=tuple(problems),
+            problems=problems,
             tensors=len(manifest.tensors),
             nnz=manifest.nnz,
             base_checked=base is not None and not problems,
         )
+
+
+def _against_base(
+    reader: DeltaReader, base: str | Path | None, threads: int | None
+) -> tuple[list[Problem], bool]:
+    # What is wrong with the base, and whether its size bounds the work of decoding: only once its
+    # tensors are known to be those of the delta.
+    if base is None:
+        return [], False
+    try:
+        report = prove(base, reader, threads=threads)
+    except IdentityError as error:
+        return [Problem(error.rule, error.message)], False
+    except FormatError:
+        return [], False  # found again below, with all others
+    if reader.records and not report.changed:
+        message = f"{base} is the target of {reader.path}, not its base (SD501)"
+        return [Problem(WrongBaseError.rule, message)], True
+    return [], True
 
 
 def _problem(error: FormatError) -> Problem:
@@ -97,45 +109,61 @@ def _problem(error: FormatError) -> Problem:
 
 
 def _problems(
-    reader: DeltaReader, threads: int | None, progress: Progress, *, has_base: bool
-) -> Iterator[Problem]:
+    reader: DeltaReader, pool: OrderedMap, progress: Progress, *, is_bounded: bool
+) -> Iterator[FormatError]:
     try:
-        found = [_problem(error) for error in reader.table_problems()]
+        found = list(reader.table_problems())
         if found:  # lengths and counts that lie cannot guide a decoder
             yield from found
             return
-        if not has_base:  # with one, apply bounds the work by the size of the base
+        if not is_bounded:
             reader.check_budget()
     except FormatError as error:
-        yield _problem(error)
+        yield error
         return
-    with OrderedMap(threads) as pool:
-        broken = [_problem(error) for error in _broken_blocks(reader, pool, progress)]
-        yield from broken
-        if not broken:
-            try:
-                reader.check_content(has_base=has_base)
-            except FormatError as error:
-                yield _problem(error)
+    contents: dict[str, bytes] = {}
+    broken = False
+    for problem in _broken_blocks(reader, pool, progress, contents):
+        broken = True
+        yield problem
+    if broken:
+        return
+    try:
+        for record in reader.manifest.tensors:
+            reader.check_disjoint(record)
+        manifest = reader.manifest
+        reader.check_content(content_digest(manifest.base, manifest.target, contents))
+    except FormatError as error:
+        yield error
 
 
 def _broken_blocks(
-    reader: DeltaReader, pool: OrderedMap, progress: Progress
+    reader: DeltaReader, pool: OrderedMap, progress: Progress, contents: dict[str, bytes]
 ) -> Iterator[FormatError]:
+    # One pass: what decodes enters the content digest, what does not is a problem.
     total = sum(record.nbytes for record in reader.manifest.tensors)
     done = 0
 
-    def check(item: tuple[TensorRecord, int, int]) -> FormatError | None:
+    def decode(item: tuple[TensorRecord, int, int]) -> tuple[Indices, Words] | FormatError:
+        record, number, block = item
         try:
-            reader.read_block(*item)
+            indices, words = reader.read_block(record, number, block)
         except FormatError as error:
             return error
-        return None
+        return indices + (block << record.parts[number].block_log2), words
 
     for record in reader.manifest.tensors:
+        parts = []
         for number, part in enumerate(record.parts):
+            entries = EntryHasher()
             blocks = range(part.block_count(record.spec.words))
-            with pool.mapped(check, ((record, number, block) for block in blocks)) as errors:
-                yield from (error for error in errors if error is not None)
+            with pool.mapped(decode, ((record, number, block) for block in blocks)) as decoded:
+                for result in decoded:
+                    if isinstance(result, FormatError):
+                        yield result
+                    else:
+                        entries.update(*result)
+            parts.append(PartContent(part.op, part.nnz, *entries.digests()))
             done += part.nbytes
             progress(done, total)
+        contents[record.spec.name] = tensor_content(record.spec, parts)

@@ -49,6 +49,17 @@ def test_a_base_lifts_the_budget_of_validate(delta: Path, monkeypatch: pytest.Mo
     assert report.base_checked
 
 
+def test_a_base_of_another_shape_lifts_no_budget(
+    delta: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its size says nothing about the work: a stranger's delta may claim any shape."""
+    monkeypatch.setattr(sparsedelta.DeltaReader.check_budget, "__defaults__", (1,))
+    other = write_file(tmp_path / "other", {"w": Stored("U8", (50,), bytes(50))})
+    report = sparsedelta.validate(delta, base=other)
+    assert [problem.rule for problem in report.problems] == ["SD504", "SD501"]
+    assert not report.base_checked
+
+
 def test_hundreds_of_shards_under_the_usual_limit_of_open_files(tmp_path: Path) -> None:
     """Both ends of a checkpoint of 150 shards, though the process starts with 128 files."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
