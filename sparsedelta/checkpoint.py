@@ -15,14 +15,13 @@ from typing import Final, Protocol, Self
 import numpy as np
 
 from sparsedelta.errors import CheckpointError, DeltaGivenError, printable
+from sparsedelta.file_names import CHECKPOINT_SUFFIX as SUFFIX
+from sparsedelta.file_names import INDEX_SUFFIX
 from sparsedelta.files import InputFile
 from sparsedelta.limits import MAX_INDEX_BYTES, SEGMENT_WORDS
 from sparsedelta.safetensors_header import FileLayout, StoredTensor, read_layout
 from sparsedelta.strict_json import parse
 from sparsedelta.words import Bytes, TensorSpec
-
-SUFFIX: Final = ".safetensors"
-INDEX_SUFFIX: Final = ".safetensors.index.json"
 
 
 class CheckpointReader(Protocol):

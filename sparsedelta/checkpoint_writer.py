@@ -1,19 +1,20 @@
-"""Writing a checkpoint with the layout of another: same files, same headers, other words."""
+"""Writing the files of a checkpoint, and finding what lies beside the weights of another."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from sparsedelta.checkpoint import SUFFIX, CheckpointFile, FileCheckpoint
+from sparsedelta.checkpoint import SUFFIX, FileCheckpoint
 from sparsedelta.errors import CheckpointError
 from sparsedelta.files import write_all
 from sparsedelta.limits import MAX_COMPANION_BYTES
-from sparsedelta.safetensors_header import StoredTensor
+from sparsedelta.safetensors_header import FileLayout, StoredTensor
 from sparsedelta.words import Bytes
 
 _WEIGHT_SUFFIXES: Final = frozenset(
@@ -37,53 +38,61 @@ _WEIGHT_SUFFIXES: Final = frozenset(
 
 
 class CheckpointWriter:
-    """Writes the tensors of a checkpoint like ``source`` below a temporary path.
+    """Writes the tensors of checkpoint files below a temporary path.
 
-    Every file gets the header of its model, byte for byte, and keeps the order of its tensors.
     :meth:`write` may be called from any thread, in any order.
 
     Args:
-        source: The checkpoint whose layout is kept.
-        work: Where to write: a directory that exists, or the path of a file.
+        files: Name and layout of each file: the header is written as it is given.
+        work: Where to write: a directory that exists, or the path of the only file.
+        is_directory: Which of them.
 
     Raises:
         OSError: The disk is full, or not writable.
     """
 
-    def __init__(self, source: FileCheckpoint, work: Path) -> None:
-        self._source = source
+    def __init__(
+        self, files: Sequence[tuple[str, FileLayout]], work: Path, *, is_directory: bool
+    ) -> None:
         self._work = work
-        self._descriptors: dict[str, int] = {}
+        self._paths: dict[str, Path] = {}
+        self._descriptors: list[int] = []
         self._places: dict[str, tuple[int, StoredTensor]] = {}
         try:
-            for file in source.files:
-                self._create(file)
+            for name, layout in files:
+                self._paths[name] = work / name if is_directory else work
+                self._create(self._paths[name], layout)
         except BaseException:
             self.close()
             raise
 
-    def _create(self, file: CheckpointFile) -> None:
-        path = self._work / file.name if self._source.is_directory else self._work
+    def _create(self, path: Path, layout: FileLayout) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        self._descriptors[file.name] = descriptor
-        os.ftruncate(descriptor, file.layout.size)
-        write_all(descriptor, file.layout.prefix, 0)
-        for stored in file.layout.tensors:
+        self._descriptors.append(descriptor)
+        os.ftruncate(descriptor, layout.size)
+        write_all(descriptor, layout.prefix, 0)
+        for stored in layout.tensors:
             self._places[stored.spec.name] = (descriptor, stored)
 
     def write(self, name: str, start: int, data: Bytes) -> None:
         """Write the words of a tensor from word ``start`` on."""
-        descriptor, stored = self._places[name]
-        write_all(descriptor, data.data, stored.offset + start * stored.spec.word_bytes)
+        if data.size:
+            descriptor, stored = self._places[name]
+            write_all(descriptor, data.data, stored.offset + start * stored.spec.word_bytes)
 
-    def copy_companions(self, companions: Companions) -> None:
-        """Copy what lies beside the weights.
+    def sha256(self, name: str) -> str:
+        """SHA-256 of a file as it was written, hex."""
+        with self._paths[name].open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def copy_companions(self, root: Path, names: Iterable[Path]) -> None:
+        """Copy what lies beside the weights, relative to ``root``.
 
         Raises:
             CheckpointError: One of the files cannot be read.
         """
-        for relative in companions.copied:
-            original = self._source.root / relative
+        for relative in names:
+            original = root / relative
             try:
                 data = original.read_bytes()  # small: see MAX_COMPANION_BYTES
             except OSError as error:
@@ -92,9 +101,14 @@ class CheckpointWriter:
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(data)
 
+    def write_files(self, contents: Mapping[str, bytes]) -> None:
+        """Write small files beside the weights; their names have passed the rule of names."""
+        for name, content in contents.items():
+            (self._work / name).write_bytes(content)
+
     def close(self) -> None:
         """Close the files."""
-        for descriptor in self._descriptors.values():
+        for descriptor in self._descriptors:
             os.close(descriptor)
         self._descriptors.clear()
 

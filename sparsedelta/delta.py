@@ -1,102 +1,187 @@
-"""What changed, in memory: parts, deltas, and their exact algebra (spec sections 5 and 8)."""
+"""What changed, in memory: parts, deltas, and their exact inverses (spec sections 5 and 8)."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
 
-from sparsedelta.digests import Digest, encode_structure, encode_text, hasher
+from sparsedelta.digests import Digest, encode_end, encode_text, hasher
 from sparsedelta.errors import NotInvertibleError
 from sparsedelta.words import Indices, TensorSpec, Words, negate
 
 DIFFERENCE: Final = "difference"
 REPLACE: Final = "replace"
+ADD: Final = "add"
+NEW: Final = "new"
+DROP: Final = "drop"
+RESIZE: Final = "resize"
 
-OPS: Final = (DIFFERENCE, REPLACE)
-"""The operations, in the order in which a tensor's parts come."""
+OPS: Final = (DIFFERENCE, REPLACE, ADD, NEW, DROP, RESIZE)
+SPARSE_OPS: Final = (DIFFERENCE, REPLACE, ADD)
+"""Operations of entries: an index and a value each."""
+
+DENSE_OPS: Final = (NEW, DROP, RESIZE)
+"""Operations that carry every word of their domain, or none."""
+
+_NOT_CARRIED: Final = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """Entries of one tensor under one operation.
+    """One operation of a record.
 
     Attributes:
-        op: ``difference`` or ``replace``.
-        indices: int64 ``[nnz]``, strictly ascending flat indices of words.
-        words: Words ``[nnz]``: differences mod 2^w, never 0, or new words.
+        op: One of :data:`OPS`.
+        indices: int64 ``[nnz]``, strictly ascending, of a sparse op; else None.
+        words: Words ``[nnz]``: differences mod 2^w, never 0; new words; the words that a dense op
+            carries; None for a part that carries none.
+        reference: ``from`` of a ``new``, ``to`` of a ``drop``; else None.
+        dtype: Dtype of the values of an ``add``; else None.
+        scale: What an ``add`` multiplies its values with.
     """
 
     op: str
-    indices: Indices
-    words: Words
+    indices: Indices | None
+    words: Words | None
+    reference: str | None = None
+    dtype: str | None = None
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         if self.op not in OPS:
             raise ValueError(f"unknown op {self.op!r}, expected one of {OPS}")
-        if self.indices.shape != self.words.shape or self.indices.ndim != 1:
-            raise ValueError(
-                f"indices {self.indices.shape} and words {self.words.shape} do not match"
-            )
+        if (self.op in SPARSE_OPS) != (self.indices is not None):
+            raise ValueError(f"a part of op {self.op!r}: indices belong to {SPARSE_OPS}")
+        if self.indices is not None and (
+            self.words is None or self.indices.shape != self.words.shape or self.indices.ndim != 1
+        ):
+            found = None if self.words is None else self.words.shape
+            raise ValueError(f"indices {self.indices.shape} and words {found} do not match")
 
     @property
     def nnz(self) -> int:
-        """Number of entries."""
-        return int(self.indices.size)
+        """Number of entries; 0 for a dense op."""
+        return 0 if self.indices is None else int(self.indices.size)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Part):
             return NotImplemented
         return (
-            self.op == other.op
-            and np.array_equal(self.indices, other.indices)
-            and self.words.dtype == other.words.dtype
-            and np.array_equal(self.words, other.words)
+            (self.op, self.reference, self.dtype) == (other.op, other.reference, other.dtype)
+            and struct.pack("<d", self.scale) == struct.pack("<d", other.scale)
+            and _same(self.indices, other.indices)
+            and _same(self.words, other.words)
         )
 
     __hash__ = None  # type: ignore[assignment]
 
     def invert(self) -> Part:
-        """The part that undoes this one.
+        """The entries that undo these.
 
         Raises:
-            NotInvertibleError: A ``replace`` does not know the old words.
+            NotInvertibleError: The op does not know the old words.
         """
-        if self.op != DIFFERENCE:
+        if self.op != DIFFERENCE or self.words is None:
             raise NotInvertibleError(f"a part of op {self.op!r} holds no old words")
         return replace(self, words=negate(self.words))
 
     def apply(self, words: Words) -> None:
-        """Change ``words``, all of the tensor's, in place."""
+        """Change ``words``, all of the tensor's, in place: ``difference`` and ``replace``."""
         if self.op == DIFFERENCE:
             words[self.indices] += self.words
-        else:
+        elif self.op == REPLACE:
             words[self.indices] = self.words
+        else:
+            raise ValueError(f"a part of op {self.op!r} does not change words in place")
+
+
+def _same(one: Words | Indices | None, other: Words | Indices | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.dtype == other.dtype and np.array_equal(one, other)
 
 
 @dataclass(frozen=True, slots=True)
 class TensorDelta:
-    """All that changes in one tensor.
+    """All that changes in one tensor: an arrow between at most one tensor of each end.
 
     Attributes:
-        spec: Name, dtype and shape of the tensor, the same in base and target.
-        parts: At most one part per op, ``difference`` first; disjoint indices.
+        base: The tensor in the base, under its name there, or None.
+        target: The tensor in the target, under its name there, or None.
+        parts: Operations, in one of the sequences of spec section 5.
     """
 
-    spec: TensorSpec
+    base: TensorSpec | None
+    target: TensorSpec | None
     parts: tuple[Part, ...]
+
+    def __post_init__(self) -> None:
+        if self.base is None and self.target is None:
+            raise ValueError("a tensor that is in neither end")
+
+    @property
+    def spec(self) -> TensorSpec:
+        """The tensor in the target, or in the base if the target has none."""
+        spec = self.target or self.base
+        assert spec is not None  # noqa: S101 (for the type checker: __post_init__ has seen to it)
+        return spec
+
+    @property
+    def name(self) -> str:
+        """Name of the record."""
+        return self.spec.name
 
     @property
     def nnz(self) -> int:
         """Number of entries."""
         return sum(part.nnz for part in self.parts)
 
+    @property
+    def invertible(self) -> bool:
+        """Whether :meth:`invert` can work."""
+        return all(map(has_inverse, self.parts))
+
     def invert(self) -> TensorDelta:
-        """The delta of this tensor that leads back."""
-        return replace(self, parts=tuple(part.invert() for part in self.parts))
+        """The delta of this tensor that leads back.
+
+        Raises:
+            NotInvertibleError: A part stores no old words.
+        """
+        for part in self.parts:
+            if not has_inverse(part):
+                raise NotInvertibleError(
+                    f"tensor {self.name!r}: a part of op {part.op!r} holds no old words"
+                )
+        ops = [part.op for part in self.parts]
+        if DROP not in ops and NEW not in ops:
+            return TensorDelta(self.target, self.base, tuple(map(_undo, self.parts)))
+        # What is dropped comes back as new, and the other way round: the two sides change places.
+        split = ops.index(DROP) + 1 if DROP in ops else 0
+        *changes, drop = self.parts[:split] or (None,)
+        back = () if drop is None else (_undo(drop), *(_undo(p) for p in changes if p is not None))
+        new, *following = self.parts[split:] or (None,)
+        away = () if new is None else (*map(_undo, following), _undo(new))
+        return TensorDelta(self.target, self.base, (*away, *back))
+
+
+def has_inverse(part: Part) -> bool:
+    """Whether a part can be undone from what it stores (spec section 5)."""
+    if part.op in (REPLACE, ADD):
+        return False
+    if part.op == NEW:
+        return True
+    return part.words is not None or part.reference is not None
+
+
+def _undo(part: Part) -> Part:
+    if part.op == DIFFERENCE:
+        return part.invert()
+    swapped = {NEW: DROP, DROP: NEW, RESIZE: RESIZE}
+    return replace(part, op=swapped[part.op])
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,47 +207,60 @@ class Delta:
 
     @property
     def invertible(self) -> bool:
-        """Whether :meth:`invert` can work: no part is a ``replace``."""
-        return all(p.op == DIFFERENCE for t in self.tensors.values() for p in t.parts)
+        """Whether :meth:`invert` can work."""
+        return all(tensor.invertible for tensor in self.tensors.values())
 
     @property
     def content(self) -> str:
         """Content digest, 64 hex digits: the identity of the delta, whatever its encoding."""
-        digests = [
-            tensor_content(
-                tensor.spec,
-                [
-                    PartContent(p.op, p.nnz, *_entry_digests(p.indices, p.words))
-                    for p in tensor.parts
-                ],
-            )
-            for tensor in self.tensors.values()
-        ]
-        return content_digest(self.base, self.target, dict(zip(self.tensors, digests, strict=True)))
+        return content_digest(self.base, self.target, self.contents)
+
+    @property
+    def contents(self) -> dict[str, bytes]:
+        """What :func:`tensor_content` gives, by name."""
+        return {
+            name: tensor_content(tensor.base, tensor.target, map(_part_content, tensor.parts))
+            for name, tensor in self.tensors.items()
+        }
 
     def invert(self) -> Delta:
         """The delta from target to base.
 
         Raises:
-            NotInvertibleError: A tensor was written one-way; names it.
+            NotInvertibleError: A part stores no old words; names the tensor.
         """
-        inverted = {}
-        for name, tensor in self.tensors.items():
-            try:
-                inverted[name] = tensor.invert()
-            except NotInvertibleError as error:
-                raise NotInvertibleError(f"tensor {name!r}: {error.message}") from None
-        return replace(self, base=self.target, target=self.base, tensors=inverted)
+        inverted = [tensor.invert() for tensor in self.tensors.values()]
+        inverted.sort(key=lambda tensor: tensor.name)
+        tensors = {tensor.name: tensor for tensor in inverted}
+        return replace(self, base=self.target, target=self.base, tensors=tensors)
 
 
 @dataclass(frozen=True, slots=True)
 class PartContent:
-    """What of a part enters the content digest: op, nnz, digests of indices and of words."""
+    """What of a part enters the content digest.
+
+    Attributes:
+        op: The operation.
+        nnz: Entries or words carried, or None if the part carries none.
+        indices: Digest of the indices.
+        words: Digest of the words.
+        reference: ``from`` or ``to``.
+        dtype: Dtype of the values of an ``add``.
+        scale: Scale of an ``add``.
+    """
 
     op: str
-    nnz: int
+    nnz: int | None
     indices: Digest
     words: Digest
+    reference: str | None = None
+    dtype: str | None = None
+    scale: float = 1.0
+
+
+def bare_content(op: str, reference: str | None) -> PartContent:
+    """What of a part that carries no words enters the content digest."""
+    return PartContent(op, None, *EntryHasher().digests(), reference)
 
 
 class EntryHasher:
@@ -173,7 +271,7 @@ class EntryHasher:
         self._words = hasher("sparsedelta 1 words")
 
     def update(self, indices: Indices, words: Words) -> None:
-        """Add entries: flat indices of the tensor, and words."""
+        """Add entries: indices within the part's domain (none of a dense op), and words."""
         self._indices.update(indices.astype("<u8").view(np.uint8).data)
         self._words.update(np.ascontiguousarray(words).view(np.uint8).data)
 
@@ -182,20 +280,38 @@ class EntryHasher:
         return self._indices.digest(), self._words.digest()
 
 
-def _entry_digests(indices: Indices, words: Words) -> tuple[Digest, Digest]:
+def _part_content(part: Part) -> PartContent:
+    if part.words is None:
+        return bare_content(part.op, part.reference)
     state = EntryHasher()
-    state.update(indices, words)
-    return state.digests()
+    state.update(np.empty(0, np.int64) if part.indices is None else part.indices, part.words)
+    nnz = int(part.words.size)
+    return PartContent(part.op, nnz, *state.digests(), part.reference, part.dtype, part.scale)
 
 
-def tensor_content(spec: TensorSpec, parts: Iterable[PartContent]) -> bytes:
-    """The bytes by which one tensor enters the content digest, after its name."""
-    listed = list(parts)
-    chunks = [encode_structure(spec.dtype, spec.shape), struct.pack("<I", len(listed))]
-    chunks += [
-        encode_text(part.op) + struct.pack("<Q", part.nnz) + part.indices + part.words
-        for part in listed
+def tensor_content(
+    base: TensorSpec | None, target: TensorSpec | None, parts: Iterable[PartContent]
+) -> bytes:
+    """The bytes by which one record enters the content digest, after its name."""
+    renamed = base is not None and target is not None and base.name != target.name
+    listed: Sequence[PartContent] = list(parts)
+    chunks = [
+        encode_text(base.name if renamed and base is not None else ""),
+        encode_end(base),
+        encode_end(target),
+        struct.pack("<I", len(listed)),
     ]
+    for part in listed:
+        is_add = part.op == ADD
+        chunks += [
+            encode_text(part.op),
+            encode_text(part.reference or ""),
+            encode_text(part.dtype or ""),
+            struct.pack("<d", part.scale) if is_add else bytes(8),
+            struct.pack("<Q", _NOT_CARRIED if part.nnz is None else part.nnz),
+            part.indices,
+            part.words,
+        ]
     return b"".join(chunks)
 
 

@@ -49,6 +49,11 @@ def encode_structure(dtype: str, shape: Iterable[int]) -> bytes:
     return encode_text(dtype) + struct.pack(f"<I{len(dimensions)}Q", len(dimensions), *dimensions)
 
 
+def encode_end(spec: TensorSpec | None) -> bytes:
+    """A tensor at one end of a record as it enters a digest: u8 0, or u8 1 and its structure."""
+    return b"\0" if spec is None else b"\1" + encode_structure(spec.dtype, spec.shape)
+
+
 def tensor_digest(spec: TensorSpec, segments: Iterable[Digest]) -> Digest:
     """Digest of a tensor from the digests of its segments, in order."""
     digests = list(segments)

@@ -10,6 +10,7 @@
     ├── StructureError        the two checkpoints cannot be related         exit 1
     ├── FormatError           get the delta again: it breaks a rule         exit 3
     │   └── UnsupportedError  get a newer release: it needs a later version exit 3
+    ├── NotFiniteError        the delta adds numbers this base cannot take  exit 3
     ├── NotInvertibleError    make the delta again without --one-way        exit 1
     └── IdentityError         get the right base or delta                   exit 3
         ├── WrongBaseError    this checkpoint is not the delta's base
@@ -99,6 +100,7 @@ class StructureError(SparseDeltaError):
     code = "structure"
 
 
+UPGRADE: Final = "install a newer release: pip install --upgrade sparsedelta"
 DAMAGED: Final = "the file is damaged, or was written by a faulty tool: get it again"
 
 _LAST_FOREIGN_RULE: Final = "SD104"
@@ -113,6 +115,7 @@ class FormatError(SparseDeltaError):
 
     Attributes:
         rule: The code of the rule, such as ``SD403``.
+        others: What else was found broken beside it.
     """
 
     code = "format"
@@ -121,6 +124,7 @@ class FormatError(SparseDeltaError):
     def __init__(self, rule: str, message: str, *, hint: str | None = None) -> None:
         super().__init__(f"{rule}: {message}", hint=hint)
         self.rule = rule
+        self.others: tuple[FormatError, ...] = ()
 
     def locate(self, path: object) -> None:
         """Name the file, for checks that see only bytes, and say what helps."""
@@ -128,6 +132,8 @@ class FormatError(SparseDeltaError):
         self.args = (self.message,)
         if self.hint is None:
             self.hint = _FOREIGN if self.rule <= _LAST_FOREIGN_RULE else DAMAGED
+        for other in self.others:
+            other.locate(path)
 
 
 class UnsupportedError(FormatError):
@@ -159,6 +165,13 @@ class VerificationError(IdentityError):
 
     code = "verification"
     rule = "SD502"
+
+
+class NotFiniteError(SparseDeltaError):
+    """An ``add`` meets, or would give, a number that is not finite (rule SD505)."""
+
+    code = "not-finite"
+    exit_code = 3
 
 
 class NotInvertibleError(SparseDeltaError):

@@ -182,7 +182,8 @@ def staged(path: Path, *, force: bool, directory: bool = False) -> Iterator[Path
     """A temporary sibling of ``path`` that takes its name at the end, or vanishes.
 
     A file is replaced in one step. A directory takes two: the old one is moved into the temporary
-    folder, ``.sparsedelta.*.tmp/replaced``, where a power cut between them would leave it.
+    folder, ``.sparsedelta.*.tmp/replaced``, where a power cut between them would leave it. Files that
+    the caller makes beside it take their names first, the parts of a set before their root.
 
     Args:
         path: The final name. :func:`check_output` has been called.
@@ -197,20 +198,32 @@ def staged(path: Path, *, force: bool, directory: bool = False) -> Iterator[Path
     """
     with output_errors(path):
         stage = Path(tempfile.mkdtemp(prefix=".sparsedelta.", suffix=".tmp", dir=path.parent))
+    placed: list[Path] = []
     try:
         work = stage / path.name
         with output_errors(path):
             if directory:
                 work.mkdir()
             yield work
-            _sync_tree(work)
-            if force:
-                _replace(work, path, aside=stage / "replaced")
-            else:
-                _place(work, path)
+            _sync_tree(stage)
+            for other in sorted(stage.iterdir()):
+                if other != work:
+                    _take_name(other, path.parent / other.name, stage, force=force)
+                    placed.append(path.parent / other.name)
+            _take_name(work, path, stage, force=force)
+            placed.clear()
             _sync(path.parent)
     finally:
+        for other in placed:  # without their root they are of no use
+            other.unlink(missing_ok=True)
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def _take_name(work: Path, path: Path, stage: Path, *, force: bool) -> None:
+    if force:
+        _replace(work, path, aside=stage / "replaced")
+    else:
+        _place(work, path)
 
 
 def _place(work: Path, path: Path) -> None:

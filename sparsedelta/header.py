@@ -8,14 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from sparsedelta.errors import FormatError, UnsupportedError
-from sparsedelta.limits import FORMAT_VERSION, MAX_HEADER_BYTES
-from sparsedelta.manifest import PROFILES, is_hex64
+from sparsedelta.errors import UPGRADE, FormatError, UnsupportedError
+from sparsedelta.limits import FORMAT_MAJOR, FORMAT_VERSION, MAX_HEADER_BYTES
+from sparsedelta.manifest_schema import is_hex64, is_profile, is_readable_version
 from sparsedelta.strict_json import Json, NotCanonicalError, canonical, parse, require_canonical
 
 MANIFEST: Final = "sd.manifest"
 TABLES: Final = "sd.tables"
 DATA: Final = "sd.data"
+SET_KEYS: Final = ("sd.set_id", "sd.part")
+"""What the header of a file of a set has beside the rest."""
+
 TENSORS: Final = (MANIFEST, TABLES, DATA)
 """The three tensors, in the order of their offsets."""
 
@@ -116,12 +119,12 @@ def _check_metadata(metadata: Json) -> Mapping[str, str]:
             hint="this is a safetensors file, but not a delta: a delta is made by sparsedelta diff",
         )
     version = metadata.get("sd.version")
-    if version != FORMAT_VERSION:
+    if not is_readable_version(version):
         raise UnsupportedError(
             "SD105",
-            f"format version {version!r}, this release reads {FORMAT_VERSION}",
-            hint="install the release that made it, or a newer one: "
-            "pip install --upgrade sparsedelta",
+            f"format version {version!r:.80}, this release reads {FORMAT_MAJOR}.x and writes "
+            f"{FORMAT_VERSION}",
+            hint=f"install the release that made it, or a newer one ({UPGRADE.partition(': ')[2]})",
         )
     for key in _HEX_KEYS:
         if not is_hex64(metadata.get(key)):
@@ -133,11 +136,18 @@ def _check_metadata(metadata: Json) -> Mapping[str, str]:
             raise FormatError("SD106", f"{key} is {metadata.get(key)!r:.80}, expected a number")
     if metadata.get("sd.invertible") not in ("true", "false"):
         raise FormatError("SD106", f"sd.invertible is {metadata.get('sd.invertible')!r:.80}")
-    if metadata.get("sd.profile") not in PROFILES:
-        raise FormatError(
-            "SD106", f"sd.profile is {metadata.get('sd.profile')!r:.80}, expected one of {PROFILES}"
-        )
+    if not is_profile(metadata.get("sd.profile")):
+        raise FormatError("SD106", f"sd.profile is {metadata.get('sd.profile')!r:.80}")
+    _check_set(metadata)
     return metadata
+
+
+def _check_set(metadata: Mapping[str, str]) -> None:
+    found = [metadata.get(key) for key in SET_KEYS]
+    if found == [None, None]:
+        return
+    if not is_hex64(found[0]) or not _DECIMAL.fullmatch(found[1] or ""):
+        raise FormatError("SD106", f"{SET_KEYS} are {found!r:.160}, expected a digest and a number")
 
 
 def _check_tensors(

@@ -5,7 +5,8 @@ A number that stands here is checked before memory is taken or a loop is run.
 
 from typing import Final
 
-FORMAT_VERSION: Final = "0.1"
+FORMAT_VERSION: Final = "1.0"
+FORMAT_MAJOR: Final = 1
 
 MAX_HEADER_BYTES: Final = 65_528
 """JSON header of a delta: with its length word, one range read of 64 KiB."""
@@ -13,7 +14,7 @@ MAX_HEADER_BYTES: Final = 65_528
 MAX_CHECKPOINT_HEADER_BYTES: Final = 100_000_000
 """JSON header of a checkpoint file, as safetensors has it."""
 
-MAX_MANIFEST_BYTES: Final = 1 << 27
+MAX_MANIFEST_BYTES: Final = 1 << 26
 MAX_INDEX_BYTES: Final = 100_000_000
 """Text of a ``model.safetensors.index.json``."""
 
@@ -21,6 +22,13 @@ MAX_JSON_DEPTH: Final = 8
 MAX_JSON_INTEGER: Final = (1 << 53) - 1
 MAX_NAME_BYTES: Final = 1024
 MAX_NAMES: Final = 1 << 20
+MAX_FILE_NAME_BYTES: Final = 255
+MAX_BLOBS: Final = 1 << 16
+MAX_BLOB_BYTES: Final = 1 << 27
+MAX_BLOBS_BYTES: Final = 1 << 30
+"""All blobs of a delta together, decoded."""
+
+MAX_SET_PARTS: Final = 1 << 16
 MAX_DIMENSIONS: Final = 64
 MAX_WORDS: Final = 1 << 48
 
@@ -36,4 +44,4 @@ MEMORY_BUDGET_BYTES: Final = 1 << 33
 """Bytes of entries (8 of index and a word each) that reading a delta into memory may take."""
 
 MAX_COMPANION_BYTES: Final = 1 << 26
-"""Size up to which a file beside the weights (config, tokenizer) is copied along."""
+"""Size up to which a file beside the weights (config, tokenizer) is copied along, or carried."""

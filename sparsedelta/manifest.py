@@ -1,27 +1,21 @@
-"""The manifest of a delta: typed records, their JSON, and the rules SD204 to SD212."""
+"""The manifest of a delta file: its JSON, and the rules SD204 to SD216 (spec section 3.3)."""
 
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
-from sparsedelta.codecs import INDEX_CODECS, VALUE_CODECS, Encoding
-from sparsedelta.delta import DIFFERENCE, OPS, REPLACE
-from sparsedelta.errors import FormatError, UnsupportedError
-from sparsedelta.limits import (
-    FORMAT_VERSION,
-    MAX_BLOCK_LOG2,
-    MAX_JSON_INTEGER,
-    MAX_NAME_BYTES,
-    MAX_NAMES,
-    MIN_BLOCK_LOG2,
-)
+from sparsedelta.attachments import Attachments, attachment_problems, parse_attachments
+from sparsedelta.errors import UPGRADE, FormatError, UnsupportedError
+from sparsedelta.file_names import file_name_problem, same_ignoring_case
+from sparsedelta.limits import FORMAT_VERSION, MAX_NAME_BYTES, MAX_NAMES, MAX_SET_PARTS
+from sparsedelta.manifest_schema import check_schema
+from sparsedelta.record_rules import check_sequence, count_problem, parse_ends, parse_part
+from sparsedelta.records import TensorRecord
 from sparsedelta.strict_json import Json
-from sparsedelta.words import TensorSpec
 
 PORTABLE: Final = "portable"
 PROFILES: Final = (PORTABLE,)
@@ -29,80 +23,52 @@ PROFILES: Final = (PORTABLE,)
 KNOWN_FEATURES: Final[frozenset[str]] = frozenset()
 """Entries of ``must_understand`` that this release knows."""
 
-_HEX64 = re.compile(r"[0-9a-f]{64}")
-_PART_SEQUENCES: Final = ([DIFFERENCE], [REPLACE], [DIFFERENCE, REPLACE])
+_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True, slots=True)
-class PartRecord:
-    """A part as the manifest describes it.
+class SetPart:
+    """A part file as the root of its set lists it: file name, bytes, B3 of its manifest (hex)."""
+
+    name: str
+    size: int
+    manifest: str
+
+    def to_json(self) -> Json:
+        """The part file's object in the manifest."""
+        return {"name": self.name, "size": self.size, "manifest": self.manifest}
+
+
+@dataclass(frozen=True, slots=True)
+class SetPlace:
+    """A file's place in a set (spec section 3.8).
 
     Attributes:
-        nnz: Number of entries.
-        block_log2: Base-2 logarithm of the words of a block.
-        encoding: Op and codecs.
-        nbytes: Length of all its frames in ``sd.data``.
+        id: The same in all files of the set, hex.
+        part: Number of the file, 0 for the root.
+        parts: All part files, in the root only.
     """
 
-    nnz: int
-    block_log2: int
-    encoding: Encoding
-    nbytes: int
+    id: str
+    part: int
+    parts: tuple[SetPart, ...] = ()
 
     @property
-    def op(self) -> str:
-        """``difference`` or ``replace``."""
-        return self.encoding.op
-
-    def block_count(self, words: int) -> int:
-        """Blocks of a tensor of ``words`` words."""
-        return -(-words >> self.block_log2)
-
-    def row_bytes(self, word_bytes: int) -> int:
-        """Length of a row of the block table."""
-        return 4 + 16 * self.encoding.stream_count(word_bytes)
+    def is_root(self) -> bool:
+        """Whether the file lists the others."""
+        return self.part == 0
 
     def to_json(self) -> Json:
-        """The part's object in the manifest."""
-        return {
-            "op": self.op,
-            "nnz": self.nnz,
-            "block": self.block_log2,
-            "bytes": self.nbytes,
-            **self.encoding.to_json(),
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class TensorRecord:
-    """A touched tensor as the manifest describes it."""
-
-    spec: TensorSpec
-    parts: tuple[PartRecord, ...]
-
-    @property
-    def nnz(self) -> int:
-        """Number of entries."""
-        return sum(part.nnz for part in self.parts)
-
-    @property
-    def nbytes(self) -> int:
-        """Length of all its frames in ``sd.data``."""
-        return sum(part.nbytes for part in self.parts)
-
-    def to_json(self) -> Json:
-        """The tensor's object in the manifest."""
-        return {
-            "name": self.spec.name,
-            "dtype": self.spec.dtype,
-            "shape": list(self.spec.shape),
-            "parts": [part.to_json() for part in self.parts],
-        }
+        """The object in the manifest."""
+        return {"id": self.id, "part": self.part, "parts": [p.to_json() for p in self.parts]}
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Everything a delta says about itself but the digests of its segments and its streams."""
+    """Everything a delta says about itself but the digests of its segments and its streams.
+
+    ``nnz`` and ``invertible`` are stated, since the root of a set speaks for all its parts.
+    """
 
     base: str
     target: str
@@ -110,18 +76,14 @@ class Manifest:
     profile: str
     metadata: Mapping[str, str]
     tables: str
+    nnz: int
+    invertible: bool
     tensors: tuple[TensorRecord, ...]
     untouched: tuple[str, ...]
-
-    @property
-    def nnz(self) -> int:
-        """Number of entries of all tensors."""
-        return sum(tensor.nnz for tensor in self.tensors)
-
-    @property
-    def invertible(self) -> bool:
-        """Whether no part is a ``replace``."""
-        return all(part.op == DIFFERENCE for t in self.tensors for part in t.parts)
+    lean: bool = False
+    attachments: Attachments = Attachments()
+    place: SetPlace | None = None
+    version: str = FORMAT_VERSION
 
     def to_json(self) -> dict[str, Json]:
         """The manifest's object."""
@@ -130,27 +92,33 @@ class Manifest:
             "target": self.target,
             "content": self.content,
             "invertible": self.invertible,
+            "lean": self.lean,
             "metadata": dict(self.metadata),
             "must_understand": [],
             "nnz": self.nnz,
             "profile": self.profile,
+            "set": self.place and self.place.to_json(),
             "tables": self.tables,
             "tensors": [tensor.to_json() for tensor in self.tensors],
             "untouched": list(self.untouched),
-            "version": FORMAT_VERSION,
+            "version": self.version,
+            **self.attachments.to_json(),
         }
 
     def header_facts(self) -> dict[str, str]:
         """What header and manifest both say (rule SD205), as the header's strings."""
-        return {
-            "sd.base": self.base,
-            "sd.target": self.target,
-            "sd.content": self.content,
-            "sd.invertible": "true" if self.invertible else "false",
-            "sd.nnz": str(self.nnz),
-            "sd.profile": self.profile,
-            "sd.version": FORMAT_VERSION,
-        }
+        return _header_facts(self.to_json() | {"tensors": [], "untouched": []})
+
+
+def _header_facts(document: Json) -> dict[str, str]:
+    facts = {f"sd.{key}": document[key] for key in ("base", "target", "content")}
+    facts |= {f"sd.{key}": document[key] for key in ("profile", "version")}
+    facts["sd.invertible"] = "true" if document["invertible"] else "false"
+    facts["sd.nnz"] = str(document["nnz"])
+    if document["set"] is not None:
+        facts["sd.set_id"] = document["set"]["id"]
+        facts["sd.part"] = str(document["set"]["part"])
+    return facts
 
 
 def parse_manifest(document: Json, header: Mapping[str, str]) -> Manifest:
@@ -161,27 +129,23 @@ def parse_manifest(document: Json, header: Mapping[str, str]) -> Manifest:
         header: ``__metadata__`` of the header, already checked (SD104 to SD106).
 
     Raises:
-        FormatError: The first broken rule of SD204 to SD212.
-        UnsupportedError: A feature or a codec that this release does not know.
+        FormatError: The first broken rule of SD204 to SD216; ``others`` are those found beside it.
+        UnsupportedError: A feature, an op or a codec that this release does not know.
     """
-    _check_schema(document)
+    check_schema(document)
     _check_agreement(document, header)
-    unknown = sorted(set(document["must_understand"]) - KNOWN_FEATURES)
-    if unknown:
-        raise UnsupportedError(
-            "SD206",
-            f"the delta needs the features {unknown}, this release knows {sorted(KNOWN_FEATURES)}",
-            hint="install a newer release: pip install --upgrade sparsedelta",
-        )
-    for problem in name_problems([t["name"] for t in document["tensors"]], document["untouched"]):
-        raise problem
-    specs = [_spec(tensor) for tensor in document["tensors"]]
-    for tensor in document["tensors"]:
-        _check_ops(tensor)
-    records = tuple(
-        TensorRecord(spec, tuple(_part(part, spec.name) for part in tensor["parts"]))
-        for spec, tensor in zip(specs, document["tensors"], strict=True)
+    _check_features(document["must_understand"])
+    _raise_first(_names_problems(document))
+    ends = _collected(document["tensors"], parse_ends)
+    _collected(
+        list(zip(document["tensors"], ends, strict=True)),
+        lambda item: check_sequence(item[0], *item[1]),
     )
+    parts = _collected(
+        document["tensors"], lambda t: tuple(parse_part(part, t["name"]) for part in t["parts"])
+    )
+    records = tuple(TensorRecord(*of, tuple(found)) for of, found in zip(ends, parts, strict=True))
+    place = document["set"]
     manifest = Manifest(
         base=document["base"],
         target=document["target"],
@@ -189,113 +153,86 @@ def parse_manifest(document: Json, header: Mapping[str, str]) -> Manifest:
         profile=document["profile"],
         metadata=document["metadata"],
         tables=document["tables"],
+        nnz=document["nnz"],
+        invertible=document["invertible"],
         tensors=records,
         untouched=tuple(document["untouched"]),
+        lean=document["lean"],
+        attachments=parse_attachments(document),
+        place=place and _place(place),
+        version=document["version"],
     )
-    for problem in _count_problems(manifest, document["nnz"]):
-        raise problem
-    if document["invertible"] != manifest.invertible:
-        raise FormatError(
-            "SD212", f"'invertible' is {document['invertible']}, the parts say otherwise"
-        )
+    _raise_first(_manifest_problems(manifest))
     return manifest
 
 
-def is_hex64(value: Json) -> bool:
-    """Whether a value is a digest: 64 lower-case hex digits."""
-    return isinstance(value, str) and _HEX64.fullmatch(value) is not None
+def _collected(items: Iterable[Json], check: Callable[[Json], Json]) -> list[Json]:
+    found: list[Json] = []
+    problems: list[FormatError] = []
+    for item in items:
+        try:
+            found.append(check(item))
+        except FormatError as error:
+            problems.append(error)
+    _raise_first(problems)
+    return found
 
 
-def _is_count(value: Json) -> bool:
-    return type(value) is int and 0 <= value <= MAX_JSON_INTEGER
+def _raise_first(problems: Iterable[FormatError]) -> None:
+    """Raise the first of several problems, which knows the others."""
+    found = list(problems)
+    if found:
+        found[0].others = tuple(found[1:])
+        raise found[0]
 
 
-def _is_strings(value: Json) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-def _is_string_map(value: Json) -> bool:
-    return isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
-
-
-def _is_codec(value: Json) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("id"), str)
-
-
-_MANIFEST_SCHEMA: Final = {
-    "base": is_hex64,
-    "target": is_hex64,
-    "content": is_hex64,
-    "tables": is_hex64,
-    "invertible": lambda value: isinstance(value, bool),
-    "metadata": _is_string_map,
-    "must_understand": _is_strings,
-    "nnz": _is_count,
-    "profile": lambda value: value in PROFILES,
-    "tensors": lambda value: isinstance(value, list),
-    "untouched": _is_strings,
-    "version": lambda value: value == FORMAT_VERSION,
-}
-_TENSOR_SCHEMA: Final = {
-    "name": lambda value: isinstance(value, str),
-    "dtype": lambda value: isinstance(value, str),
-    "shape": lambda value: isinstance(value, list) and all(map(_is_count, value)),
-    "parts": lambda value: isinstance(value, list),
-}
-_PART_SCHEMA: Final = {
-    "op": lambda value: isinstance(value, str),
-    "nnz": _is_count,
-    "block": _is_count,
-    "bytes": _is_count,
-    "index": _is_codec,
-    "value": _is_codec,
-}
-
-
-def _check_object(where: str, document: Json, schema: Mapping[str, object]) -> None:
-    if not isinstance(document, dict):
-        raise FormatError("SD204", f"{where} is no object")
-    missing = sorted(schema.keys() - document.keys())
-    unknown = sorted(document.keys() - schema.keys())
-    if missing or unknown:
-        raise FormatError("SD204", f"{where}: missing keys {missing}, unknown keys {unknown}")
-    for key, is_valid in schema.items():
-        if not is_valid(document[key]):  # type: ignore[operator]
-            raise FormatError("SD204", f"{where}: {key!r} has the value {document[key]!r:.80}")
-
-
-def _check_schema(document: Json) -> None:
-    _check_object("the manifest", document, _MANIFEST_SCHEMA)
-    for number, tensor in enumerate(document["tensors"]):
-        _check_object(f"tensor record {number}", tensor, _TENSOR_SCHEMA)
-        for part in tensor["parts"]:
-            _check_object(f"a part of tensor {tensor['name']!r:.80}", part, _PART_SCHEMA)
+def _place(document: Json) -> SetPlace:
+    parts = (SetPart(p["name"], p["size"], p["manifest"]) for p in document["parts"])
+    return SetPlace(document["id"], document["part"], tuple(parts))
 
 
 def _check_agreement(document: Json, header: Mapping[str, str]) -> None:
-    facts = {
-        "sd.base": document["base"],
-        "sd.target": document["target"],
-        "sd.content": document["content"],
-        "sd.invertible": "true" if document["invertible"] else "false",
-        "sd.nnz": str(document["nnz"]),
-        "sd.profile": document["profile"],
-        "sd.version": document["version"],
-    }
-    for key, value in facts.items():
-        if header[key] != value:
-            raise FormatError(
-                "SD205", f"{key} is {header[key]!r} in the header, {value!r} in the manifest"
-            )
+    facts = _header_facts(document)
+    keys = [*facts, *(key for key in ("sd.set_id", "sd.part") if key in header)]
+    _raise_first(
+        FormatError(
+            "SD205",
+            f"{key} is {header.get(key)!r:.80} in the header, {facts.get(key)!r:.80} in the "
+            "manifest",
+        )
+        for key in dict.fromkeys(keys)
+        if header.get(key) != facts.get(key)
+    )
 
 
-def name_problems(touched: Iterable[str], untouched: Iterable[str]) -> Iterator[FormatError]:
-    """Broken clauses of rule SD207."""
-    lists = {"tensors": list(touched), "untouched": list(untouched)}
-    total = sum(map(len, lists.values()))
-    if total > MAX_NAMES:
-        yield FormatError("SD207", f"{total} names, at most {MAX_NAMES} are allowed")
-    for key, names in lists.items():
+def _check_features(features: list[str]) -> None:
+    unknown = sorted(set(features) - KNOWN_FEATURES)
+    if not unknown:
+        return
+    versions = sorted({version for _, at, version in (f.rpartition("@") for f in unknown) if at})
+    since = f" (defined by format version {', '.join(versions):.80})" if versions else ""
+    raise UnsupportedError(
+        "SD206",
+        f"the delta needs the features {unknown!r:.200}{since}; this release reads version "
+        f"{FORMAT_VERSION} and knows {sorted(KNOWN_FEATURES)}",
+        hint=UPGRADE,
+    )
+
+
+def _names_problems(document: Json) -> Iterator[FormatError]:
+    untouched, tensors = document["untouched"], document["tensors"]
+    for tensor in tensors:
+        name, source = tensor["name"], tensor["from"]
+        if source is None:
+            continue
+        problem = name_problem(source)
+        if problem is None and (tensor["base"] is None or tensor["target"] is None):
+            problem = "is 'from' of a tensor that is not in both ends"
+        if problem is None and source == name:
+            problem = "is 'from' of a tensor of the same name"
+        if problem:
+            yield FormatError("SD207", f"tensor {name!r:.100}: the name {source!r:.100} {problem}")
+    for key, names in (("tensors", [t["name"] for t in tensors]), ("untouched", untouched)):
         for name in names:
             problem = name_problem(name)
             if problem:
@@ -305,8 +242,30 @@ def name_problems(touched: Iterable[str], untouched: Iterable[str]) -> Iterator[
                 yield FormatError(
                     "SD207", f"{key!r}: {after!r:.100} must not follow {before!r:.100}"
                 )
-    for name in sorted(set(lists["tensors"]).intersection(lists["untouched"])):
-        yield FormatError("SD207", f"{name!r:.100} is both touched and untouched")
+    bases = (t["from"] or t["name"] for t in tensors if t["base"] is not None)
+    for message in clashes([t["name"] for t in tensors], bases, untouched):
+        yield FormatError("SD207", message)
+    if document["lean"] and untouched:
+        yield FormatError("SD207", f"a lean delta that lists {len(untouched)} untouched tensors")
+
+
+def clashes(
+    names: Iterable[str], base_names: Iterable[str], untouched: Iterable[str]
+) -> Iterator[str]:
+    """What names of records, of base tensors and of untouched tensors share that they must not."""
+    stay = set(untouched)
+    total = len(stay)
+    for kind, listed in (("name", list(names)), ("base name", list(base_names))):
+        total += len(listed) if kind == "name" else 0
+        seen: set[str] = set()
+        for name in listed:
+            if name in seen:
+                yield f"two records have the {kind} {name!r:.100}"
+            if name in stay:
+                yield f"{name!r:.100} is a {kind} of a record and untouched"
+            seen.add(name)
+    if total > MAX_NAMES:
+        yield f"{total} names, at most {MAX_NAMES} are allowed"
 
 
 def name_problem(name: str) -> str | None:
@@ -314,60 +273,54 @@ def name_problem(name: str) -> str | None:
     length = len(name.encode("utf-8", "surrogatepass"))
     if not 1 <= length <= MAX_NAME_BYTES:
         return f"is {length} bytes long, 1 to {MAX_NAME_BYTES} are allowed"
-    if any(unicodedata.category(char) == "Cc" for char in name):
+    if _CONTROL.search(name):
         return "holds a control character"
     return None
 
 
-def _spec(tensor: Json) -> TensorSpec:
-    try:
-        return TensorSpec(tensor["name"], tensor["dtype"], tuple(tensor["shape"]))
-    except ValueError as error:
-        raise FormatError("SD208", f"tensor {tensor['name']!r}: {error}") from None
-
-
-def _check_ops(tensor: Json) -> None:
-    ops = [part["op"] for part in tensor["parts"]]
-    unknown = sorted(set(ops) - set(OPS))
-    if unknown:
-        raise UnsupportedError(
-            "SD209",
-            f"tensor {tensor['name']!r}: unknown operations {unknown}, this release knows {OPS}",
-            hint="install a newer release: pip install --upgrade sparsedelta",
+def _manifest_problems(manifest: Manifest) -> Iterator[FormatError]:
+    place = manifest.place
+    speaks_for_itself = place is None or not place.is_root
+    for record in manifest.tensors:
+        problem = count_problem(record)
+        if problem:
+            yield FormatError("SD211", f"tensor {record.name!r}: {problem}")
+    nnz = sum(record.nnz for record in manifest.tensors)
+    if speaks_for_itself and nnz != manifest.nnz:
+        yield FormatError("SD211", f"'nnz' is {manifest.nnz}, the parts add up to {nnz}")
+    if speaks_for_itself and manifest.invertible != are_invertible(manifest.tensors):
+        yield FormatError(
+            "SD212", f"'invertible' is {manifest.invertible}, the parts say otherwise"
         )
-    if ops not in _PART_SEQUENCES:
-        raise FormatError("SD209", f"tensor {tensor['name']!r}: parts {ops} may not come together")
+    yield from attachment_problems(manifest.attachments)
+    if place is not None:
+        for message in _set_problems(manifest, place):
+            yield FormatError("SD216", message)
 
 
-def _part(part: Json, name: str) -> PartRecord:
-    for key, codecs in (("index", INDEX_CODECS), ("value", VALUE_CODECS)):
-        if part[key]["id"] not in codecs:
-            raise UnsupportedError(
-                "SD210",
-                f"tensor {name!r}: unknown {key} codec {part[key]['id']!r}, this release knows "
-                f"{sorted(codecs)}",
-                hint="install a newer release: pip install --upgrade sparsedelta",
-            )
-    if not MIN_BLOCK_LOG2 <= part["block"] <= MAX_BLOCK_LOG2:
-        raise FormatError(
-            "SD210",
-            f"tensor {name!r}: block {part['block']}, expected {MIN_BLOCK_LOG2} to "
-            f"{MAX_BLOCK_LOG2}",
-        )
-    try:
-        encoding = Encoding.from_json(part["op"], part["index"], part["value"])
-    except ValueError as error:
-        raise FormatError("SD210", f"tensor {name!r}: {error}") from None
-    return PartRecord(part["nnz"], part["block"], encoding, part["bytes"])
+def are_invertible(records: Iterable[TensorRecord]) -> bool:
+    """Whether every record can be undone."""
+    return all(record.invertible for record in records)
 
 
-def _count_problems(manifest: Manifest, nnz: int) -> Iterator[FormatError]:
-    for tensor in manifest.tensors:
-        if any(not part.nnz for part in tensor.parts) or tensor.nnz > tensor.spec.words:
-            yield FormatError(
-                "SD211",
-                f"tensor {tensor.spec.name!r}: parts of {[p.nnz for p in tensor.parts]} entries, "
-                f"expected at least 1 each and at most {tensor.spec.words} in all",
-            )
-    if manifest.nnz != nnz:
-        yield FormatError("SD211", f"'nnz' is {nnz}, the parts add up to {manifest.nnz}")
+def _set_problems(manifest: Manifest, place: SetPlace) -> Iterator[str]:
+    attachments = manifest.attachments
+    if place.is_root:
+        if manifest.tensors:
+            yield "the root of a set has records"
+        if not 1 <= len(place.parts) <= MAX_SET_PARTS:
+            yield f"a set of {len(place.parts)} part files, 1 to {MAX_SET_PARTS} are allowed"
+        for part in place.parts:
+            problem = file_name_problem(part.name)
+            if problem:
+                yield f"the part file {part.name!r:.300} {problem}"
+        twice = same_ignoring_case(part.name for part in place.parts)
+        if twice is not None:
+            yield f"the part file {twice!r} stands there twice, if case is ignored"
+        return
+    if place.parts:
+        yield "a part file lists part files"
+    if place.part > MAX_SET_PARTS:
+        yield f"part file {place.part}, at most {MAX_SET_PARTS} are allowed"
+    if manifest.untouched or attachments.blobs or attachments.layout or attachments.files:
+        yield "a part file has untouched tensors, blobs, a layout or files: they belong to the root"

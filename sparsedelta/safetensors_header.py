@@ -7,10 +7,10 @@ do not follow from dtype and shape, holes, overlaps, offsets behind the end of t
 
 from __future__ import annotations
 
+import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from sparsedelta.errors import CheckpointError
 from sparsedelta.files import InputFile
@@ -63,24 +63,65 @@ def read_layout(file: InputFile) -> FileLayout:
             hint="is it a safetensors file, and whole? Other formats (.bin, .pt, .gguf) must be "
             "converted first",
         )
-    prefix = file.read(0, _LENGTH_BYTES + length)
+    return parse_layout(file.read(0, _LENGTH_BYTES + length), str(path), size=size)
+
+
+def parse_layout(prefix: bytes, where: str, *, size: int | None = None) -> FileLayout:
+    """Check what stands before the first tensor of a checkpoint file.
+
+    Args:
+        prefix: The length word and the JSON header.
+        where: What to call it in messages.
+        size: Size of the file; None: as it follows from the tensors.
+
+    Raises:
+        CheckpointError: It is no valid safetensors header; says what is wrong, and where.
+    """
+    if (
+        len(prefix) < _LENGTH_BYTES
+        or len(prefix) != _LENGTH_BYTES + struct.unpack_from("<Q", prefix)[0]
+    ):
+        raise CheckpointError(f"{where}: a header whose length is not what it says")
     try:
         document = parse(prefix[_LENGTH_BYTES:].rstrip(b" "))
     except ValueError as error:
-        raise CheckpointError(f"{path}: the header is no strict JSON: {error}") from None
+        raise CheckpointError(f"{where}: the header is no strict JSON: {error}") from None
     if not isinstance(document, dict):
-        raise CheckpointError(f"{path}: the header is no JSON object")
+        raise CheckpointError(f"{where}: the header is no JSON object")
     metadata = document.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise CheckpointError(f"{path}: __metadata__ must map strings to strings")
-    tensors = _contiguous(path, document, data_size=size - len(prefix))
+        raise CheckpointError(f"{where}: __metadata__ must map strings to strings")
+    data_size = None if size is None else size - len(prefix)
+    tensors, end = _contiguous(where, document, data_size=data_size)
     stored = tuple(StoredTensor(spec, len(prefix) + offset) for spec, offset in tensors)
-    return FileLayout(prefix, stored, metadata, size)
+    return FileLayout(prefix, stored, metadata, len(prefix) + end)
+
+
+def build_layout(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> FileLayout:
+    """A new header for tensors, in their order but widest words first, as safetensors aligns them.
+
+    Args:
+        specs: The tensors.
+        metadata: ``__metadata__``; left out if empty.
+    """
+    ordered = sorted(specs, key=lambda spec: -spec.word_bytes)
+    document: dict[str, Json] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for spec in ordered:
+        document[spec.name] = {
+            "dtype": spec.dtype,
+            "shape": list(spec.shape),
+            "data_offsets": [offset, offset + spec.nbytes],
+        }
+        offset += spec.nbytes
+    text = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % _LENGTH_BYTES)
+    return parse_layout(struct.pack("<Q", len(text)) + text, "the new header")
 
 
 def _contiguous(
-    path: Path, document: dict[str, Json], *, data_size: int
-) -> list[tuple[TensorSpec, int]]:
+    path: str, document: dict[str, Json], *, data_size: int | None
+) -> tuple[list[tuple[TensorSpec, int]], int]:
     tensors = [_entry(path, name, entry) for name, entry in document.items()]
     # Empty tensors may share an offset with the tensor that follows; they go first.
     tensors.sort(key=lambda item: (item[1], item[0].nbytes))
@@ -92,15 +133,15 @@ def _contiguous(
                 f"{path}: tensor {spec.name!r:.200} begins at {offset}, expected {end}: {kind}"
             )
         end += spec.nbytes
-    if end != data_size:
+    if data_size is not None and end != data_size:
         raise CheckpointError(
             f"{path}: the tensors have {end} bytes, the file holds {data_size} after its header",
             hint="the file was cut off or something was appended: get it again",
         )
-    return tensors
+    return tensors, end
 
 
-def _entry(path: Path, name: str, entry: Json) -> tuple[TensorSpec, int]:
+def _entry(path: str, name: str, entry: Json) -> tuple[TensorSpec, int]:
     where = f"{path}: tensor {name!r:.200}"
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise CheckpointError(

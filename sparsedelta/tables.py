@@ -1,8 +1,8 @@
-"""``sd.tables``: all digests and block tables (spec section 3.4, rules SD301 to SD307)."""
+"""``sd.tables``: all digests and block tables (spec section 3.4, rules SD301 and SD302)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from sparsedelta.digests import (
     DIGEST_BYTES,
     Digest,
-    checkpoint_fingerprint,
     plain_digest,
     segment_count,
     tensor_digest,
 )
 from sparsedelta.errors import FormatError
-from sparsedelta.manifest import Manifest, PartRecord, TensorRecord
+from sparsedelta.manifest import Manifest
+from sparsedelta.records import PartRecord, TensorRecord
 from sparsedelta.words import Bytes, TensorSpec
 
 CHECKSUM_BYTES: Final = 8
@@ -45,11 +45,32 @@ class PartTable:
 
 @dataclass(frozen=True, slots=True)
 class TensorTable:
-    """Digests and block tables of one touched tensor."""
+    """Digests and block tables of one touched tensor.
+
+    Attributes:
+        base_segments: Segment digests of the base tensor; empty if there is none.
+        target_segments: Segment digests of the target tensor; empty if there is none.
+        parts: For each part its block table; the segment digests of the tensor that a ``new`` is
+            copied from or a ``drop`` leads to; or None.
+    """
 
     base_segments: tuple[Digest, ...]
     target_segments: tuple[Digest, ...]
-    parts: tuple[PartTable, ...]
+    parts: tuple[PartTable | tuple[Digest, ...] | None, ...]
+
+    def blocks(self, number: int) -> PartTable:
+        """The block table of a coded part."""
+        table = self.parts[number]
+        if not isinstance(table, PartTable):
+            raise TypeError(f"part {number} has no blocks")
+        return table
+
+    def other_segments(self, number: int) -> tuple[Digest, ...]:
+        """Segment digests of the tensor that a part refers to."""
+        table = self.parts[number]
+        if not isinstance(table, tuple):
+            raise TypeError(f"part {number} refers to no tensor")
+        return table
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +79,7 @@ class Tables:
 
     Attributes:
         untouched: Digests of the tensors that stay, by name.
-        tensors: Tables of the touched tensors, by name.
+        tensors: Tables of the touched tensors, by name of the record.
     """
 
     untouched: Mapping[str, Digest]
@@ -82,14 +103,21 @@ def row(count: int, streams: list[tuple[bytes, int]]) -> bytes:
     return b"".join(cells)
 
 
+def _segments(spec: TensorSpec | None) -> int:
+    return 0 if spec is None else segment_count(spec.words)
+
+
 def tables_length(manifest: Manifest) -> int:
     """Length of ``sd.tables`` as it follows from the manifest."""
     total = DIGEST_BYTES * len(manifest.untouched)
-    for tensor in manifest.tensors:
-        spec = tensor.spec
-        total += 2 * DIGEST_BYTES * segment_count(spec.words)
-        for part in tensor.parts:
-            total += part.block_count(spec.words) * part.row_bytes(spec.word_bytes)
+    for record in manifest.tensors:
+        total += DIGEST_BYTES * (_segments(record.base) + _segments(record.target))
+        for number, part in enumerate(record.parts):
+            if isinstance(part, PartRecord):
+                blocks = part.block_count(record.domain(number))
+                total += blocks * part.row_bytes(record.word_bytes(number))
+            elif part.reference is not None:
+                total += DIGEST_BYTES * _segments(record.changed(number))
     return total
 
 
@@ -103,7 +131,7 @@ def check_length(manifest: Manifest, length: int) -> None:
 
 
 def parse_tables(data: bytes, manifest: Manifest) -> Tables:
-    """Split and type ``sd.tables``; :func:`table_problems` checks what it says.
+    """Split and type ``sd.tables``; :mod:`table_rules` checks what it says.
 
     Args:
         data: Its bytes; their number has passed :func:`check_length`.
@@ -119,14 +147,16 @@ def parse_tables(data: bytes, manifest: Manifest) -> Tables:
     tensors = {}
     offset = 0
     for record in manifest.tensors:
-        segments = segment_count(record.spec.words)
-        base = tuple(cursor.take(DIGEST_BYTES) for _ in range(segments))
-        target = tuple(cursor.take(DIGEST_BYTES) for _ in range(segments))
-        parts = []
-        for part in record.parts:
-            parts.append(_part_table(cursor, record.spec, part, offset))
-            offset += part.nbytes
-        tensors[record.spec.name] = TensorTable(base, target, tuple(parts))
+        base, target = cursor.digests(record.base), cursor.digests(record.target)
+        parts: list[PartTable | tuple[Digest, ...] | None] = []
+        for number, part in enumerate(record.parts):
+            if isinstance(part, PartRecord):
+                parts.append(_part_table(cursor, record, number, part, offset))
+                offset += part.nbytes
+            else:
+                changed = record.changed(number)
+                parts.append(cursor.digests(changed) if part.reference is not None else None)
+        tensors[record.name] = TensorTable(base, target, tuple(parts))
     return Tables(untouched, tensors)
 
 
@@ -140,12 +170,18 @@ class _Cursor:
         self._position += length
         return self._data[start : self._position]
 
+    def digests(self, spec: TensorSpec | None) -> tuple[Digest, ...]:
+        return tuple(self.take(DIGEST_BYTES) for _ in range(_segments(spec)))
 
-def _part_table(cursor: _Cursor, spec: TensorSpec, part: PartRecord, offset: int) -> PartTable:
-    blocks = part.block_count(spec.words)
-    streams = part.encoding.stream_count(spec.word_bytes)
-    rows = np.frombuffer(cursor.take(blocks * part.row_bytes(spec.word_bytes)), np.uint8)
-    rows = rows.reshape(blocks, part.row_bytes(spec.word_bytes))
+
+def _part_table(
+    cursor: _Cursor, record: TensorRecord, number: int, part: PartRecord, offset: int
+) -> PartTable:
+    word_bytes = record.word_bytes(number)
+    blocks = part.block_count(record.domain(number))
+    streams = part.encoding.stream_count(word_bytes)
+    rows = np.frombuffer(cursor.take(blocks * part.row_bytes(word_bytes)), np.uint8)
+    rows = rows.reshape(blocks, part.row_bytes(word_bytes))
     cells = rows[:, 4:].reshape(blocks, streams, 16)
     encoded = _u32(cells[:, :, 0:4])
     offsets = np.full(blocks + 1, offset, np.int64)
@@ -168,87 +204,13 @@ def block_words(words: int, block_log2: int) -> NDArray[np.int64]:
     return lengths
 
 
-def leaf_digests(tables: Tables, manifest: Manifest, *, target: bool) -> dict[str, Digest]:
-    """Tensor digests by name, of the target or of the base."""
-    leaves = dict(tables.untouched)
+def touched_leaves(tables: Tables, manifest: Manifest, *, target: bool) -> dict[str, Digest]:
+    """Tensor digests of the touched tensors of one end, by their names there."""
+    leaves = {}
     for record in manifest.tensors:
-        table = tables.tensors[record.spec.name]
-        segments = table.target_segments if target else table.base_segments
-        leaves[record.spec.name] = tensor_digest(record.spec, segments)
+        spec = record.target if target else record.base
+        if spec is not None:
+            table = tables.tensors[record.name]
+            segments = table.target_segments if target else table.base_segments
+            leaves[spec.name] = tensor_digest(spec, segments)
     return leaves
-
-
-def table_problems(tables: Tables, manifest: Manifest, data_length: int) -> Iterator[FormatError]:
-    """Broken rules of SD303 to SD307, in their order, at most one of a kind per part.
-
-    Args:
-        tables: The tables.
-        manifest: The manifest.
-        data_length: Length of ``sd.data``.
-    """
-    pairs = [(record, tables.tensors[record.spec.name]) for record in manifest.tensors]
-    for check in (_count_problems, _length_problems, _sum_problems):
-        for record, table in pairs:
-            for part, part_table in zip(record.parts, table.parts, strict=True):
-                for rule, message in check(record, part, part_table):
-                    yield FormatError(rule, f"tensor {record.spec.name!r}, {part.op}: {message}")
-    total = sum(record.nbytes for record in manifest.tensors)
-    if total != data_length:
-        yield FormatError("SD305", f"sd.data has {data_length} bytes, the parts add up to {total}")
-    for key, target in (("base", False), ("target", True)):
-        found = checkpoint_fingerprint(leaf_digests(tables, manifest, target=target)).hex()
-        stated = manifest.target if target else manifest.base
-        if found != stated:
-            yield FormatError(
-                "SD306",
-                f"the {key} fingerprint is {stated}, {found} follows from the tables",
-            )
-    for record, table in pairs:
-        if table.base_segments == table.target_segments:
-            yield FormatError(
-                "SD307", f"tensor {record.spec.name!r} is touched, but its digests are equal"
-            )
-
-
-def _count_problems(
-    record: TensorRecord, part: PartRecord, table: PartTable
-) -> Iterator[tuple[str, str]]:
-    words = block_words(record.spec.words, part.block_log2)
-    for block in np.flatnonzero(table.counts > words)[:1]:
-        yield "SD303", f"block {block} has {table.counts[block]} entries in {words[block]} words"
-    if table.counts.sum() != part.nnz:
-        yield "SD303", f"{table.counts.sum()} entries in the blocks, {part.nnz} in the manifest"
-
-
-def _length_problems(
-    record: TensorRecord, part: PartRecord, table: PartTable
-) -> Iterator[tuple[str, str]]:
-    words = block_words(record.spec.words, part.block_log2)
-    word_bytes = record.spec.word_bytes
-    for block, stream in np.argwhere(table.encoded > table.decoded)[:1]:
-        yield (
-            "SD304",
-            f"block {block}, stream {stream}: {table.encoded[block, stream]} bytes for a stream of "
-            f"{table.decoded[block, stream]}",
-        )
-    for stream, (low, high, step) in enumerate(
-        part.encoding.bounds(table.counts, words, word_bytes)
-    ):
-        lengths = table.decoded[:, stream]
-        bad = (lengths < low) | (lengths > high) | (lengths % step != 0)
-        for block in np.flatnonzero(bad)[:1]:
-            yield (
-                "SD304",
-                f"block {block}, stream {stream}: decoded length {lengths[block]}, expected "
-                f"{low[block]} to {high[block]}, a multiple of {step}",
-            )
-
-
-def _sum_problems(
-    record: TensorRecord,  # noqa: ARG001 (one signature for all checks)
-    part: PartRecord,
-    table: PartTable,
-) -> Iterator[tuple[str, str]]:
-    total = int(table.offsets[-1] - table.offsets[0])
-    if total != part.nbytes:
-        yield "SD305", f"frames of {total} bytes, {part.nbytes} in the manifest"

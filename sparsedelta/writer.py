@@ -1,18 +1,21 @@
-"""Writing delta files (spec section 3): tensors as they come, header and manifest at the end."""
+"""Writing deltas (spec section 3): tensors as they come, header and manifest at the end.
+
+One file, or a set of part files and their root where a size is not to be exceeded.
+"""
 
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
 
 import numpy as np
 
+from sparsedelta.attachments import Attachments, Blob, CarriedFile, Layout
 from sparsedelta.codecs.frames import encode_frame
 from sparsedelta.delta import content_digest, tensor_content
 from sparsedelta.digests import (
@@ -23,10 +26,19 @@ from sparsedelta.digests import (
 )
 from sparsedelta.encode import EncodedPart
 from sparsedelta.errors import StructureError, UsageError
+from sparsedelta.file_names import CHECKPOINT_SUFFIX, file_name_problem
 from sparsedelta.files import output_errors, staged, write_all
 from sparsedelta.header import DATA, MANIFEST, TABLES, build_header
 from sparsedelta.limits import MAX_MANIFEST_BYTES
-from sparsedelta.manifest import PORTABLE, Manifest, TensorRecord, name_problem
+from sparsedelta.manifest import (
+    PORTABLE,
+    Manifest,
+    SetPart,
+    SetPlace,
+    are_invertible,
+    name_problem,
+)
+from sparsedelta.records import TensorRecord
 from sparsedelta.strict_json import canonical
 from sparsedelta.words import TensorSpec
 
@@ -38,16 +50,44 @@ class EncodedTensor:
     """A touched tensor, ready to be written.
 
     Attributes:
-        spec: The tensor.
+        base: The tensor in the base, or None.
+        target: The tensor in the target, or None.
         parts: Its parts.
         base_segments: Segment digests of the base tensor.
         target_segments: Segment digests of the target tensor.
     """
 
-    spec: TensorSpec
+    base: TensorSpec | None
+    target: TensorSpec | None
     parts: tuple[EncodedPart, ...]
     base_segments: tuple[Digest, ...]
     target_segments: tuple[Digest, ...]
+
+    @property
+    def record(self) -> TensorRecord:
+        """Its record in the manifest."""
+        return TensorRecord(self.base, self.target, tuple(part.record for part in self.parts))
+
+    @property
+    def tables(self) -> bytes:
+        """What it adds to the tables."""
+        digests = b"".join((*self.base_segments, *self.target_segments))
+        return digests + b"".join(part.rows for part in self.parts)
+
+    @property
+    def content(self) -> bytes:
+        """What of it enters the content digest."""
+        return tensor_content(self.base, self.target, (part.content for part in self.parts))
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """A touched tensor whose frames are in the spool."""
+
+    record: TensorRecord
+    tables: bytes
+    content: bytes
+    leaves: tuple[Digest | None, Digest | None]
 
 
 class DeltaWriter:
@@ -61,13 +101,17 @@ class DeltaWriter:
         metadata: Provenance, string to string.
         base_repo: Hint where the base can be had, never trusted.
         base_revision: Hint at its commit.
+        lean: Leave the untouched tensors out.
+        max_shard_size: Bytes of frames and tables that a part file may have, but for one with a
+            single tensor; None for one file.
         force: Whether an existing output is replaced.
 
     Raises:
         UsageError: A string of the metadata or of the hints is no valid text.
 
     Attributes:
-        size: Bytes of the file, once :meth:`finish` has been called.
+        size: Bytes of all files, once :meth:`finish` has been called.
+        spooled: Bytes of the frames so far.
     """
 
     def __init__(
@@ -77,10 +121,14 @@ class DeltaWriter:
         metadata: Mapping[str, str] | None = None,
         base_repo: str | None = None,
         base_revision: str | None = None,
+        lean: bool = False,
+        max_shard_size: int | None = None,
         force: bool = False,
     ) -> None:
         self._path = path
         self._force = force
+        self._lean = lean
+        self._max_shard_size = max_shard_size
         self._metadata = dict(metadata or {})
         hints = {"sd.base_repo": base_repo, "sd.base_revision": base_revision}
         self._hints = {key: value for key, value in hints.items() if value is not None}
@@ -90,10 +138,17 @@ class DeltaWriter:
                     f"metadata {key!r:.80}: expected text that UTF-8 can hold, found {value!r:.80}",
                     hint="metadata maps strings to strings: convert numbers with str()",
                 )
+        if max_shard_size is not None and file_name_problem(path.name):
+            raise UsageError(
+                f"{path}: the files of a set need a simple name: letters, digits and _ . + -"
+            )
         self._untouched: dict[str, Digest] = {}
-        self._touched: dict[str, EncodedTensor] = {}
+        self._touched: dict[str, _Written] = {}
+        self._frames: list[bytes] = []
+        self._blobs: list[Blob] = []
         self._spool: IO[bytes] | None = None
-        self._spooled = 0
+        self.attachments = Attachments()
+        self.spooled = 0
         self.size = 0
 
     def __enter__(self) -> Self:
@@ -112,7 +167,7 @@ class DeltaWriter:
 
     def add_untouched(self, name: str, digest: Digest) -> None:
         """Record a tensor that stays as it is."""
-        self._check_name(name)
+        _check_name(name)
         self._untouched[name] = digest
 
     def add(self, tensor: EncodedTensor) -> None:
@@ -121,105 +176,209 @@ class DeltaWriter:
         Raises:
             OutputError: Its frames cannot be written.
         """
-        name = tensor.spec.name
-        self._check_name(name)
-        if self._touched and next(reversed(self._touched)) >= name:
-            raise ValueError(f"tensor {name!r} comes too late")
+        record = tensor.record
+        for spec in (record.base, record.target):
+            if spec is not None:
+                _check_name(spec.name)
+        if self._touched and next(reversed(self._touched)) >= record.name:
+            raise ValueError(f"tensor {record.name!r} comes too late")
+        for part in tensor.parts:
+            self._append(part.frames)
+        leaves = (
+            record.base and tensor_digest(record.base, tensor.base_segments),
+            record.target and tensor_digest(record.target, tensor.target_segments),
+        )
+        written = _Written(record, tensor.tables, tensor.content, leaves)
+        self._touched[record.name] = written
+
+    def _append(self, frames: Sequence[bytes]) -> None:
         if self._spool is None:
             raise ValueError("the writer is not open")
         with output_errors(self._path):
-            for frame in (frame for part in tensor.parts for frame in part.frames):
-                write_all(self._spool.fileno(), frame, self._spooled)
-                self._spooled += len(frame)
-        emptied = tuple(
-            EncodedPart(part.record, part.rows, [], part.content) for part in tensor.parts
-        )
-        self._touched[name] = EncodedTensor(
-            tensor.spec, emptied, tensor.base_segments, tensor.target_segments
-        )
+            for frame in frames:
+                write_all(self._spool.fileno(), frame, self.spooled)
+                self.spooled += len(frame)
 
-    def _check_name(self, name: str) -> None:
-        problem = name_problem(name)
-        if problem:
-            raise StructureError(f"tensor name {name!r:.100} {problem}: a delta cannot hold it")
+    def blob(self, content: bytes) -> int:
+        """Add a blob; equal contents become one.
+
+        Returns:
+            Its position, for a layout or a carried file.
+        """
+        frame = encode_frame(np.frombuffer(content, np.uint8))
+        found = Blob(len(frame), len(content), plain_digest(frame).hex())
+        if found not in self._blobs:
+            self._blobs.append(found)
+            self._frames.append(frame)
+        return self._blobs.index(found)
+
+    def attach(self, layout: Layout | None, files: Sequence[CarriedFile]) -> None:
+        """Say which files the ends have; their blobs have been added."""
+        self.attachments = Attachments(tuple(self._blobs), layout, tuple(files))
 
     def finish(self, *, dry_run: bool = False) -> Manifest:
-        """Write the file and give it its name.
+        """Write the file, or the files of the set, and give them their names.
 
         Args:
             dry_run: Only say what would have been written.
+
+        Returns:
+            The manifest; of a set the root's, with all records.
 
         Raises:
             OutputError: It cannot be written; nothing is left behind.
         """
         if self._spool is None:
             raise ValueError("the writer is not open")
-        tables = self._tables()
-        manifest = self._manifest(tables)
-        text = canonical(manifest.to_json())
-        if len(text) > MAX_MANIFEST_BYTES:
-            raise StructureError(
-                f"{self._path}: a manifest of {len(text)} bytes, {MAX_MANIFEST_BYTES} are allowed"
+        data = self.spooled
+        self._append(self._frames)
+        whole = self._manifest()
+        groups = self._groups()
+        if len(groups) <= 1:
+            pieces = [(self._path.name, whole, self._tables(self._touched), (0, self.spooled))]
+        else:
+            pieces = list(self._set(whole, groups, data))
+        files = [
+            (name, *self._head(manifest, tables, span)) for name, manifest, tables, span in pieces
+        ]
+        self.size = sum(len(head) + end - start for _, head, (start, end) in files)
+        if not dry_run:
+            with staged(self._path, force=self._force) as work:
+                for name, head, span in files:
+                    self._write(work.parent / name, head, span)
+        return whole
+
+    def _groups(self) -> list[list[str]]:
+        """Names of the records of each part file: one group if all fit."""
+        limit = self._max_shard_size
+        groups: list[list[str]] = [[]]
+        size = 0
+        for name, written in self._touched.items():
+            own = written.record.nbytes + len(written.tables)
+            if limit is not None and groups[-1] and size + own > limit:
+                groups.append([])
+                size = 0
+            groups[-1].append(name)
+            size += own
+        return groups
+
+    def _set(
+        self, whole: Manifest, groups: list[list[str]], data: int
+    ) -> Iterator[tuple[str, Manifest, bytes, tuple[int, int]]]:
+        stem = self._path.name.removesuffix(CHECKPOINT_SUFFIX)
+        listed = []
+        start = 0
+        for number, names in enumerate(groups, start=1):
+            name = f"{stem}-{number:05d}-of-{len(groups):05d}{CHECKPOINT_SUFFIX}"
+            touched = {name: self._touched[name] for name in names}
+            records = tuple(written.record for written in touched.values())
+            tables = self._tables(touched, untouched=False)
+            contents = {name: written.content for name, written in touched.items()}
+            manifest = replace(
+                whole,
+                content=content_digest(whole.base, whole.target, contents),
+                metadata={},
+                nnz=sum(record.nnz for record in records),
+                invertible=are_invertible(records),
+                tables=plain_digest(tables).hex(),
+                tensors=records,
+                untouched=(),
+                attachments=Attachments(),
+                place=SetPlace(whole.content, number),
             )
-        frame = encode_frame(np.frombuffer(text, np.uint8))
+            span = (start, start + sum(record.nbytes for record in records))
+            head, _ = self._head(manifest, tables, span)
+            size = len(head) + span[1] - span[0]
+            listed.append(SetPart(name, size, plain_digest(_manifest_frame(manifest)[0]).hex()))
+            yield name, manifest, tables, span
+            start = span[1]
+        tables = self._tables({})
+        root = replace(
+            whole,
+            tables=plain_digest(tables).hex(),
+            tensors=(),
+            place=SetPlace(whole.content, 0, tuple(listed)),
+        )
+        yield self._path.name, root, tables, (data, self.spooled)
+
+    def _tables(self, touched: Mapping[str, _Written], *, untouched: bool = True) -> bytes:
+        stay = self._untouched if untouched and not self._lean else {}
+        chunks = [stay[name] for name in sorted(stay)]
+        return b"".join((*chunks, *(written.tables for written in touched.values())))
+
+    def _manifest(self) -> Manifest:
+        ends: list[str] = []
+        for end in (0, 1):
+            leaves = dict(self._untouched)
+            for written in self._touched.values():
+                spec = (written.record.base, written.record.target)[end]
+                digest = written.leaves[end]
+                if spec is not None and digest is not None:
+                    leaves[spec.name] = digest
+            ends.append(checkpoint_fingerprint(leaves).hex())
+        records = tuple(written.record for written in self._touched.values())
+        contents = {name: written.content for name, written in self._touched.items()}
+        return Manifest(
+            base=ends[0],
+            target=ends[1],
+            content=content_digest(*ends, contents),
+            profile=PORTABLE,
+            metadata=self._metadata,
+            tables=plain_digest(self._tables(self._touched)).hex(),
+            nnz=sum(record.nnz for record in records),
+            invertible=are_invertible(records),
+            tensors=records,
+            untouched=() if self._lean else tuple(sorted(self._untouched)),
+            lean=self._lean,
+            attachments=self.attachments,
+        )
+
+    def _head(
+        self, manifest: Manifest, tables: bytes, span: tuple[int, int]
+    ) -> tuple[bytes, tuple[int, int]]:
+        """Header, manifest and tables of a file."""
+        frame, length = _manifest_frame(manifest)
+        if length > MAX_MANIFEST_BYTES:
+            raise StructureError(
+                f"{self._path}: a manifest of {length} bytes, {MAX_MANIFEST_BYTES} are allowed",
+                hint="--lean leaves out the tensors that are not touched; --max-shard-size divides",
+            )
         metadata = {
             "format": "sparsedelta",
             "sd.manifest": plain_digest(frame).hex(),
-            "sd.manifest_size": str(len(text)),
+            "sd.manifest_size": str(length),
             **manifest.header_facts(),
             **self._hints,
         }
-        lengths = {MANIFEST: len(frame), TABLES: len(tables), DATA: self._spooled}
+        lengths = {MANIFEST: len(frame), TABLES: len(tables), DATA: span[1] - span[0]}
         try:
             header = build_header(metadata, lengths)
         except ValueError as error:
             raise UsageError(f"{self._path}: the hints at the base are too long: {error}") from None
-        self.size = len(header) + sum(lengths.values())
-        if dry_run:
-            return manifest
-        with staged(self._path, force=self._force) as work, work.open("wb") as output:
-            output.write(header)
-            output.write(frame)
-            output.write(tables)
-            self._spool.seek(0)
-            shutil.copyfileobj(self._spool, output, _COPY_BYTES)
+        return header + frame + tables, span
+
+    def _write(self, path: Path, head: bytes, span: tuple[int, int]) -> None:
+        assert self._spool is not None  # noqa: S101 (finish has seen to it)
+        with path.open("wb") as output:
+            output.write(head)
+            position, end = span
+            while position < end:
+                piece = os.pread(self._spool.fileno(), min(_COPY_BYTES, end - position), position)
+                output.write(piece)
+                position += len(piece)
             output.flush()
             os.fsync(output.fileno())
-        return manifest
 
-    def _tables(self) -> bytes:
-        chunks = [self._untouched[name] for name in sorted(self._untouched)]
-        for tensor in self._touched.values():
-            chunks += [*tensor.base_segments, *tensor.target_segments]
-            chunks += [part.rows for part in tensor.parts]
-        return b"".join(chunks)
 
-    def _manifest(self, tables: bytes) -> Manifest:
-        leaves: dict[str, dict[str, Digest]] = {}
-        for end in ("base", "target"):
-            leaves[end] = dict(self._untouched)
-            for name, tensor in self._touched.items():
-                segments = tensor.base_segments if end == "base" else tensor.target_segments
-                leaves[end][name] = tensor_digest(tensor.spec, segments)
-        base = checkpoint_fingerprint(leaves["base"]).hex()
-        target = checkpoint_fingerprint(leaves["target"]).hex()
-        contents = {
-            name: tensor_content(tensor.spec, [part.content for part in tensor.parts])
-            for name, tensor in self._touched.items()
-        }
-        return Manifest(
-            base=base,
-            target=target,
-            content=content_digest(base, target, contents),
-            profile=PORTABLE,
-            metadata=self._metadata,
-            tables=plain_digest(tables).hex(),
-            tensors=tuple(
-                TensorRecord(tensor.spec, tuple(part.record for part in tensor.parts))
-                for tensor in self._touched.values()
-            ),
-            untouched=tuple(sorted(self._untouched)),
-        )
+def _manifest_frame(manifest: Manifest) -> tuple[bytes, int]:
+    text = canonical(manifest.to_json())
+    return encode_frame(np.frombuffer(text, np.uint8)), len(text)
+
+
+def _check_name(name: str) -> None:
+    problem = name_problem(name)
+    if problem:
+        raise StructureError(f"tensor name {name!r:.100} {problem}: a delta cannot hold it")
 
 
 def _is_text(text: object) -> bool:

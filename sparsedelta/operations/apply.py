@@ -8,23 +8,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
 from sparsedelta.checkpoint import FileCheckpoint
-from sparsedelta.container import DeltaReader, open_delta
-from sparsedelta.digests import Digest
+from sparsedelta.delta_reader import DeltaReader, open_delta
+from sparsedelta.digests import Digest, checkpoint_fingerprint
 from sparsedelta.errors import (
     CheckpointError,
     DeltaGivenError,
     NotInvertibleError,
+    StructureError,
     WrongBaseError,
 )
 from sparsedelta.files import check_output
 from sparsedelta.operations.identity import tensor_digests
-from sparsedelta.operations.steps import DiffersError, Pass, Step
+from sparsedelta.operations.arrows import DiffersError
+from sparsedelta.operations.result_files import ResultFiles, result_files, same_files
+from sparsedelta.operations.steps import Pass, Step
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress, silent
+from sparsedelta.words import TensorSpec
 
 _NAMED_TENSORS: Final = 3
 """How many differing tensors an error names."""
@@ -40,6 +45,7 @@ class ApplyReport:
         tensors: Number of tensors that were changed.
         nnz: Number of entries that were applied.
         nbytes: Bytes of all tensors of the output.
+        files: Names of the carried files that were written beside the weights.
         left_behind: Files beside the weights that were not copied: other weights, or too large.
     """
 
@@ -48,6 +54,7 @@ class ApplyReport:
     tensors: int
     nnz: int
     nbytes: int
+    files: Sequence[str]
     left_behind: Sequence[str]
 
 
@@ -59,20 +66,25 @@ def apply(
     threads: int | None = None,
     force: bool = False,
     dry_run: bool = False,
+    with_files: bool = True,
     progress: Progress = silent,
 ) -> ApplyReport:
     """Write the target of ``delta``: ``base`` with its changes, bit for bit.
 
-    The output has the files, headers and tensor order of ``base``, and the small files beside its
-    weights. A checkpoint that already is the target is copied.
+    The output has the files that the delta records for its target, byte for byte; without such a
+    record those of ``base``, as far as the tensors are the same. The small files beside the weights
+    of ``base`` are copied, and those that the delta carries written. A checkpoint that already is
+    the target is copied.
 
     Args:
         base: The checkpoint the delta starts from: a file, a directory or an index.
         delta: The delta.
-        out: The new checkpoint: a file if ``base`` is one, else a directory.
+        out: The new checkpoint: a file if ``base`` is one and the target is recorded as one, else a
+            directory.
         threads: Worker threads; None for the cores of this process.
         force: Replace an existing output.
         dry_run: Do and verify everything, write nothing.
+        with_files: Write the files that the delta carries, if the output is a directory.
         progress: Told how many bytes were done, and of how many.
 
     Raises:
@@ -90,6 +102,7 @@ def apply(
         threads=threads,
         force=force,
         dry_run=dry_run,
+        with_files=with_files,
         progress=progress,
     )
 
@@ -102,6 +115,7 @@ def revert(
     threads: int | None = None,
     force: bool = False,
     dry_run: bool = False,
+    with_files: bool = True,
     progress: Progress = silent,
 ) -> ApplyReport:
     """Write the base of ``delta``: ``target`` with its changes undone, bit for bit.
@@ -119,6 +133,7 @@ def revert(
         threads=threads,
         force=force,
         dry_run=dry_run,
+        with_files=with_files,
         progress=progress,
     )
 
@@ -142,6 +157,7 @@ def prove(
         threads=threads,
         force=False,
         dry_run=True,
+        with_files=True,
         progress=progress,
     )
 
@@ -155,6 +171,7 @@ def _transform(
     threads: int | None,
     force: bool,
     dry_run: bool,
+    with_files: bool,
     progress: Progress,
 ) -> ApplyReport:
     with ExitStack() as stack:
@@ -168,93 +185,190 @@ def _transform(
         reader = open_delta(delta)
         if reader is not delta:
             stack.enter_context(reader)
-        if reverse and not reader.manifest.invertible:
-            raise NotInvertibleError(
-                f"{reader.path} was written one-way: it holds no old words",
-                hint="make it again without --one-way: sparsedelta diff BASE TARGET -o DELTA",
-            )
-        if out is not None:
-            out = Path(out)
-            check_output(
-                out,
-                force=force,
-                inputs=(*checkpoint.paths, reader.path),
-                directory=checkpoint.is_directory,
-            )
-            out = None if dry_run else out
-        _check_structure(checkpoint, reader, reverse=reverse)
+        _check_direction(reader, reverse=reverse)
         pool = stack.enter_context(OrderedMap(threads))
-        step = Step.of(reader, reverse=reverse)
-        changed = bool(reader.records)
-        run = Pass(checkpoint, out, pool, progress, force)
+        walk = _Walk(checkpoint, reader, pool, progress, reverse=reverse)
+        out = None if out is None else Path(out)
         try:
-            left_behind = run(step)
-        except DiffersError:
+            walk.check_structure()
+            files = walk.files(with_files=with_files)
+            _check_out(out, checkpoint, reader, files, force=force)
+            changed = bool(reader.records)
+            run = Pass(checkpoint, None if dry_run else out, pool, progress, force)
+            left_behind = run(walk.step, files)
+        except (DiffersError, WrongBaseError) as error:
             # Before it is called wrong: is it already where the delta leads?
-            found = tensor_digests(checkpoint, pool=pool)
-            if found == step.source_leaves:
-                raise CheckpointError(
-                    f"{checkpoint.location} changed while it was being read"
-                ) from None
-            if found != step.result_leaves:
-                raise _wrong_base(checkpoint, reader, found, step) from None
+            walk.insist_on_result(error)
+            files = same_files(checkpoint)
+            _check_out(out, checkpoint, reader, files, force=force)
             changed = False
+            run = Pass(checkpoint, None if dry_run else out, pool, progress, force)
             try:
-                left_behind = run(Step.copy(reader, step))
+                left_behind = run(Step.copy(reader, checkpoint, reverse=reverse), files)
             except DiffersError:
-                raise CheckpointError(
-                    f"{checkpoint.location} changed while it was being read"
-                ) from None
+                raise _changed_meanwhile(checkpoint) from None
         manifest = reader.manifest
         return ApplyReport(
             fingerprint=manifest.base if reverse else manifest.target,
             changed=changed,
             tensors=len(manifest.tensors) if changed else 0,
             nnz=manifest.nnz if changed else 0,
-            nbytes=sum(spec.nbytes for spec in checkpoint.specs.values()),
+            nbytes=sum(stored.spec.nbytes for _, f in files.files for stored in f.tensors),
+            files=files.carried,
             left_behind=left_behind,
         )
 
 
-def _check_structure(checkpoint: FileCheckpoint, reader: DeltaReader, *, reverse: bool) -> None:
-    end = "target" if reverse else "base"
-    leaves = {record.spec.name for record in reader.manifest.tensors}
-    leaves.update(reader.manifest.untouched)
-    missing = sorted(leaves - checkpoint.specs.keys())
-    added = sorted(checkpoint.specs.keys() - leaves)
-    hint = _identity_hint(checkpoint, reader)
-    if missing or added:
-        raise WrongBaseError(
-            f"{checkpoint.location} is not the {end} of {reader.path} (SD501): "
-            f"{_listed('missing', missing)}{'; ' if missing and added else ''}"
-            f"{_listed('not in the delta', added)}",
-            hint=hint,
+def _check_direction(reader: DeltaReader, *, reverse: bool) -> None:
+    if reader.is_part:
+        place = reader.manifest.place
+        raise StructureError(
+            f"{reader.path} is part file {place.part if place else 0} of a set, a part of a delta",
+            hint="name the root of the set: it lies beside it, and lists the part files",
         )
-    for record in reader.manifest.tensors:
-        found = checkpoint.specs[record.spec.name]
-        if found != record.spec:
-            raise WrongBaseError(
-                f"{checkpoint.location} is not the {end} of {reader.path} (SD501): tensor "
-                f"{record.spec.name!r} is {found}, expected {record.spec}",
-                hint=hint,
-            )
+    if reverse and not reader.manifest.invertible:
+        lost = next(record for record in reader.manifest.tensors if not record.invertible)
+        raise NotInvertibleError(
+            f"{reader.path} does not lead back (SD503): it does not hold the old words of "
+            f"{lost.name!r} ({', '.join(part.op for part in lost.parts)})",
+            hint="make it again without --one-way and --forget: "
+            "sparsedelta diff BASE TARGET -o DELTA",
+        )
 
 
-def _wrong_base(
+def _check_out(
+    out: Path | None,
     checkpoint: FileCheckpoint,
     reader: DeltaReader,
-    found: Mapping[str, Digest],
-    step: Step,
-) -> WrongBaseError:
-    end = "target" if step.reverse else "base"
-    expected = reader.manifest.target if step.reverse else reader.manifest.base
-    differing = [name for name in found if found[name] != step.source_leaves[name]]
-    return WrongBaseError(
-        f"{checkpoint.location} is not the {end} of {reader.path} (SD501): expected fingerprint "
-        f"{expected[:16]}…; {len(differing)} of {len(found)} tensors differ, the first is "
-        f"{differing[0]!r}: expected digest {step.source_leaves[differing[0]].hex()[:16]}…, found "
-        f"{found[differing[0]].hex()[:16]}…",
-        hint=_identity_hint(checkpoint, reader),
+    files: ResultFiles,
+    *,
+    force: bool,
+) -> None:
+    if out is not None:
+        inputs = (*checkpoint.paths, *reader.paths)
+        check_output(out, force=force, inputs=inputs, directory=files.is_directory)
+
+
+def _changed_meanwhile(checkpoint: FileCheckpoint) -> CheckpointError:
+    return CheckpointError(f"{checkpoint.location} changed while it was being read")
+
+
+class _Walk:
+    """A checkpoint and a delta that is to be followed from it: which end is at hand?"""
+
+    def __init__(
+        self,
+        checkpoint: FileCheckpoint,
+        reader: DeltaReader,
+        pool: OrderedMap,
+        progress: Progress,
+        *,
+        reverse: bool,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.reader = reader
+        self.pool = pool
+        self.progress = progress
+        self.reverse = reverse
+        self.end = "target" if reverse else "base"
+
+    @cached_property
+    def step(self) -> Step:
+        """The step from this end; :meth:`check_structure` has passed."""
+        return Step.of(self.reader, self.checkpoint, reverse=self.reverse)
+
+    def files(self, *, with_files: bool) -> ResultFiles:
+        """The files of the result."""
+        return result_files(
+            self.checkpoint,
+            self.reader,
+            self.step.results,
+            reverse=self.reverse,
+            with_files=with_files,
+        )
+
+    def check_structure(self) -> None:
+        """Insist on the names, dtypes and shapes that the delta knows of this end.
+
+        Raises:
+            WrongBaseError: They are others.
+        """
+        found = self.checkpoint.specs
+        touched = touched_specs(self.reader, target=self.reverse)
+        known = touched.keys() | set(self.reader.manifest.untouched)
+        missing = sorted(known - found.keys())
+        lean = self.reader.manifest.lean
+        added = [] if lean else sorted(found.keys() - known)
+        # What only the other end has must not be taken for a tensor that stays.
+        added += sorted(
+            name
+            for name in touched_specs(self.reader, target=not self.reverse).keys() - known
+            if lean and name in found
+        )
+        if missing or added:
+            raise self._wrong(
+                f"{_listed('missing', missing)}{'; ' if missing and added else ''}"
+                f"{_listed('not in the delta', added)}"
+            )
+        for name, expected in touched.items():
+            if found[name] != expected:
+                raise self._wrong(f"tensor {name!r} is {found[name]}, expected {expected}")
+
+    def insist_on_result(self, cause: Exception) -> None:
+        """Insist that the checkpoint is where the delta leads.
+
+        Raises:
+            WrongBaseError: It is neither end; names the first tensor that differs.
+            CheckpointError: It was the right one after all, and changed meanwhile.
+        """
+        manifest = self.reader.manifest
+        names = {*manifest.untouched, *touched_specs(self.reader, target=not self.reverse)}
+        if isinstance(cause, WrongBaseError) and not (
+            names <= self.checkpoint.specs.keys()
+            if manifest.lean
+            else names == self.checkpoint.specs.keys()
+        ):
+            raise cause
+        found = tensor_digests(self.checkpoint, pool=self.pool)
+        fingerprint = checkpoint_fingerprint(found).hex()
+        source, result = (manifest.base, manifest.target)
+        if self.reverse:
+            source, result = result, source
+        if fingerprint == result:
+            return
+        if isinstance(cause, WrongBaseError):
+            raise cause
+        if fingerprint == source:
+            raise _changed_meanwhile(self.checkpoint) from None
+        raise self._wrong(_difference(found, self.step.expected, source)) from None
+
+    def _wrong(self, message: str) -> WrongBaseError:
+        return WrongBaseError(
+            f"{self.checkpoint.location} is not the {self.end} of {self.reader.path} (SD501): "
+            f"{message}",
+            hint=_identity_hint(self.checkpoint, self.reader),
+        )
+
+
+def touched_specs(reader: DeltaReader, *, target: bool) -> dict[str, TensorSpec]:
+    """The touched tensors of an end, by their names there."""
+    ends = (record.target if target else record.base for record in reader.manifest.tensors)
+    return {spec.name: spec for spec in ends if spec is not None}
+
+
+def _difference(
+    found: Mapping[str, Digest], expected: Mapping[str, Digest], fingerprint: str
+) -> str:
+    differing = [name for name in found if found[name] != expected.get(name, found[name])]
+    if not differing:
+        return (
+            f"expected fingerprint {fingerprint[:16]}…; a tensor differs that this lean delta does "
+            "not touch"
+        )
+    return (
+        f"expected fingerprint {fingerprint[:16]}…; {len(differing)} of {len(found)} tensors "
+        f"differ, the first is {differing[0]!r}: expected digest "
+        f"{expected[differing[0]].hex()[:16]}…, found {found[differing[0]].hex()[:16]}…"
     )
 
 

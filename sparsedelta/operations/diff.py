@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
-from contextlib import closing
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from sparsedelta.changes import Changes
-from sparsedelta.checkpoint import CheckpointReader, open_checkpoint, segments
-from sparsedelta.delta import DIFFERENCE, REPLACE
-from sparsedelta.digests import Digest, segment_digest, tensor_digest
-from sparsedelta.encode import encode_part
-from sparsedelta.errors import StructureError, UsageError
+from sparsedelta.checkpoint import CheckpointReader, open_checkpoint
+from sparsedelta.codecs import parse_choice
+from sparsedelta.digests import tensor_digest
+from sparsedelta.errors import UsageError
 from sparsedelta.files import check_output
 from sparsedelta.manifest import PORTABLE, PROFILES, Manifest
+from sparsedelta.operations.attach import find_carried, record_layout
+from sparsedelta.operations.pairing import pair_tensors
+from sparsedelta.operations.scanning import Recipe, scan_tensors
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress, silent
-from sparsedelta.words import TensorSpec, Words, as_words, difference
 from sparsedelta.writer import DeltaWriter, EncodedTensor
+
+LayoutMode = Literal["auto", "always", "never"]
+
+
+@dataclass(frozen=True, slots=True)
+class PartSizes:
+    """What each encoding of a part would have cost.
+
+    Attributes:
+        tensor: Name of the record.
+        op: Operation of the part.
+        chosen: The encoding that was written.
+        nbytes: Bytes of frames and block table by encoding, as far as they were tried.
+    """
+
+    tensor: str
+    op: str
+    chosen: str
+    nbytes: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,24 +47,17 @@ class DiffReport:
 
     Attributes:
         manifest: Manifest of the delta.
-        size: Bytes of the delta file, also of one that a dry run did not keep.
+        size: Bytes of the delta, also of one that a dry run did not keep.
         checkpoint_bytes: Bytes of all tensors of the target.
+        sizes: What each encoding of each part would have cost; only if it was asked for.
+        notes: What the user should know: files that could not be recorded or carried.
     """
 
     manifest: Manifest
     size: int
     checkpoint_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Scan:
-    """One segment, compared: digests of both ends and what changed."""
-
-    base: Digest
-    target: Digest
-    start: int
-    marks: NDArray[np.bool_] | None
-    values: Words | None
+    sizes: tuple[PartSizes, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def diff(
@@ -57,6 +67,16 @@ def diff(
     *,
     profile: str = PORTABLE,
     one_way: bool = False,
+    forget: bool = False,
+    lean: bool = False,
+    layout: LayoutMode = "auto",
+    sha256: bool = False,
+    with_files: bool = False,
+    renames: Mapping[str, str] | None = None,
+    unrelated: bool = False,
+    codec: str | None = None,
+    explain: bool = False,
+    max_shard_size: int | None = None,
     metadata: Mapping[str, str] | None = None,
     base_repo: str | None = None,
     base_revision: str | None = None,
@@ -69,10 +89,23 @@ def diff(
 
     Args:
         base: Checkpoint to start from: a file, a directory, an index, or a reader.
-        target: Checkpoint to lead to, with the same names, dtypes and shapes.
+        target: Checkpoint to lead to. Tensors may come, go, change their dtype or shape, or have
+            another name: renames and copies are found by content.
         out: The delta file.
         profile: ``portable``.
-        one_way: Store new words instead of differences: larger, and not invertible.
+        one_way: Store new words instead of differences, and none of what goes: not invertible.
+        forget: Do not store the words of tensors and rows that go: not invertible if some do.
+        lean: Leave out the digests of the tensors that stay; the delta then tells less without its
+            base.
+        layout: Whether the headers and names of the checkpoints' files are recorded, so that apply
+            and revert give back the files: ``auto`` if it costs under 1 % or the files differ.
+        sha256: Record the SHA-256 of the files too: one more pass over both checkpoints.
+        with_files: Carry the small files beside the weights that differ.
+        renames: Name in the target to name in the base, of tensors that content cannot tell.
+        unrelated: Allow checkpoints that share few tensors.
+        codec: Force codecs, such as ``gap8`` or ``bitmask+planes``; None for the smallest.
+        explain: Try every codec and report what each would have cost.
+        max_shard_size: Write a set of part files of about this many bytes; None for one file.
         metadata: Provenance, string to string; not part of the delta's identity.
         base_repo: Hint where the base can be had.
         base_revision: Hint at its commit.
@@ -82,140 +115,64 @@ def diff(
         progress: Told how many bytes were compared, and of how many.
 
     Raises:
-        UsageError: Unknown profile.
+        UsageError: Unknown profile or codec, a rename that makes no sense.
         OutputError: The output exists, or cannot be written.
         CheckpointError: A checkpoint cannot be read.
-        StructureError: The checkpoints differ in names, dtypes or shapes.
+        StructureError: The checkpoints share few tensors, and ``unrelated`` is false.
     """
     if profile not in PROFILES:
         raise UsageError(
             f"profile {profile!r} is not available in this release, expected one of {PROFILES}",
             hint="use --profile portable",
         )
+    if max_shard_size is not None and max_shard_size < 1:
+        raise UsageError(f"a shard size of {max_shard_size} bytes, expected at least 1")
+    recipe = Recipe(one_way, forget or one_way, parse_choice(codec) if codec else None, explain)
     out = Path(out)
-    old = open_checkpoint(base)
-    try:
-        new = open_checkpoint(target)
-    except BaseException:
+    with ExitStack() as stack:
+        old = open_checkpoint(base)
         if old is not base:
-            old.close()
-        raise
-    try:
+            stack.callback(old.close)
+        new = open_checkpoint(target)
+        if new is not target:
+            stack.callback(new.close)
         check_output(out, force=force, inputs=(*old.paths, *new.paths))
-        _check_structure(old, new)
-        total = sum(spec.nbytes for spec in new.specs.values())
-        op = REPLACE if one_way else DIFFERENCE
-        with (
-            OrderedMap(threads) as pool,
+        pool = stack.enter_context(OrderedMap(threads))
+        pairs = pair_tensors(old, new, pool=pool, renames=renames, unrelated=unrelated)
+        writer = stack.enter_context(
             DeltaWriter(
                 out,
                 metadata=metadata,
                 base_repo=base_repo,
                 base_revision=base_revision,
+                lean=lean,
+                max_shard_size=max_shard_size,
                 force=force,
-            ) as writer,
-        ):
-            with closing(_scan_tensors(old, new, pool=pool, op=op, progress=progress)) as tensors:
-                for tensor in tensors:
-                    tensor.write(writer, op, pool)
-            manifest = writer.finish(dry_run=dry_run)
-    finally:
-        for given, reader in ((base, old), (target, new)):
-            if reader is not given:
-                reader.close()
-    return DiffReport(manifest, writer.size, total)
-
-
-def _check_structure(base: CheckpointReader, target: CheckpointReader) -> None:
-    missing = sorted(base.specs.keys() - target.specs.keys())
-    added = sorted(target.specs.keys() - base.specs.keys())
-    if missing or added:
-        raise StructureError(
-            f"{base.location} and {target.location} hold different tensors: "
-            f"{len(base.specs.keys() & target.specs.keys())} shared, {len(missing)} only in the "
-            f"base{_first(missing)}, {len(added)} only in the target{_first(added)}",
-            hint="this release writes deltas between checkpoints of the same tensors: compare "
-            "sparsedelta fingerprint --tensors of both",
-        )
-    for name in sorted(base.specs):
-        if base.specs[name] != target.specs[name]:
-            raise StructureError(
-                f"tensor {name!r} is {base.specs[name]} in {base.location} and "
-                f"{target.specs[name]} in {target.location}",
-                hint="save both checkpoints with the same dtype and vocabulary",
-            )
-
-
-def _first(names: list[str]) -> str:
-    return f" (first: {names[0]!r})" if names else ""
-
-
-@dataclass(slots=True)
-class _ScannedTensor:
-    """A tensor whose segments have all been compared."""
-
-    spec: TensorSpec
-    base_segments: list[Digest]
-    target_segments: list[Digest]
-    changes: Changes | None
-
-    def add(self, scanned: _Scan) -> None:
-        """Take the next segment in."""
-        self.base_segments.append(scanned.base)
-        self.target_segments.append(scanned.target)
-        if scanned.marks is not None and scanned.values is not None:
-            if self.changes is None:
-                self.changes = Changes(self.spec)
-            self.changes.append(scanned.start, scanned.marks, scanned.values)
-
-    def write(self, writer: DeltaWriter, op: str, pool: OrderedMap) -> None:
-        if self.changes is None:
-            digest = tensor_digest(self.spec, self.base_segments)
-            writer.add_untouched(self.spec.name, digest)
-            return
-        writer.add(
-            EncodedTensor(
-                self.spec,
-                (encode_part(self.changes, op, pool=pool),),
-                tuple(self.base_segments),
-                tuple(self.target_segments),
             )
         )
+        sizes: list[PartSizes] = []
+        scanned = scan_tensors(old, new, pairs, recipe=recipe, pool=pool, progress=progress)
+        with closing(scanned) as tensors:
+            for tensor in tensors:
+                if tensor.is_untouched:
+                    spec = new.specs[tensor.pair.name]
+                    writer.add_untouched(spec.name, tensor_digest(spec, tensor.base_segments))
+                    continue
+                encoded = tensor.encode(old, new, recipe, pool)
+                writer.add(encoded)
+                sizes += _sizes(encoded) if explain else ()
+        recorded, notes = record_layout(old, new, writer, mode=layout, sha256=sha256)
+        carried, more = (
+            find_carried(old, new, writer, forget=recipe.forget) if with_files else ((), ())
+        )
+        writer.attach(recorded, carried)
+        manifest = writer.finish(dry_run=dry_run)
+        total = sum(spec.nbytes for spec in new.specs.values())
+        return DiffReport(manifest, writer.size, total, tuple(sizes), (*notes, *more))
 
 
-def _scan_tensors(
-    base: CheckpointReader,
-    target: CheckpointReader,
-    *,
-    pool: OrderedMap,
-    op: str,
-    progress: Progress,
-) -> Generator[_ScannedTensor, None, None]:
-    names = sorted(base.specs)
-    total = 2 * sum(spec.nbytes for spec in base.specs.values())
-    done = 0
-
-    def scan(item: tuple[TensorSpec, int, int]) -> _Scan:
-        spec, start, stop = item
-        old = base.read(spec.name, start, stop)
-        new = target.read(spec.name, start, stop)
-        before, after = segment_digest(old.data), segment_digest(new.data)
-        if before == after:  # a collision is out of reach: the words are equal
-            return _Scan(before, after, start, None, None)
-        old_words, new_words = as_words(old, spec.word_bytes), as_words(new, spec.word_bytes)
-        marks = old_words != new_words
-        values = new_words[marks]
-        if op == DIFFERENCE:
-            values = difference(values, old_words[marks])
-        return _Scan(before, after, start, marks, values)
-
-    items = ((base.specs[n], start, stop) for n in names for start, stop in segments(base.specs[n]))
-    with pool.mapped(scan, items) as scans:
-        for name in names:
-            spec = base.specs[name]
-            tensor = _ScannedTensor(spec, [], [], None)
-            for start, stop in segments(spec):
-                tensor.add(next(scans))
-                done += 2 * (stop - start) * spec.word_bytes
-                progress(done, total)
-            yield tensor
+def _sizes(tensor: EncodedTensor) -> list[PartSizes]:
+    return [
+        PartSizes(tensor.record.name, part.op, part.encoding.describe(), tensor.parts[n].sizes)
+        for n, part in tensor.record.coded
+    ]

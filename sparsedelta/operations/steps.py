@@ -7,102 +7,112 @@ the output takes its name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from sparsedelta.checkpoint import FileCheckpoint
 from sparsedelta.checkpoint_writer import CheckpointWriter, find_companions
-from sparsedelta.container import DeltaReader, check_disjoint
-from sparsedelta.delta import Part
-from sparsedelta.digests import Digest, segment_digest, tensor_digest
+from sparsedelta.delta_reader import DeltaReader
+from sparsedelta.digests import Digest, checkpoint_fingerprint, segment_digest, tensor_digest
 from sparsedelta.errors import VerificationError
 from sparsedelta.files import staged
-from sparsedelta.limits import SEGMENT_WORDS
-from sparsedelta.manifest import TensorRecord
+from sparsedelta.operations.arrows import Arrow, DiffersError, arrows_of, follow, stays
+from sparsedelta.operations.result_files import ResultFiles
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress
-from sparsedelta.words import Bytes, TensorSpec, Words, as_words
+from sparsedelta.words import TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step along a delta: which tensors change, what is expected before, what after."""
+    """One step along a delta: what is made of each tensor, what is expected before.
+
+    Attributes:
+        reader: The delta.
+        arrows: What to do, in the order of the checkpoint's files.
+        expected: Tensor digests of the source, as far as the delta knows them.
+        fingerprint: Fingerprint of the source, 64 hex digits.
+        result_fingerprint: Fingerprint of the result.
+        reverse: Whether the step leads back.
+    """
 
     reader: DeltaReader
-    records: Mapping[str, TensorRecord]
-    source_leaves: Mapping[str, Digest]
-    result_leaves: Mapping[str, Digest]
+    arrows: tuple[Arrow, ...]
+    expected: Mapping[str, Digest]
+    fingerprint: str
+    result_fingerprint: str
     reverse: bool
 
     @classmethod
-    def of(cls, reader: DeltaReader, *, reverse: bool) -> Step:
-        """The step along a delta: from base to target, or in reverse."""
-        ends = (reader.base_leaves, reader.target_leaves)
+    def of(cls, reader: DeltaReader, checkpoint: FileCheckpoint, *, reverse: bool) -> Step:
+        """The step along a delta: from base to target, or in reverse.
+
+        The checkpoint has the tensors that the delta starts from.
+        """
+        by_source: dict[str, list[Arrow]] = {}
+        others: list[Arrow] = []
+        for record in reader.manifest.tensors:
+            for arrow in arrows_of(reader, record, reverse=reverse):
+                if arrow.source is not None and arrow.is_leaf:
+                    by_source.setdefault(arrow.source.name, []).append(arrow)
+                else:
+                    others.append(arrow)
+        arrows = [
+            arrow
+            for file in checkpoint.files
+            for stored in file.layout.tensors
+            for arrow in by_source.get(stored.spec.name) or [stays(stored.spec)]
+        ]
+        leaves = reader.leaves(target=reverse)
+        ends = (reader.manifest.base, reader.manifest.target)
         source, result = reversed(ends) if reverse else ends
-        return cls(reader, reader.records, source, result, reverse)
+        return cls(reader, (*arrows, *others), leaves, source, result, reverse)
 
     @classmethod
-    def copy(cls, reader: DeltaReader, step: Step) -> Step:
-        """The step from the result of ``step`` to itself."""
-        return cls(reader, {}, step.result_leaves, step.result_leaves, step.reverse)
+    def copy(cls, reader: DeltaReader, checkpoint: FileCheckpoint, *, reverse: bool) -> Step:
+        """The step from where the delta leads to itself."""
+        specs = (stored.spec for file in checkpoint.files for stored in file.layout.tensors)
+        leaves = reader.leaves(target=not reverse)
+        end = reader.manifest.base if reverse else reader.manifest.target
+        return cls(reader, tuple(map(stays, specs)), leaves, end, end, reverse)
 
-    def segments(self, name: str) -> tuple[tuple[Digest, ...], tuple[Digest, ...]]:
-        """Segment digests of a touched tensor: of the source, of the result."""
-        table = self.reader.tables.tensors[name]
-        ends = (table.base_segments, table.target_segments)
-        return (ends[1], ends[0]) if self.reverse else ends
+    @property
+    def results(self) -> Mapping[str, tuple[TensorSpec, str | None]]:
+        """Every tensor of the result, and the name of the one that it takes the place of."""
+        return {
+            arrow.result.name: (
+                arrow.result,
+                arrow.source.name if arrow.source is not None and arrow.is_leaf else None,
+            )
+            for arrow in self.arrows
+            if arrow.result is not None
+        }
 
-    def span_words(self, spec: TensorSpec) -> int:
-        """Words that are worked on at a time: whole segments and whole blocks."""
-        record = self.records.get(spec.name)
-        blocks = (1 << part.block_log2 for part in record.parts) if record else ()
-        return max(SEGMENT_WORDS, *blocks, 0)
+    def check_result(self, found: Mapping[str, Digest]) -> None:
+        """Compare the fingerprint of the result: a lean delta does not tell it by itself.
 
-    def change(self, spec: TensorSpec, start: int, data: Bytes) -> None:
-        """Apply the blocks of ``[start, …)`` to ``data``, between the checks of both ends."""
-        name, record = spec.name, self.records[spec.name]
-        before, after = self.segments(name)
-        first = start // SEGMENT_WORDS
-        size = SEGMENT_WORDS * spec.word_bytes
-        pieces = [data[at : at + size] for at in range(0, data.size, size)]
-        if [segment_digest(piece.data) for piece in pieces] != list(
-            before[first : first + len(pieces)]
-        ):
-            raise DiffersError
-        words = as_words(data, spec.word_bytes)
-        parts = [
-            part
-            for number in range(len(record.parts))
-            for part in self._parts(record, number, start, words)
-        ]
-        if len(record.parts) > 1:
-            check_disjoint(self.reader.path, name, [part.indices for part in parts])
-        for part in parts:
-            part.apply(words)
-        for offset, piece in enumerate(pieces):
-            if segment_digest(piece.data) != after[first + offset]:
-                raise VerificationError(
-                    f"{self.reader.path}: tensor {name!r}: the result has not the digest that the "
-                    f"delta promises for segment {first + offset} (SD502)",
-                    hint="the delta is damaged or was written by a faulty tool: get it again, then "
-                    f"sparsedelta validate {self.reader.path}",
-                )
+        Args:
+            found: Tensor digests of the source, by name.
 
-    def _parts(self, record: TensorRecord, number: int, start: int, words: Words) -> Iterator[Part]:
-        described = record.parts[number]
-        size = 1 << described.block_log2
-        for block in range(start // size, -(-(start + words.size) // size)):
-            first = block * size - start
-            # On the way back the words at hand are the target's: they cannot stand in for the base.
-            base = None if self.reverse else words[first : first + size]
-            indices, values = self.reader.read_block(record, number, block, base=base)
-            part = Part(described.op, indices + first, values)
-            yield part.invert() if self.reverse else part
-
-
-class DiffersError(Exception):
-    """A tensor of the checkpoint is not the one that the delta starts from."""
+        Raises:
+            VerificationError: It is another (SD502).
+        """
+        leaves = {
+            arrow.result.name: found[arrow.result.name]
+            if arrow.record is None
+            else tensor_digest(arrow.result, arrow.after)
+            for arrow in self.arrows
+            if arrow.result is not None
+        }
+        if checkpoint_fingerprint(leaves).hex() != self.result_fingerprint:
+            raise VerificationError(
+                f"{self.reader.path}: the result has not the fingerprint that the delta promises, "
+                f"{self.result_fingerprint} (SD502)",
+                hint="the delta was written by a faulty tool",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +128,12 @@ class Pass:
     progress: Progress
     force: bool
 
-    def __call__(self, step: Step) -> Sequence[str]:
+    def __call__(self, step: Step, files: ResultFiles) -> Sequence[str]:
         """Take the step.
+
+        Args:
+            step: The step.
+            files: The files to write.
 
         Returns:
             Names of the files beside the weights that are not copied.
@@ -133,45 +147,45 @@ class Pass:
             self._through(step, None)
             return companions.left_behind
         with (
-            staged(self.out, directory=self.checkpoint.is_directory, force=self.force) as work,
-            CheckpointWriter(self.checkpoint, work) as writer,
+            staged(self.out, directory=files.is_directory, force=self.force) as work,
+            CheckpointWriter(files.files, work, is_directory=files.is_directory) as writer,
         ):
             self._through(step, writer)
-            writer.copy_companions(companions)
+            files.check_sha256(writer)
+            writer.copy_companions(self.checkpoint.root, files.companions(companions))
+            writer.write_files(files.contents)
         return companions.left_behind
 
     def _through(self, step: Step, writer: CheckpointWriter | None) -> None:
-        specs = [stored.spec for file in self.checkpoint.files for stored in file.layout.tensors]
-        total = sum(spec.nbytes for spec in specs)
+        total = sum(arrow.words * arrow.word_bytes for arrow in step.arrows)
         done = 0
 
-        def work(item: tuple[TensorSpec, int, int]) -> Digest | None:
-            spec, start, stop = item
-            data = self.checkpoint.read(spec.name, start, stop)
-            digest = None
-            if spec.name in step.records:
-                step.change(spec, start, data)
-            else:
-                digest = segment_digest(data.data)
-            if writer is not None:
-                writer.write(spec.name, start, data)
+        def work(item: tuple[Arrow, int, int]) -> Digest | None:
+            arrow, start, stop = item
+            data = np.empty(0, np.uint8)
+            if arrow.source is not None and start < arrow.source.words:
+                last = min(stop, arrow.source.words)
+                data = self.checkpoint.read(arrow.source.name, start, last)
+            digest = segment_digest(data.data) if arrow.before is None and data.size else None
+            result = follow(step.reader, arrow, start, stop, data)
+            if writer is not None and arrow.result is not None:
+                writer.write(arrow.result.name, start, result)
             return digest
 
-        items = (item for spec in specs for item in _spans(step, spec))
+        items = ((arrow, *span) for arrow in step.arrows for span in arrow.spans())
+        found = dict(step.expected)
         with self.pool.mapped(work, items) as results:
-            for spec in specs:
+            for arrow in step.arrows:
                 digests = []
-                for _, start, stop in _spans(step, spec):
+                for start, stop in arrow.spans():
                     digests.append(next(results))
-                    done += (stop - start) * spec.word_bytes
+                    done += (stop - start) * arrow.word_bytes
                     self.progress(done, total)
-                if spec.name not in step.records:
-                    found = tensor_digest(spec, [d for d in digests if d is not None])
-                    if found != step.source_leaves[spec.name]:
+                if arrow.source is not None and arrow.record is None:
+                    name = arrow.source.name
+                    found[name] = tensor_digest(arrow.source, [d for d in digests if d is not None])
+                    if found[name] != step.expected.get(name, found[name]):
                         raise DiffersError
-
-
-def _spans(step: Step, spec: TensorSpec) -> Iterator[tuple[TensorSpec, int, int]]:
-    size = step.span_words(spec)
-    for start in range(0, spec.words, size):
-        yield spec, start, min(start + size, spec.words)
+        if checkpoint_fingerprint(found).hex() != step.fingerprint:
+            raise DiffersError
+        step.check_result(found)

@@ -6,14 +6,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsedelta.container import DeltaReader
-from sparsedelta.delta import EntryHasher, PartContent, content_digest, tensor_content
-from sparsedelta.errors import FormatError, IdentityError, WrongBaseError
-from sparsedelta.manifest import TensorRecord
+from sparsedelta.delta import (
+    SPARSE_OPS,
+    EntryHasher,
+    PartContent,
+    bare_content,
+    tensor_content,
+)
+from sparsedelta.delta_reader import DeltaReader
+from sparsedelta.errors import FormatError, IdentityError, NotFiniteError, StructureError, WrongBaseError
 from sparsedelta.operations.apply import prove
 from sparsedelta.parallel import OrderedMap
+from sparsedelta.attachments import LayoutEnd
+from sparsedelta.operations.apply import touched_specs
+from sparsedelta.operations.result_files import misfit, read_carried_file, read_header
 from sparsedelta.progress import Progress, silent
-from sparsedelta.words import Indices, Words
+from sparsedelta.records import PartRecord, TensorRecord
+from sparsedelta.words import Indices, TensorSpec, Words
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +78,8 @@ def validate(
     try:
         reader = DeltaReader(delta)
     except FormatError as error:
-        return ValidationReport(str(delta), (_problem(error),), 0, 0, base_checked=False)
+        problems = (_problem(error), *map(_problem, error.others))
+        return ValidationReport(str(delta), problems, 0, 0, base_checked=False)
     with reader:
         of_base, is_bounded = _against_base(reader, base, threads)
         with OrderedMap(threads) as pool:
@@ -92,10 +102,17 @@ def _against_base(
     # tensors are known to be those of the delta.
     if base is None:
         return [], False
+    if reader.is_part:
+        raise StructureError(
+            f"{reader.path} is a part file of a set: only the whole set can be proven on a base",
+            hint="name the root of the set, or leave out --base",
+        )
     try:
         report = prove(base, reader, threads=threads)
     except IdentityError as error:
         return [Problem(error.rule, error.message)], False
+    except NotFiniteError as error:
+        return [Problem("SD505", error.message)], True
     except FormatError:
         return [], False  # found again below, with all others
     if reader.records and not report.changed:
@@ -126,15 +143,59 @@ def _problems(
     for problem in _broken_blocks(reader, pool, progress, contents):
         broken = True
         yield problem
-    if broken:
-        return
+    if not broken:
+        try:
+            for record in reader.manifest.tensors:
+                reader.check_disjoint(record)
+            reader.check_contents(contents)
+        except FormatError as error:
+            yield error
+    yield from _broken_blobs(reader)
+
+
+def _broken_blobs(reader: DeltaReader) -> Iterator[FormatError]:
+    attachments = reader.manifest.attachments
+    for number in range(len(attachments.blobs)):
+        try:
+            reader.read_blob(number)
+        except FormatError as error:
+            yield error
+            return
+    for key, target in (("base", False), ("target", True)):
+        end = (attachments.layout or {}).get(key)
+        if end is not None:
+            yield from _broken_layout(reader, end, target=target)
+    for file in attachments.files:
+        for found in (file.base, file.target):
+            if found is not None and found.blob is not None:
+                try:
+                    read_carried_file(reader, file.name, found.blob, found.digest)
+                except FormatError as error:
+                    yield error
+
+
+def _broken_layout(
+    reader: DeltaReader, end: LayoutEnd, *, target: bool
+) -> Iterator[FormatError]:
+    manifest = reader.manifest
+    found: dict[str, TensorSpec] = {}
     try:
-        for record in reader.manifest.tensors:
-            reader.check_disjoint(record)
-        manifest = reader.manifest
-        reader.check_content(content_digest(manifest.base, manifest.target, contents))
+        for file in end.files:
+            for stored in read_header(reader, file.header, file.name).tensors:
+                if stored.spec.name in found:
+                    raise misfit(reader, f"{stored.spec.name!r:.100} is in two files")
+                found[stored.spec.name] = stored.spec
     except FormatError as error:
         yield error
+        return
+    touched = touched_specs(reader, target=target)
+    expected = {*touched, *manifest.untouched}
+    wrong = sorted(expected - found.keys())
+    if not manifest.lean:
+        wrong += sorted(found.keys() - expected)
+    wrong += [name for name, spec in touched.items() if found.get(name, spec) != spec]
+    if wrong:
+        yield misfit(reader, f"tensor {wrong[0]!r:.100} is not as the delta has it")
 
 
 def _broken_blocks(
@@ -146,24 +207,35 @@ def _broken_blocks(
 
     def decode(item: tuple[TensorRecord, int, int]) -> tuple[Indices, Words] | FormatError:
         record, number, block = item
+        part = record.parts[number]
+        assert isinstance(part, PartRecord)  # noqa: S101 (only coded parts have blocks)
         try:
             indices, words = reader.read_block(record, number, block)
         except FormatError as error:
             return error
-        return indices + (block << record.parts[number].block_log2), words
+        return indices + (block << part.block_log2), words
 
     for record in reader.manifest.tensors:
         parts = []
         for number, part in enumerate(record.parts):
+            if not isinstance(part, PartRecord):
+                parts.append(bare_content(part.op, part.reference))
+                continue
             entries = EntryHasher()
-            blocks = range(part.block_count(record.spec.words))
+            is_sparse = part.op in SPARSE_OPS
+            blocks = range(part.block_count(record.domain(number)))
             with pool.mapped(decode, ((record, number, block) for block in blocks)) as decoded:
                 for result in decoded:
                     if isinstance(result, FormatError):
                         yield result
                     else:
-                        entries.update(*result)
-            parts.append(PartContent(part.op, part.nnz, *entries.digests()))
+                        indices, words = result
+                        entries.update(indices if is_sparse else indices[:0], words)
+            parts.append(
+                PartContent(
+                    part.op, part.nnz, *entries.digests(), None, part.dtype, part.scale
+                )
+            )
             done += part.nbytes
             progress(done, total)
-        contents[record.spec.name] = tensor_content(record.spec, parts)
+        contents[record.name] = tensor_content(record.base, record.target, parts)

@@ -1,0 +1,397 @@
+"""Reading deltas, whether they lie in one file or in a set (spec sections 3.8 and 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from sparsedelta.container import DeltaFile
+from sparsedelta.delta import SPARSE_OPS, Delta, Part, TensorDelta, content_digest
+from sparsedelta.digests import Digest
+from sparsedelta.errors import DAMAGED, FormatError, UsageError
+from sparsedelta.header import Header
+from sparsedelta.limits import MEMORY_BUDGET_BYTES, WORK_BUDGET_BYTES
+from sparsedelta.manifest import Manifest
+from sparsedelta.records import PartRecord, TensorRecord
+from sparsedelta.sets import check_merged, open_parts
+from sparsedelta.slices import TensorSlice
+from sparsedelta.table_rules import fingerprint_problems, reference_problems
+from sparsedelta.tables import Tables, TensorTable, touched_leaves
+from sparsedelta.words import Indices, TensorSpec, Words
+
+
+class DeltaReader:
+    """A delta, lazily: a :class:`~sparsedelta.delta.Delta` whose entries are read on demand.
+
+    Opening reads and checks headers and manifests (rules SD1xx, SD2xx and SD6xx), nothing else.
+
+    Args:
+        path: The delta: a file, the root of a set, or one part file of a set by itself.
+
+    Attributes:
+        path: The delta file.
+        header: Its header.
+        manifest: Its manifest; of a set the root's, with the records of all part files.
+        files: The files that hold records, each with a manifest of its own.
+
+    Raises:
+        FormatError: A rule is broken; ``rule`` says which.
+        CheckpointError: The file cannot be read.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        with ExitStack() as stack:
+            root = DeltaFile(path)
+            stack.callback(root.close)
+            self.path = root.path
+            self.header: Header = root.header
+            self.manifest: Manifest = root.manifest
+            self.root = root
+            self.files: Sequence[DeltaFile] = (root,)
+            if self.is_set:
+                self.files = open_parts(root)
+                for file in self.files:
+                    stack.callback(file.close)
+                merged = [record for file in self.files for record in file.manifest.tensors]
+                check_merged(root, merged)
+                merged.sort(key=lambda record: record.name)
+                self.manifest = replace(root.manifest, tensors=tuple(merged))
+            self._stack = stack.pop_all()
+        self._homes = {r.name: file for file in self.files for r in file.manifest.tensors}
+
+    @property
+    def is_set(self) -> bool:
+        """Whether this is the root of a set."""
+        place = self.manifest.place
+        return place is not None and place.is_root
+
+    @property
+    def is_part(self) -> bool:
+        """Whether this is one part file of a set by itself."""
+        return self.manifest.place is not None and not self.is_set
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All files that are read."""
+        return tuple(dict.fromkeys((self.path, *(file.path for file in self.files))))
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files) + (self.root.size if self.is_set else 0)
+
+    @cached_property
+    def records(self) -> dict[str, TensorRecord]:
+        """Records of the touched tensors, by name."""
+        return {record.name: record for record in self.manifest.tensors}
+
+    @cached_property
+    def tables(self) -> Tables:
+        """Digests and block tables; read and checked (rules SD3xx) at first use.
+
+        Raises:
+            FormatError: The first broken rule.
+        """
+        for problem in self.table_problems():
+            raise problem
+        return self._unchecked_tables
+
+    @cached_property
+    def _unchecked_tables(self) -> Tables:
+        tensors: dict[str, TensorTable] = {}
+        for file in self.files:
+            tensors.update(file.tables.tensors)
+        return Tables(self.root.tables.untouched, tensors)
+
+    def table_problems(self) -> Iterator[FormatError]:
+        """Every broken rule of SD303 to SD308; raises FormatError for SD301 and SD302."""
+        for file in (self.root, *self.files) if self.is_set else self.files:
+            yield from file.table_problems()
+        if self.is_set:
+            for problems in (fingerprint_problems, reference_problems):
+                for problem in problems(self._unchecked_tables, self.manifest):
+                    problem.locate(self.path)
+                    yield problem
+
+    def leaves(self, *, target: bool) -> dict[str, Digest]:
+        """Tensor digests of an end by name; of a lean delta those of touched tensors only."""
+        tables = self.tables
+        return {**tables.untouched, **touched_leaves(tables, self.manifest, target=target)}
+
+    def read_block(
+        self, record: TensorRecord, number: int, block: int, *, base: Words | None = None
+    ) -> tuple[Indices, Words]:
+        """Decode one block of a part; see :meth:`DeltaFile.read_block`."""
+        self.tables  # noqa: B018 (lengths and counts must have been checked)
+        return self._homes[record.name].read_block(record, number, block, base=base)
+
+    def read_blob(self, number: int) -> bytes:
+        """The content of a blob; see :meth:`DeltaFile.read_blob`."""
+        self.tables  # noqa: B018
+        return self.root.read_blob(number)
+
+    def blocks(
+        self, record: TensorRecord, number: int, start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[Indices, Words]]:
+        """Blocks of a coded part that meet ``[start, stop)`` of its domain, whole.
+
+        Yields:
+            Indices within the domain, and values.
+        """
+        part = record.parts[number]
+        if not isinstance(part, PartRecord):
+            return
+        size = 1 << part.block_log2
+        stop = record.domain(number) if stop is None else stop
+        for block in range(start // size, -(-stop // size)):
+            indices, words = self.read_block(record, number, block)
+            yield indices + block * size, words
+
+    def read_tensor(self, name: str, *, budget: int = MEMORY_BUDGET_BYTES) -> TensorDelta:
+        """All that changes in one tensor, in memory.
+
+        Args:
+            name: Name of a touched tensor.
+            budget: Bytes that its entries may take.
+
+        Raises:
+            KeyError: The delta does not touch a tensor of this name.
+            FormatError: A rule of SD4xx is broken, or the budget is exceeded (SD504).
+        """
+        record = self.records[name]
+        self._check_memory([record], budget)
+        parts = tuple(self._read_part(record, number) for number in range(len(record.parts)))
+        self.check_disjoint(record)
+        return TensorDelta(record.base, record.target, parts)
+
+    def _read_part(self, record: TensorRecord, number: int) -> Part:
+        part = record.parts[number]
+        if not isinstance(part, PartRecord):
+            return Part(part.op, None, None, part.reference)
+        found = list(self.blocks(record, number))
+        words = np.concatenate(
+            [np.empty(0, f"<u{record.word_bytes(number)}"), *(words for _, words in found)]
+        )
+        if part.op not in SPARSE_OPS:
+            return Part(part.op, None, words)
+        indices = np.concatenate([np.empty(0, np.int64), *(indices for indices, _ in found)])
+        return Part(part.op, indices, words, None, part.dtype, part.scale)
+
+    def _check_memory(self, records: Iterable[TensorRecord], budget: int) -> None:
+        needed = sum(
+            record.nnz * (8 + record.spec.word_bytes) + record.carried * record.spec.word_bytes
+            for record in records
+        )
+        if needed > budget:
+            raise FormatError(
+                "SD504",
+                f"{self.path}: the entries take {needed} bytes of memory, the budget is {budget}",
+                hint="blocks() reads a part at a time; read(budget=…) allows more",
+            )
+
+    def read(self, *, budget: int = MEMORY_BUDGET_BYTES) -> Delta:
+        """The whole delta in memory, after every check of the specification but those of blobs.
+
+        Args:
+            budget: Bytes that its entries may take.
+
+        Raises:
+            FormatError: A rule is broken, or the budget is exceeded (SD504).
+        """
+        self.check_budget()  # reads the tables, and so checks them even if nothing is touched
+        self._check_memory(self.manifest.tensors, budget)
+        delta = Delta(
+            base=self.manifest.base,
+            target=self.manifest.target,
+            tensors={name: self.read_tensor(name, budget=budget) for name in self.records},
+            metadata=self.manifest.metadata,
+        )
+        self.check_contents(delta.contents)
+        return delta
+
+    def rows(self, name: str, start: int, stop: int) -> TensorSlice:
+        """What leads to rows of the target tensor: only the blocks that meet them are decoded.
+
+        Args:
+            name: A touched tensor of the target.
+            start: First row: index of the first dimension.
+            stop: Row behind the last.
+
+        Raises:
+            KeyError: The target has no touched tensor of this name.
+            UsageError: The rows are out of range, or no whole number of words.
+            FormatError: A rule of SD3xx or SD4xx is broken.
+        """
+        spec = self._target(name)
+        rows = spec.shape[0] if spec.shape else 1
+        if not 0 <= start <= stop <= rows:
+            raise UsageError(f"rows {start} to {stop} of tensor {name!r}, which has {rows}")
+        if rows and spec.words % rows:
+            raise UsageError(f"the rows of tensor {name!r}, {spec}, are no whole words")
+        width = spec.words // rows if rows else 0
+        return self.slice(name, start * width, stop * width)
+
+    def slice(self, name: str, start: int, stop: int) -> TensorSlice:
+        """What leads to the words ``[start, stop)`` of the target tensor; see :meth:`rows`."""
+        spec = self._target(name)
+        if not 0 <= start <= stop <= spec.words:
+            raise UsageError(f"words {start} to {stop} of tensor {name!r}, which has {spec.words}")
+        record = self.records[name]
+        given = given_words(record)
+        entries: list[Part] = []
+        carried = np.empty(0, spec.word_dtype)
+        for number in range(record.split, len(record.parts)):
+            part = record.parts[number]
+            if part.op in SPARSE_OPS:
+                entries.append(self._entries_within(record, number, start, stop))
+            elif isinstance(part, PartRecord) and stop > given:
+                carried = self.read_carried(record, number, max(0, start - given), stop - given)
+        if len(entries) > 1:
+            check_disjoint(self.path, name, [e.indices for e in entries if e.indices is not None])
+        return TensorSlice(spec, start, stop, given, tuple(entries), carried)
+
+    def _target(self, name: str) -> TensorSpec:
+        target = self.records[name].target
+        if target is None:
+            raise KeyError(name)
+        return target
+
+    def _entries_within(self, record: TensorRecord, number: int, start: int, stop: int) -> Part:
+        part = record.parts[number]
+        indices, words = [np.empty(0, np.int64)], [np.empty(0, f"<u{record.word_bytes(number)}")]
+        for found, values in self.blocks(record, number, start, min(stop, record.domain(number))):
+            first, last = np.searchsorted(found, [start, stop])
+            indices.append(found[first:last])
+            words.append(values[first:last])
+        coded = part if isinstance(part, PartRecord) else None
+        return Part(
+            part.op,
+            np.concatenate(indices),
+            np.concatenate(words),
+            dtype=coded.dtype if coded else None,
+            scale=coded.scale if coded else 1.0,
+        )
+
+    def read_carried(self, record: TensorRecord, number: int, start: int, stop: int) -> Words:
+        """Words ``[start, stop)`` of the domain of a dense part that carries them."""
+        pieces = [np.empty(0, record.changed(number).word_dtype)]
+        part = record.parts[number]
+        if not isinstance(part, PartRecord):
+            raise TypeError(f"part {number} of {record.name!r} carries nothing")
+        first = (start >> part.block_log2) << part.block_log2
+        for _, words in self.blocks(record, number, start, stop):
+            pieces.append(words[max(0, start - first) : stop - first])
+            first += words.size
+        return np.concatenate(pieces)
+
+    def check_disjoint(self, record: TensorRecord) -> None:
+        """Rule SD409 for a whole tensor, a block at a time.
+
+        Raises:
+            FormatError: Two parts hold an index, or a block breaks a rule.
+        """
+        numbers = [n for n, part in record.coded if part.op in SPARSE_OPS and n >= record.split]
+        if len(numbers) == 1 or not numbers:
+            return
+        # Blocks are aligned powers of two: the largest holds whole blocks of every part.
+        largest = max(1 << part.block_log2 for n, part in record.coded if n in numbers)
+        domain = record.domain(numbers[0])
+        for start in range(0, domain, largest):
+            stop = min(start + largest, domain)
+            found = [
+                np.concatenate([i for i, _ in self.blocks(record, number, start, stop)])
+                for number in numbers
+            ]
+            check_disjoint(self.path, record.name, found)
+
+    def check_contents(self, contents: Mapping[str, bytes]) -> None:
+        """Rule SD410: content digests follow from the entries.
+
+        Args:
+            contents: What :func:`~sparsedelta.delta.tensor_content` gave, of all records by name.
+
+        Raises:
+            FormatError: One is another; names the file.
+        """
+        manifest = self.manifest
+        for file in (*self.files, self.root) if self.is_set else self.files:
+            names = contents if file is self.root else [r.name for r in file.manifest.tensors]
+            own = {name: contents[name] for name in names}
+            found = content_digest(manifest.base, manifest.target, own)
+            if found != file.manifest.content:
+                raise FormatError(
+                    "SD410",
+                    f"{file.path}: the content digest is {file.manifest.content}, {found} follows "
+                    "from the entries",
+                    hint=DAMAGED,
+                )
+
+    def check_budget(self, budget: int = WORK_BUDGET_BYTES) -> None:
+        """Refuse to decode more than ``budget`` bytes without a base at hand (SD504).
+
+        Raises:
+            FormatError: Streams and blobs of the delta are longer than that.
+        """
+        self.tables  # noqa: B018
+        total = sum(file.decoded_bytes for file in self.files)
+        if self.is_set:
+            total += self.root.decoded_bytes
+        if total > budget:
+            raise FormatError(
+                "SD504",
+                f"{self.path}: decoding needs {total} bytes, the budget without a base is {budget}",
+                hint=f"sparsedelta validate {self.path} --base BASE",
+            )
+
+    def close(self) -> None:
+        """Close the files."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def given_words(record: TensorRecord) -> int:
+    """Words of the target tensor that come from a source tensor: the others are carried."""
+    if record.target is None:
+        return 0
+    if record.base is not None and not record.split:
+        return min(record.base.words, record.target.words)
+    return 0 if record.parts[record.split].reference is None else record.target.words
+
+
+def check_disjoint(path: Path, name: str, indices: Sequence[Indices]) -> None:
+    """Rule SD409: the parts of a tensor do not share an index."""
+    merged = np.sort(np.concatenate(indices)) if len(indices) > 1 else np.empty(0, np.int64)
+    both = merged[1:][merged[1:] == merged[:-1]]
+    if both.size:
+        raise FormatError(
+            "SD409", f"{path}: tensor {name!r}: two parts hold index {both[0]}", hint=DAMAGED
+        )
+
+
+def open_delta(delta: str | Path | DeltaReader) -> DeltaReader:
+    """A reader of ``delta``, or ``delta`` itself if it is one.
+
+    Raises:
+        FormatError: A rule is broken.
+        CheckpointError: The file cannot be read.
+    """
+    if isinstance(delta, DeltaReader):
+        return delta
+    return DeltaReader(delta)

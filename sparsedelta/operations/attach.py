@@ -1,0 +1,206 @@
+"""What a diff records beside the tensors: files of the ends, and small files that differ."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from sparsedelta.attachments import CarriedEnd, CarriedFile, Layout, LayoutEnd, LayoutFile
+from sparsedelta.checkpoint import CheckpointFile, CheckpointReader, FileCheckpoint
+from sparsedelta.checkpoint_writer import find_companions
+from sparsedelta.codecs.frames import encode_frame
+from sparsedelta.digests import plain_digest
+from sparsedelta.errors import CheckpointError, UsageError
+from sparsedelta.file_names import (
+    CHECKPOINT_SUFFIX,
+    INDEX_SUFFIX,
+    file_name_problem,
+    is_weights_name,
+    same_ignoring_case,
+)
+from sparsedelta.limits import MAX_BLOB_BYTES, MAX_BLOBS_BYTES, MAX_INDEX_BYTES
+from sparsedelta.writer import DeltaWriter
+
+_AUTO_SHARE: Final = 100
+"""``auto`` records a layout that costs less than this part of the delta."""
+
+_ENTRY_BYTES: Final = 100
+"""About what a file costs in the manifest."""
+
+
+def record_layout(
+    base: CheckpointReader,
+    target: CheckpointReader,
+    writer: DeltaWriter,
+    *,
+    mode: str,
+    sha256: bool,
+) -> tuple[Layout | None, tuple[str, ...]]:
+    """Record names and headers of the checkpoints' files (spec section 3.6).
+
+    Args:
+        base: The base; a model in memory has no files.
+        target: The target.
+        writer: Where headers go, as blobs.
+        mode: ``auto``, ``always`` or ``never``.
+        sha256: Whether to digest the files, too.
+
+    Returns:
+        The layout, or None; and what the user should know.
+
+    Raises:
+        UsageError: ``always`` or SHA-256 was asked for, and an end cannot be recorded.
+    """
+    if mode == "never" and not sha256:
+        return None, ()
+    is_wanted = mode == "always" or sha256
+    ends: dict[str, FileCheckpoint | None] = {}
+    notes = []
+    for key, reader in (("base", base), ("target", target)):
+        problem = _problem(reader)
+        if problem and is_wanted:
+            raise UsageError(f"the layout of {reader.location} cannot be recorded: {problem}")
+        if problem and isinstance(reader, FileCheckpoint):
+            notes.append(f"the layout of {reader.location} is not recorded: {problem}")
+        ends[key] = None if problem or not isinstance(reader, FileCheckpoint) else reader
+    if not any(ends.values()):
+        return None, tuple(notes)
+    if not is_wanted and not _pays(ends, writer.spooled):
+        return None, tuple(notes)
+    return {k: end and _end(end, writer, sha256=sha256) for k, end in ends.items()}, tuple(notes)
+
+
+def _problem(reader: CheckpointReader) -> str | None:
+    if not isinstance(reader, FileCheckpoint):
+        return "it has no files"
+    names = [(file.name, CHECKPOINT_SUFFIX) for file in reader.files]
+    if reader.index is not None:
+        names.append((reader.index.name, INDEX_SUFFIX))
+    for name, suffix in names:
+        problem = file_name_problem(name)
+        if problem is None and not name.endswith(suffix):
+            problem = f"does not end with {suffix}"
+        if problem:
+            return f"the file name {name!r} {problem}"
+    if same_ignoring_case(name for name, _ in names):
+        return "two of its file names differ in case only"
+    headers = sum(len(file.layout.prefix) for file in reader.files) + MAX_INDEX_BYTES
+    if 2 * headers > MAX_BLOBS_BYTES:
+        return "its headers are too large"
+    return None
+
+
+def _pays(ends: Mapping[str, FileCheckpoint | None], spooled: int) -> bool:
+    old, new = ends["base"], ends["target"]
+    if old is None or new is None or _facts(old) != _facts(new):
+        return True  # without it, apply or revert could not give the files back
+    cost = sum(
+        len(encode_frame(np.frombuffer(file.layout.prefix, np.uint8))) + 2 * _ENTRY_BYTES
+        for file in old.files
+    )
+    return cost * _AUTO_SHARE < spooled
+
+
+def _facts(end: FileCheckpoint) -> object:
+    index = None if end.index is None else (end.index.name, _read_index(end.index))
+    names = [(file.name, file.layout.prefix) for file in end.files]
+    return [p for _, p in names] if len(names) == 1 and index is None else (names, index)
+
+
+def _read_index(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _end(end: FileCheckpoint, writer: DeltaWriter, *, sha256: bool) -> LayoutEnd:
+    files = tuple(
+        LayoutFile(file.name, writer.blob(file.layout.prefix), _sha256(file) if sha256 else None)
+        for file in sorted(end.files, key=lambda file: file.name)
+    )
+    index = end.index and (end.index.name, writer.blob(_read_index(end.index)))
+    return LayoutEnd(files, index)
+
+
+def _sha256(file: CheckpointFile) -> str:
+    state = hashlib.sha256()
+    size = 1 << 22
+    for offset in range(0, file.layout.size, size):
+        state.update(file.source.read(offset, min(size, file.layout.size - offset)))
+    return state.hexdigest()
+
+
+def find_carried(
+    base: CheckpointReader, target: CheckpointReader, writer: DeltaWriter, *, forget: bool
+) -> tuple[tuple[CarriedFile, ...], tuple[str, ...]]:
+    """Small files beside the weights that differ between the ends (spec section 3.7).
+
+    Args:
+        base: The base: a directory.
+        target: The target: a directory.
+        writer: Where their contents go, as blobs.
+        forget: Leave out the contents that revert would need.
+
+    Returns:
+        The files, and what the user should know.
+
+    Raises:
+        UsageError: An end is no directory.
+        CheckpointError: A file cannot be read.
+    """
+    found, notes = {}, []
+    for key, reader in (("base", base), ("target", target)):
+        if not isinstance(reader, FileCheckpoint) or not reader.is_directory:
+            raise UsageError(
+                f"{reader.location} is no directory: there are no files beside its weights",
+                hint="leave out --with-files, or name the directory that holds the checkpoint",
+            )
+        found[key], left = _files_of(reader)
+        notes += left
+    old, new = found["base"], found["target"]
+    carried = []
+    for name in sorted(old.keys() | new.keys()):
+        before, after = old.get(name), new.get(name)
+        if before == after:
+            continue
+        carried.append(
+            CarriedFile(
+                name,
+                None if before is None else _carried_end(before, writer, is_kept=not forget),
+                None if after is None else _carried_end(after, writer, is_kept=True),
+            )
+        )
+    twice = same_ignoring_case(file.name for file in carried)
+    if twice is not None:
+        raise UsageError(f"two files beside the weights are both {twice!r}, if case is ignored")
+    return tuple(carried), tuple(dict.fromkeys(notes))
+
+
+def _files_of(reader: FileCheckpoint) -> tuple[dict[str, bytes], list[str]]:
+    companions = find_companions(reader)
+    files, notes = {}, []
+    for relative in companions.copied:
+        path = reader.root / relative
+        problem = file_name_problem(str(relative))
+        if problem is None and is_weights_name(relative.name):
+            continue  # the index: it belongs to the layout
+        if problem is None and path.stat().st_size > MAX_BLOB_BYTES:
+            problem = "is too large"
+        if problem:
+            notes.append(f"{relative} is not carried: its name {problem}")
+            continue
+        try:
+            files[relative.name] = path.read_bytes()
+        except OSError as error:
+            raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+    return files, notes
+
+
+def _carried_end(content: bytes, writer: DeltaWriter, *, is_kept: bool) -> CarriedEnd:
+    blob = writer.blob(content) if is_kept else None
+    return CarriedEnd(blob, plain_digest(content).hex(), len(content))

@@ -1,0 +1,211 @@
+"""Which files a result has: those that the delta records, or those of the checkpoint, edited."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from sparsedelta.attachments import CarriedFile, LayoutEnd
+from sparsedelta.digests import plain_digest
+from sparsedelta.checkpoint import FileCheckpoint
+from sparsedelta.checkpoint_writer import CheckpointWriter, Companions
+from sparsedelta.delta_reader import DeltaReader
+from sparsedelta.errors import DAMAGED, CheckpointError, FormatError, VerificationError
+from sparsedelta.files import InputFile
+from sparsedelta.safetensors_header import FileLayout, build_layout, parse_layout
+from sparsedelta.strict_json import parse
+from sparsedelta.words import TensorSpec
+
+Results = Mapping[str, tuple[TensorSpec, str | None]]
+"""Every tensor of a result by name, and the name of that which it takes the place of, or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResultFiles:
+    """The files of a result.
+
+    Attributes:
+        files: Name and layout of each checkpoint file.
+        is_directory: Whether they lie in a directory, or are one file with the output's name.
+        contents: Small files to write beside them, by name: index and carried files.
+        dropped: Names of files beside the source's weights that the result does not have.
+        sha256: SHA-256 of checkpoint files, as far as the delta records them.
+        carried: Names of the carried files among ``contents``.
+    """
+
+    files: tuple[tuple[str, FileLayout], ...]
+    is_directory: bool
+    contents: Mapping[str, bytes] = field(default_factory=dict)
+    dropped: frozenset[str] = frozenset()
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    carried: tuple[str, ...] = ()
+
+    def companions(self, found: Companions) -> Iterable[Path]:
+        """Those of the files beside the source's weights that are copied."""
+        gone = self.dropped.union(self.contents)
+        return (path for path in found.copied if str(path) not in gone)
+
+    def check_sha256(self, writer: CheckpointWriter) -> None:
+        """Compare the files that were written with what the delta records.
+
+        Raises:
+            VerificationError: A file is another (SD502).
+        """
+        for name, expected in self.sha256.items():
+            found = writer.sha256(name)
+            if found != expected:
+                raise VerificationError(
+                    f"{name} has the SHA-256 {found}, the delta promises {expected} (SD502)",
+                    hint="the delta was written by a faulty tool",
+                )
+
+
+def same_files(checkpoint: FileCheckpoint) -> ResultFiles:
+    """The files of a copy of a checkpoint."""
+    files = tuple((file.name, file.layout) for file in checkpoint.files)
+    return ResultFiles(files, checkpoint.is_directory)
+
+
+def result_files(
+    checkpoint: FileCheckpoint,
+    reader: DeltaReader,
+    results: Results,
+    *,
+    reverse: bool,
+    with_files: bool,
+) -> ResultFiles:
+    """The files of what a delta leads to.
+
+    Args:
+        checkpoint: What it starts from.
+        reader: The delta.
+        results: Every tensor of the result.
+        reverse: Whether the delta is followed back.
+        with_files: Whether carried files are written.
+
+    Raises:
+        FormatError: The recorded layout does not fit the tensors (SD415), or a blob is damaged.
+    """
+    attachments = reader.manifest.attachments
+    end = (attachments.layout or {}).get("base" if reverse else "target")
+    if end is not None:
+        files = _recorded(reader, end, results)
+        is_directory = files.is_directory or checkpoint.is_directory
+        index = checkpoint.index
+        gone = {index.name} if index is not None and index.name not in files.contents else set()
+        files = replace(files, is_directory=is_directory, dropped=frozenset(gone))
+    else:
+        files = _edited(checkpoint, results)
+    if not with_files or not files.is_directory:
+        return files
+    return _with_carried(files, reader, attachments.files, reverse=reverse)
+
+
+def _recorded(reader: DeltaReader, end: LayoutEnd, results: Results) -> ResultFiles:
+    files = []
+    specs: dict[str, TensorSpec] = {}
+    for file in end.files:
+        layout = read_header(reader, file.header, file.name)
+        files.append((file.name, layout))
+        for stored in layout.tensors:
+            if stored.spec.name in specs:
+                raise misfit(reader, f"{stored.spec.name!r:.100} is in two files")
+            specs[stored.spec.name] = stored.spec
+    for name in sorted(specs.keys() | results.keys()):
+        expected = results[name][0] if name in results else None
+        if specs.get(name) != expected:
+            raise misfit(reader, f"tensor {name!r:.100}: {specs.get(name)}, expected {expected}")
+    contents = {} if end.index is None else {end.index[0]: reader.read_blob(end.index[1])}
+    return ResultFiles(
+        tuple(files),
+        len(files) > 1 or end.index is not None,
+        contents,
+        sha256={file.name: file.sha256 for file in end.files if file.sha256 is not None},
+    )
+
+
+def read_header(reader: DeltaReader, blob: int, name: str) -> FileLayout:
+    """The layout of a recorded checkpoint file.
+
+    Raises:
+        FormatError: SD414 or SD415.
+    """
+    try:
+        return parse_layout(reader.read_blob(blob), name)
+    except CheckpointError as error:
+        raise misfit(reader, error.message) from None
+
+
+def misfit(reader: DeltaReader, message: str) -> FormatError:
+    """The error of a layout that does not fit its tensors (SD415)."""
+    return FormatError("SD415", f"{reader.path}: the layout: {message}", hint=DAMAGED)
+
+
+def _edited(checkpoint: FileCheckpoint, results: Results) -> ResultFiles:
+    by_source = {source: spec for spec, source in results.values() if source is not None}
+    kept = [
+        [by_source[s.spec.name] for s in file.layout.tensors if s.spec.name in by_source]
+        for file in checkpoint.files
+    ]
+    fresh = [spec for spec, source in results.values() if source is None]
+    kept[-1] += sorted(fresh, key=lambda spec: spec.name)
+    files = tuple(
+        (file.name, _edited_layout(file.layout, specs))
+        for file, specs in zip(checkpoint.files, kept, strict=True)
+        if specs or len(checkpoint.files) == 1
+    )
+    is_same = all(
+        layout is file.layout for (_, layout), file in zip(files, checkpoint.files, strict=False)
+    ) and len(files) == len(checkpoint.files)
+    if checkpoint.index is None or is_same:
+        return ResultFiles(files, checkpoint.is_directory)
+    content = _edited_index(checkpoint.index, files)
+    return ResultFiles(files, checkpoint.is_directory, {checkpoint.index.name: content})
+
+
+def _edited_layout(layout: FileLayout, specs: list[TensorSpec]) -> FileLayout:
+    if [stored.spec for stored in layout.tensors] == specs:
+        return layout
+    return build_layout(specs, layout.metadata)
+
+
+def _edited_index(index: Path, files: Iterable[tuple[str, FileLayout]]) -> bytes:
+    with InputFile(index) as source:
+        document = parse(source.read(0, source.size))
+    places = {s.spec.name: (name, s.spec) for name, layout in files for s in layout.tensors}
+    document["weight_map"] = {name: places[name][0] for name in sorted(places)}
+    metadata = document.get("metadata")
+    if isinstance(metadata, dict) and "total_size" in metadata:
+        metadata["total_size"] = sum(spec.nbytes for _, spec in places.values())
+    return (json.dumps(document, indent=2) + "\n").encode()
+
+
+def _with_carried(
+    files: ResultFiles, reader: DeltaReader, carried: Iterable[CarriedFile], *, reverse: bool
+) -> ResultFiles:
+    contents = dict(files.contents)
+    written, dropped = [], set(files.dropped)
+    for file in carried:
+        end = file.base if reverse else file.target
+        if end is None:
+            dropped.add(file.name)
+        elif end.blob is not None:
+            contents[file.name] = read_carried_file(reader, file.name, end.blob, end.digest)
+            written.append(file.name)
+    return replace(files, contents=contents, dropped=frozenset(dropped), carried=tuple(written))
+
+
+def read_carried_file(reader: DeltaReader, name: str, blob: int, digest: str) -> bytes:
+    """The content of a carried file.
+
+    Raises:
+        FormatError: SD414, or it has another digest (SD416).
+    """
+    content = reader.read_blob(blob)
+    if plain_digest(content).hex() != digest:
+        raise FormatError(
+            "SD416", f"{reader.path}: the carried file {name} has another digest", hint=DAMAGED
+        )
+    return content

@@ -1,0 +1,196 @@
+"""Records of a manifest: which tensor leads to which, by which parts (spec sections 3.3 and 5)."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sparsedelta.codecs import Encoding
+from sparsedelta.delta import ADD, DENSE_OPS, DROP, NEW, REPLACE, RESIZE, SPARSE_OPS
+from sparsedelta.strict_json import Json
+from sparsedelta.words import TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class PartRecord:
+    """A coded part as the manifest describes it.
+
+    Attributes:
+        nnz: Number of entries, or of words carried.
+        block_log2: Base-2 logarithm of the words of a block.
+        encoding: Op and codecs.
+        nbytes: Length of all its frames in ``sd.data``.
+        dtype: Dtype of the values of an ``add``, else None.
+        scale: Scale of an ``add``.
+    """
+
+    nnz: int
+    block_log2: int
+    encoding: Encoding
+    nbytes: int
+    dtype: str | None = None
+    scale: float = 1.0
+
+    @property
+    def op(self) -> str:
+        """The operation."""
+        return self.encoding.op
+
+    @property
+    def reference(self) -> str | None:
+        """Coded parts refer to no other tensor."""
+        return None
+
+    def block_count(self, words: int) -> int:
+        """Blocks of a domain of ``words`` words."""
+        return -(-words >> self.block_log2)
+
+    def row_bytes(self, word_bytes: int) -> int:
+        """Length of a row of the block table."""
+        return 4 + 16 * self.encoding.stream_count(word_bytes)
+
+    def to_json(self) -> Json:
+        """The part's object in the manifest."""
+        document = {
+            "op": self.op,
+            "nnz": self.nnz,
+            "block": self.block_log2,
+            "bytes": self.nbytes,
+            **self.encoding.to_json(),
+        }
+        if self.op == ADD:
+            document |= {"dtype": self.dtype, "scale": struct.pack(">d", self.scale).hex()}
+        return document
+
+
+@dataclass(frozen=True, slots=True)
+class BarePart:
+    """A part that carries no words.
+
+    Attributes:
+        op: ``new`` (with a reference), ``drop`` or ``resize``.
+        reference: ``from`` of a ``new``, ``to`` of a ``drop``, or None.
+    """
+
+    op: str
+    reference: str | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """It has no frames."""
+        return 0
+
+    def to_json(self) -> Json:
+        """The part's object in the manifest."""
+        if self.reference is None:
+            return {"op": self.op}
+        return {"op": self.op, "from" if self.op == NEW else "to": self.reference}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRecord:
+    """A touched tensor as the manifest describes it: an arrow from base to target.
+
+    Attributes:
+        base: The tensor in the base, under its name there, or None.
+        target: The tensor in the target, under its name there, or None.
+        parts: Its parts.
+    """
+
+    base: TensorSpec | None
+    target: TensorSpec | None
+    parts: tuple[PartRecord | BarePart, ...]
+
+    @property
+    def spec(self) -> TensorSpec:
+        """The tensor in the target, or in the base if the target has none."""
+        spec = self.target or self.base
+        assert spec is not None  # noqa: S101 (for the type checker: the parser has seen to it)
+        return spec
+
+    @property
+    def name(self) -> str:
+        """Name of the record."""
+        return self.spec.name
+
+    @property
+    def renamed(self) -> bool:
+        """Whether the tensor has another name in the base."""
+        return (
+            self.base is not None
+            and self.target is not None
+            and (self.base.name != self.target.name)
+        )
+
+    @property
+    def coded(self) -> Iterator[tuple[int, PartRecord]]:
+        """Number and record of each coded part."""
+        return ((n, part) for n, part in enumerate(self.parts) if isinstance(part, PartRecord))
+
+    @property
+    def nnz(self) -> int:
+        """Number of entries."""
+        return sum(part.nnz for _, part in self.coded if part.op in SPARSE_OPS)
+
+    @property
+    def carried(self) -> int:
+        """Number of words that dense ops carry."""
+        return sum(part.nnz for _, part in self.coded if part.op in DENSE_OPS)
+
+    @property
+    def nbytes(self) -> int:
+        """Length of all its frames in ``sd.data``."""
+        return sum(part.nbytes for part in self.parts)
+
+    @property
+    def invertible(self) -> bool:
+        """Whether every part stores what its inverse needs (rule SD212)."""
+        return all(
+            part.op not in (REPLACE, ADD)
+            and (part.op == NEW or isinstance(part, PartRecord) or part.reference is not None)
+            for part in self.parts
+        )
+
+    @property
+    def split(self) -> int:
+        """Number of parts that lead away from the base tensor; the others make the target."""
+        ops = [part.op for part in self.parts]
+        return ops.index(DROP) + 1 if DROP in ops else 0
+
+    def changed(self, number: int) -> TensorSpec:
+        """The tensor that a part concerns: dtype and, but for ``resize``, shape are its."""
+        is_away = number < self.split
+        spec = self.base if is_away else self.target
+        assert spec is not None  # noqa: S101 (as above)
+        return spec
+
+    def domain(self, number: int) -> int:
+        """Number of words that a part covers (spec section 5)."""
+        part, words = self.parts[number], self.changed(number).words
+        if self.base is None or self.target is None or self.split:
+            return words
+        if part.op == RESIZE:
+            return abs(self.base.words - self.target.words)
+        return min(self.base.words, self.target.words)
+
+    def word_bytes(self, number: int) -> int:
+        """Bytes of a value word of a part."""
+        part = self.parts[number]
+        if isinstance(part, PartRecord) and part.dtype is not None:
+            return TensorSpec("", part.dtype, ()).word_bytes
+        return self.changed(number).word_bytes
+
+    def to_json(self) -> Json:
+        """The record's object in the manifest."""
+        return {
+            "name": self.name,
+            "from": self.base.name if self.renamed and self.base is not None else None,
+            "base": _end_to_json(self.base),
+            "target": _end_to_json(self.target),
+            "parts": [part.to_json() for part in self.parts],
+        }
+
+
+def _end_to_json(spec: TensorSpec | None) -> Json:
+    return None if spec is None else {"dtype": spec.dtype, "shape": list(spec.shape)}

@@ -1,0 +1,95 @@
+"""Sets: a root file and the part files beside it (spec section 3.8, rules SD601 to SD603)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from sparsedelta.container import DeltaFile
+from sparsedelta.errors import CheckpointError, FormatError
+from sparsedelta.manifest import SetPart, are_invertible, clashes
+from sparsedelta.records import TensorRecord
+
+_INCOMPLETE = "get all files of the set into one folder: the root lists them"
+_MIXED = "files of two deltas got mixed: get all files of the set again"
+
+
+def open_parts(root: DeltaFile) -> Sequence[DeltaFile]:
+    """Open the part files of a set.
+
+    Args:
+        root: The root file.
+
+    Raises:
+        FormatError: A part file is missing, breaks a rule or belongs to another set.
+        CheckpointError: A part file cannot be read.
+    """
+    assert root.manifest.place is not None  # noqa: S101 (the caller has seen that it is a root)
+    with ExitStack() as stack:
+        files = []
+        for number, listed in enumerate(root.manifest.place.parts, start=1):
+            file = _open_part(root, listed)
+            stack.callback(file.close)
+            _check_part(root, number, listed, file)
+            files.append(file)
+        stack.pop_all()
+    return files
+
+
+def _open_part(root: DeltaFile, listed: SetPart) -> DeltaFile:
+    path = root.path.parent / listed.name
+    size = _regular_size(path)
+    if size != listed.size:
+        found = "is not there as a regular file" if size is None else f"has {size} bytes"
+        raise FormatError(
+            "SD601",
+            f"{root.path}: its part file {listed.name} {found}, expected {listed.size} bytes",
+            hint=_INCOMPLETE,
+        )
+    return DeltaFile(path)
+
+
+def _regular_size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size if path.is_file() else None
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _check_part(root: DeltaFile, number: int, listed: SetPart, file: DeltaFile) -> None:
+    place, its = root.manifest.place, file.manifest.place
+    manifest = file.header.metadata["sd.manifest"]
+    if manifest != listed.manifest:
+        problem = f"its manifest has the digest {manifest[:16]}…, expected {listed.manifest[:16]}…"
+    elif its is None or place is None or (its.id, its.part) != (place.id, number):
+        problem = f"it is not part file {number} of this set"
+    else:
+        keys = ("base", "target", "version", "profile", "lean")
+        differing = [
+            key for key in keys if getattr(root.manifest, key) != getattr(file.manifest, key)
+        ]
+        problem = f"{', '.join(differing)} differ" if differing else ""
+    if problem:
+        raise FormatError("SD602", f"{root.path}: part file {listed.name}: {problem}", hint=_MIXED)
+
+
+def check_merged(root: DeltaFile, records: Sequence[TensorRecord]) -> None:
+    """Rule SD603: the records of all part files fit together.
+
+    Raises:
+        FormatError: They do not.
+    """
+    manifest = root.manifest
+    names = [record.name for record in records]
+    bases = [record.base.name for record in records if record.base is not None]
+    problems = list(clashes(names, bases, manifest.untouched))
+    nnz = sum(record.nnz for record in records)
+    if nnz != manifest.nnz:
+        problems.append(f"'nnz' is {manifest.nnz}, the part files add up to {nnz}")
+    if manifest.invertible != are_invertible(records):
+        problems.append(f"'invertible' is {manifest.invertible}, the part files say otherwise")
+    found = [FormatError("SD603", f"{root.path}: {problem}", hint=_MIXED) for problem in problems]
+    if found:
+        found[0].others = tuple(found[1:])
+        raise found[0]

@@ -1,0 +1,169 @@
+"""What the tables of a delta have to fulfil: rules SD303 to SD308 (spec section 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from sparsedelta.delta import DENSE_OPS, DROP, NEW
+from sparsedelta.digests import checkpoint_fingerprint, tensor_digest
+from sparsedelta.errors import FormatError
+from sparsedelta.manifest import Manifest
+from sparsedelta.records import PartRecord, TensorRecord
+from sparsedelta.tables import PartTable, Tables, TensorTable, block_words, touched_leaves
+
+
+def table_problems(
+    tables: Tables, manifest: Manifest, data_length: int, *, is_part: bool
+) -> Iterator[FormatError]:
+    """Broken rules of SD303 to SD308, in their order, at most one of a kind per part.
+
+    Args:
+        tables: The tables.
+        manifest: The manifest.
+        data_length: Length of ``sd.data``.
+        is_part: Whether the file belongs to a set: SD306 and SD308 concern the whole set.
+    """
+    yield from _block_problems(tables, manifest)
+    total = sum(record.nbytes for record in manifest.tensors)
+    total += sum(blob.nbytes for blob in manifest.attachments.blobs)
+    if total != data_length:
+        yield FormatError(
+            "SD305", f"sd.data has {data_length} bytes, parts and blobs add up to {total}"
+        )
+    if not is_part:
+        yield from fingerprint_problems(tables, manifest)
+    for record in manifest.tensors:
+        problem = _end_problem(record, tables.tensors[record.name])
+        if problem:
+            yield FormatError("SD307", f"tensor {record.name!r}: {problem}")
+    if not is_part:
+        yield from reference_problems(tables, manifest)
+
+
+def _block_problems(tables: Tables, manifest: Manifest) -> Iterator[FormatError]:
+    for check in (_count_problems, _length_problems, _sum_problems):
+        for record in manifest.tensors:
+            table = tables.tensors[record.name]
+            for number, part in record.coded:
+                for rule, message in check(record, number, part, table.blocks(number)):
+                    yield FormatError(rule, f"tensor {record.name!r}, {part.op}: {message}")
+
+
+def fingerprint_problems(tables: Tables, manifest: Manifest) -> Iterator[FormatError]:
+    """Broken clauses of rule SD306; none can be seen in a lean delta."""
+    if manifest.lean:
+        return
+    for key, target in (("base", False), ("target", True)):
+        leaves = {**tables.untouched, **touched_leaves(tables, manifest, target=target)}
+        found = checkpoint_fingerprint(leaves).hex()
+        stated = manifest.target if target else manifest.base
+        if found != stated:
+            yield FormatError(
+                "SD306",
+                f"the {key} fingerprint is {stated}, {found} follows from the tables",
+            )
+
+
+def _end_problem(record: TensorRecord, table: TensorTable) -> str | None:
+    # What a run of changes starts from and leads to differs exactly if there is a change.
+    base, target, split = record.base, record.target, record.split
+    pairs = []
+    if split and record.parts[split - 1].reference is not None:
+        pairs.append((record.parts[: split - 1], table.base_segments, split - 1))
+    if split < len(record.parts) and record.parts[split].op == NEW:
+        if record.parts[split].reference is not None:
+            pairs.append((record.parts[split + 1 :], table.target_segments, split))
+    for changes, ours, number in pairs:
+        if (ours == table.other_segments(number)) == bool(changes):
+            return f"{record.parts[number].op} of {record.parts[number].reference!r:.100}" + (
+                " changes words, but the digests are equal"
+                if changes
+                else " changes nothing, but the digests differ"
+            )
+    if base is None or target is None:
+        return None
+    if split:
+        same = tensor_digest(base, table.base_segments) == tensor_digest(
+            target, table.target_segments
+        )
+        return "dropped and made anew, but the digests are equal" if same else None
+    if (base.dtype, base.shape) != (target.dtype, target.shape):
+        return None
+    if (table.base_segments == table.target_segments) == bool(record.parts):
+        kind = "is touched, but its digests are equal"
+        return kind if record.parts else "is renamed only, but its digests differ"
+    return None
+
+
+def reference_problems(tables: Tables, manifest: Manifest) -> Iterator[FormatError]:
+    """Broken clauses of rule SD308."""
+    if all(part.reference is None for record in manifest.tensors for part in record.parts):
+        return
+    for op, target in ((NEW, False), (DROP, True)):
+        leaves = {**tables.untouched, **touched_leaves(tables, manifest, target=target)}
+        for record in manifest.tensors:
+            for number, part in enumerate(record.parts):
+                if part.op != op or part.reference is None:
+                    continue
+                found = leaves.get(part.reference)
+                if found is None and manifest.lean:
+                    continue
+                segments = tables.tensors[record.name].other_segments(number)
+                if found != tensor_digest(record.changed(number), segments):
+                    yield FormatError(
+                        "SD308",
+                        f"tensor {record.name!r}: {op} of {part.reference!r:.100}, which is "
+                        f"{'another tensor' if found else 'not there'}",
+                    )
+
+
+def _count_problems(
+    record: TensorRecord, number: int, part: PartRecord, table: PartTable
+) -> Iterator[tuple[str, str]]:
+    words = block_words(record.domain(number), part.block_log2)
+    is_dense = part.op in DENSE_OPS
+    for block in np.flatnonzero(table.counts != words if is_dense else table.counts > words)[:1]:
+        yield "SD303", f"block {block} has {table.counts[block]} entries in {words[block]} words"
+    if table.counts.sum() != part.nnz:
+        yield "SD303", f"{table.counts.sum()} entries in the blocks, {part.nnz} in the manifest"
+
+
+def _length_problems(
+    record: TensorRecord, number: int, part: PartRecord, table: PartTable
+) -> Iterator[tuple[str, str]]:
+    words = block_words(record.domain(number), part.block_log2)
+    word_bytes = record.word_bytes(number)
+    bad = table.encoded > table.decoded
+    for stream, is_stored in enumerate(part.encoding.stored(word_bytes)):
+        if is_stored:
+            bad[:, stream] = table.encoded[:, stream] != table.decoded[:, stream]
+    for block, stream in np.argwhere(bad)[:1]:
+        yield (
+            "SD304",
+            f"block {block}, stream {stream}: {table.encoded[block, stream]} bytes for a stream of "
+            f"{table.decoded[block, stream]}",
+        )
+    for stream, (low, high, step) in enumerate(
+        part.encoding.bounds(table.counts, words, word_bytes)
+    ):
+        lengths = table.decoded[:, stream]
+        wrong = (lengths < low) | (lengths > high) | (lengths % step != 0)
+        for block in np.flatnonzero(wrong)[:1]:
+            yield (
+                "SD304",
+                f"block {block}, stream {stream}: decoded length {lengths[block]}, expected "
+                f"{low[block]} to {high[block]}, a multiple of {step}",
+            )
+
+
+def _sum_problems(
+    record: TensorRecord,  # noqa: ARG001 (one signature for all checks)
+    number: int,  # noqa: ARG001
+    part: PartRecord,
+    table: PartTable,
+) -> Iterator[tuple[str, str]]:
+    total = int(table.offsets[-1] - table.offsets[0])
+    if total != part.nbytes:
+        yield "SD305", f"frames of {total} bytes, {part.nbytes} in the manifest"
