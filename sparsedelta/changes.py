@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparsedelta.limits import SEGMENT_WORDS
 from sparsedelta.words import Bytes, Indices, TensorSpec, Words
+
+_ONES: Final = np.array([byte.bit_count() for byte in range(256)], np.uint8)
 
 
 class Changes:
@@ -74,17 +77,38 @@ class Changes:
             return pieces[0]
         return np.concatenate(pieces) if pieces else np.empty(0, self.spec.word_dtype)
 
-    def blocks(self, block_log2: int) -> Iterator[tuple[int, Indices, Words]]:
-        """Entries block by block.
+    def counts(self, block_log2: int) -> NDArray[np.int64]:
+        """Entries of each block, int64 ``[blocks]``.
 
-        Yields:
+        Args:
+            block_log2: Base-2 logarithm of the words of a block, at least 3.
+        """
+        if not self._bits.size:
+            return np.empty(0, np.int64)
+        starts = np.arange(0, self._bits.size, 1 << (block_log2 - 3))
+        return np.add.reduceat(_ONES[self._bits], starts, dtype=np.int64)
+
+    def block(self, block_log2: int, block: int, position: int) -> tuple[int, Indices, Words]:
+        """One block, for any thread.
+
+        Args:
+            block_log2: Base-2 logarithm of the words of a block, at least 3.
+            block: Its number.
+            position: Entries of the blocks before it.
+
+        Returns:
             Words of the block, indices relative to its first word, values.
         """
-        size = 1 << block_log2
+        start = block << block_log2
+        words = min(1 << block_log2, self.spec.words - start)
+        bits = self._bits[start // 8 : -(-(start + words) // 8)]
+        indices = np.flatnonzero(np.unpackbits(bits, bitorder="little").view(np.bool_))
+        return words, indices, self._slice(position, position + indices.size)
+
+    def blocks(self, block_log2: int) -> Iterator[tuple[int, Indices, Words]]:
+        """Entries block by block, in the form of :meth:`block`."""
         position = 0
-        for start in range(0, self.spec.words, size):
-            words = min(size, self.spec.words - start)
-            bits = self._bits[start // 8 : -(-(start + words) // 8)]
-            indices = np.flatnonzero(np.unpackbits(bits, bitorder="little").view(np.bool_))
-            yield words, indices, self._slice(position, position + indices.size)
+        for block in range(-(-self.spec.words >> block_log2)):
+            words, indices, values = self.block(block_log2, block, position)
+            yield words, indices, values
             position += indices.size

@@ -1,38 +1,37 @@
-"""From the entries of a tensor to the smallest encoding of them.
+"""From the entries of a part, or from its words, to its bytes.
 
-Every candidate is encoded and compressed, block by block, and its exact size is added up; then the
-smallest is written. No size is guessed. Candidates that cannot win are left out beforehand:
-``bitmask`` below one entry in 64 words, where even run lengths of its zeros lose to gaps, ``dense``
-below one in 8, and packed widths that more than half of the values would escape.
+A part is encoded twice: first to find out which encoding is the smallest, on a sample of its blocks
+if it has many, keeping sizes only; then in that encoding. The bytes do not depend on the number of
+threads, nor on whether sizes are to be explained.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Final, TypeAlias
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 
 from sparsedelta.changes import Changes
+from sparsedelta.choice import CodecChoice
 from sparsedelta.codecs import (
-    Bitmask,
     Block,
     Dense,
     Encoding,
-    Gap8,
-    IndexCodec,
-    Packed,
     Planes,
+    RawWords,
+    UnfitError,
     ValueCodec,
-    Zigzag,
 )
 from sparsedelta.codecs.frames import encode_frame
-from sparsedelta.codecs.packed import WIDTHS
-from sparsedelta.delta import DIFFERENCE, EntryHasher, PartContent
+from sparsedelta.delta import EntryHasher, PartContent
+from sparsedelta.errors import UsageError
 from sparsedelta.limits import MAX_BLOCK_LOG2, MIN_BLOCK_LOG2
 from sparsedelta.manifest import PartRecord
+from sparsedelta.measure import BaseWords, PartBlocks, row_bytes
 from sparsedelta.parallel import OrderedMap
+from sparsedelta.smallest import choose
 from sparsedelta.tables import row
 from sparsedelta.words import Indices, Words
 
@@ -40,15 +39,13 @@ BLOCK_ENTRIES: Final = 1 << 15
 """Entries that a block should hold: fewer cost bytes (a frame has its own entropy tables), more
 cost random access."""
 
-BaseWords: TypeAlias = Callable[[int, int], Words]
-"""Reads the base words ``[start, stop)`` of a tensor."""
+DENSE_BLOCK_LOG2: Final = 22
+"""Block size of the dense ops: a segment."""
 
-_CELL_BYTES: Final = 16
-"""What a stream costs in the block table."""
+ReadWords: TypeAlias = Callable[[int, int], Words]
+"""Reads the words ``[start, stop)`` of a part's domain, in any thread."""
 
-_BITMASK_FROM: Final = 64
-_DENSE_FROM: Final = 8
-_ESCAPES_UP_TO: Final = 2
+_SMALLEST: Final = "leave the choice of codecs out: the smallest that fit are taken"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +57,15 @@ class EncodedPart:
         rows: Its block table.
         frames: Its frames, in order.
         content: What of it enters the content digest.
+        sizes: Bytes, block table included, of the encodings that were tried on all blocks, by their
+            description; the chosen one is always among them.
     """
 
     record: PartRecord
     rows: bytes
     frames: list[bytes]
     content: PartContent
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 def choose_block_log2(words: int, nnz: int) -> int:
@@ -79,123 +79,158 @@ def encode_part(
     op: str,
     *,
     pool: OrderedMap,
-    encoding: Encoding | None = None,
+    choice: CodecChoice | None = None,
     block_log2: int | None = None,
     base: BaseWords | None = None,
+    explain: bool = False,
 ) -> EncodedPart:
     """Encode the entries of one part.
 
     Args:
-        changes: The entries; at least one.
-        op: ``difference`` or ``replace``.
+        changes: The entries, at least one. The values of an ``add`` have a dtype of their own: its
+            changes have a spec of that dtype.
+        op: ``difference``, ``replace`` or ``add``.
         pool: Where blocks are encoded, many at a time.
-        encoding: Which encoding to use; by default the smallest.
+        choice: Which codecs to use; by default the smallest.
         block_log2: Block size; by default by the density.
-        base: Reads base words, for an ``encoding`` that needs them.
+        base: Reads base words, for codecs that need them.
+        explain: Whether ``sizes`` has all encodings that can hold the part.
+
+    Raises:
+        UsageError: The codecs that were chosen cannot hold the part.
+    """
+    spec = changes.spec
+    if block_log2 is None:
+        block_log2 = choose_block_log2(spec.words, changes.nnz)
+    size_log2 = block_log2
+    blocks = PartBlocks(changes, size_log2, base)
+    try:
+        chosen = choose(blocks, op, choice, pool=pool, explain=explain)
+        encoding = chosen.encoding
+
+        def encode(number: int) -> _EncodedBlock:
+            block, indices, values = blocks.read(number, base=encoding.needs_base)
+            encoded = _encode_block(encoding, block, indices, values)
+            return _EncodedBlock(*encoded, indices + (number << size_log2), values)
+
+        part = _collect(encoding, size_log2, pool, encode, blocks.counts.size)
+    except UnfitError as error:
+        raise _unfit(op, error, spec.name) from None
+    return replace(part, sizes={**_described(chosen.sizes), **part.sizes})
+
+
+def encode_words(
+    words: int,
+    word_bytes: int,
+    op: str,
+    read: ReadWords,
+    *,
+    pool: OrderedMap,
+    choice: CodecChoice | None = None,
+    block_log2: int | None = None,
+    name: str | None = None,
+) -> EncodedPart:
+    """Encode all words of a dense op: ``planes`` or ``raw``, whichever is smaller.
+
+    The words are read a block at a time, twice if they do not compress; the frames are kept.
+
+    Args:
+        words: Words of the part's domain; of 0 words there are no blocks.
+        word_bytes: Bytes of a word.
+        op: ``new``, ``drop`` or ``resize``.
+        read: Reads them.
+        pool: Where blocks are read and encoded, many at a time.
+        choice: Which value codec to use; by default the smaller. Indices are ``dense`` in any case.
+        block_log2: Block size; by default a segment, or all words if they are fewer.
+        name: Name of the tensor, for an error.
+
+    Raises:
+        UsageError: The value codec that was chosen cannot hold the part.
     """
     if block_log2 is None:
-        block_log2 = choose_block_log2(changes.spec.words, changes.nnz)
-    if encoding is None:
-        encoding = smallest_encoding(changes, op, pool=pool, block_log2=block_log2)
-    word_bytes = changes.spec.word_bytes
-    chosen = encoding
+        block_log2 = min(max((words - 1).bit_length(), MIN_BLOCK_LOG2), DENSE_BLOCK_LOG2)
+    size_log2 = block_log2
+    values: list[ValueCodec] = [Planes(), RawWords()]
+    if choice is not None and choice.value is not None:
+        values = [choice.value]
+    try:
+        encodings = [Encoding(op, Dense(), value) for value in values]
+    except ValueError as error:
+        raise _unfit(op, error, name) from None
+    no_indices: Indices = np.empty(0, np.int64)
+    count = -(-words >> size_log2)
 
-    def encode_block(item: tuple[int, int, Indices, Words]) -> tuple[bytes, list[bytes]]:
-        start, words, indices, values = item
-        given = base(start, start + words) if chosen.needs_base and base is not None else None
-        streams = chosen.encode(indices, values, Block(words, word_bytes, given))
-        frames = [encode_frame(stream) for stream in streams]
-        cells = [(frame, len(stream)) for frame, stream in zip(frames, streams, strict=True)]
-        return row(indices.size, cells), frames
+    def part_in(encoding: Encoding) -> EncodedPart:
+        def encode(number: int) -> _EncodedBlock:
+            start = number << size_log2
+            block = Block(min(1 << size_log2, words - start), word_bytes)
+            values = read(start, start + block.words)
+            encoded = _encode_block(encoding, block, np.arange(block.words), values)
+            return _EncodedBlock(*encoded, no_indices, values)
 
+        return _collect(encoding, size_log2, pool, encode, count)
+
+    best = part_in(encodings[0])
+    sizes = dict(best.sizes)
+    for raw in encodings[1:]:  # its size is known beforehand
+        size = words * word_bytes + count * row_bytes(raw, word_bytes)
+        if size < min(sizes.values()):
+            best = part_in(raw)
+        sizes[raw.describe()] = size
+    return replace(best, sizes=sizes)
+
+
+class _EncodedBlock(NamedTuple):
+    """A block, encoded; of its entries, what enters the content digest."""
+
+    row: bytes
+    frames: list[bytes]
+    indices: Indices
+    values: Words
+
+
+def _encode_block(
+    encoding: Encoding, block: Block, indices: Indices, values: Words
+) -> tuple[bytes, list[bytes]]:
+    streams = encoding.encode(indices, values, block)
+    stored = encoding.stored(block.word_bytes)
+    frames = [encode_frame(s, stored=kept) for s, kept in zip(streams, stored, strict=True)]
+    cells = [(frame, stream.size) for frame, stream in zip(frames, streams, strict=True)]
+    return row(indices.size, cells), frames
+
+
+def _collect(
+    encoding: Encoding,
+    block_log2: int,
+    pool: OrderedMap,
+    encode: Callable[[int], _EncodedBlock],
+    count: int,
+) -> EncodedPart:
     entries = EntryHasher()
-
-    def blocks_while_hashing() -> Iterator[tuple[int, int, Indices, Words]]:
-        start = 0
-        for words, indices, values in changes.blocks(block_log2):
-            entries.update(indices + start, values)
-            yield start, words, indices, values
-            start += words
-
+    nnz = 0
     rows: list[bytes] = []
     frames: list[bytes] = []
-    with pool.mapped(encode_block, blocks_while_hashing()) as blocks:
-        for block_row, block_frames in blocks:
-            rows.append(block_row)
-            frames += block_frames
+    with pool.mapped(encode, range(count)) as blocks:
+        for block in blocks:
+            rows.append(block.row)
+            frames += block.frames
+            entries.update(block.indices, block.values)
+            nnz += block.values.size
     nbytes = sum(map(len, frames))
-    record = PartRecord(changes.nnz, block_log2, chosen, nbytes)
-    content = PartContent(op, changes.nnz, *entries.digests())
-    return EncodedPart(record, b"".join(rows), frames, content)
+    table = b"".join(rows)
+    return EncodedPart(
+        PartRecord(nnz, block_log2, encoding, nbytes),
+        table,
+        frames,
+        PartContent(encoding.op, nnz, *entries.digests()),
+        {encoding.describe(): nbytes + len(table)},
+    )
 
 
-def smallest_encoding(changes: Changes, op: str, *, pool: OrderedMap, block_log2: int) -> Encoding:
-    """The encoding of the fewest bytes, tables included; the first of equals."""
-    sizes = encoding_sizes(changes, op, pool=pool, block_log2=block_log2)
-    return min(sizes, key=lambda encoding: sizes[encoding])
+def _described(sizes: Mapping[Encoding, int]) -> dict[str, int]:
+    return {encoding.describe(): size for encoding, size in sizes.items()}
 
 
-def encoding_sizes(
-    changes: Changes, op: str, *, pool: OrderedMap, block_log2: int
-) -> dict[Encoding, int]:
-    """Exact bytes of every candidate, frames and block table."""
-    word_bytes = changes.spec.word_bytes
-    index_codecs, value_codecs, dense_codecs = _candidates(changes, op)
-
-    def measure(item: tuple[int, Indices, Words]) -> list[int]:
-        words, indices, values = item
-        block = Block(words, word_bytes)
-        if not indices.size:
-            return [0] * (len(index_codecs) + len(value_codecs) + len(dense_codecs))
-        dense = [
-            Encoding(op, Dense(), value).encode(indices, values, block) for value in dense_codecs
-        ]
-        return [
-            sum(len(encode_frame(stream)) for stream in streams)
-            for streams in (
-                *(index.encode(indices, block) for index in index_codecs),
-                *(value.encode(values, block) for value in value_codecs),
-                *dense,
-            )
-        ]
-
-    with pool.mapped(measure, changes.blocks(block_log2)) as measured:
-        rows = list(measured)
-    totals = np.array(rows, np.int64).sum(axis=0).tolist()
-    sizes = {}
-    for i, index in enumerate(index_codecs):
-        for j, value in enumerate(value_codecs):
-            sizes[Encoding(op, index, value)] = totals[i] + totals[len(index_codecs) + j]
-    for j, value in enumerate(dense_codecs):
-        sizes[Encoding(op, Dense(), value)] = totals[len(index_codecs) + len(value_codecs) + j]
-    return {
-        encoding: size + len(rows) * _CELL_BYTES * encoding.stream_count(word_bytes)
-        for encoding, size in sizes.items()
-    }
-
-
-def _candidates(
-    changes: Changes, op: str
-) -> tuple[list[IndexCodec], list[ValueCodec], list[ValueCodec]]:
-    words, nnz = changes.spec.words, changes.nnz
-    index_codecs: list[IndexCodec] = [Gap8()]
-    if nnz * _BITMASK_FROM >= words:
-        index_codecs.append(Bitmask())
-    if op != DIFFERENCE:
-        return index_codecs, [Planes()], [Planes()] if nnz == words else []
-    packed: list[ValueCodec] = [Packed(width) for width in _packed_widths(changes)]
-    plain: list[ValueCodec] = [Zigzag(), Planes()]
-    return index_codecs, packed + plain, plain if nnz * _DENSE_FROM >= words else []
-
-
-def _packed_widths(changes: Changes) -> list[int]:
-    limit = int(np.iinfo(changes.spec.word_dtype).max) // 2
-    widths = []
-    for width in WIDTHS:
-        top = changes.spec.word_dtype.type(min((1 << width) - 1, limit))
-        span = changes.spec.word_dtype.type(2 * int(top))
-        # |d| <= top, both signs at once: d + top wraps around into [0, 2 * top].
-        kept = sum(int(np.count_nonzero(run + top <= span)) for run in changes.runs)
-        if width == 0 or (changes.nnz - kept) * _ESCAPES_UP_TO <= changes.nnz:
-            widths.append(width)
-    return widths
+def _unfit(op: str, error: ValueError, name: str | None) -> UsageError:
+    where = "" if name is None else f"tensor {name!r}: "
+    return UsageError(f"{where}the chosen codecs cannot hold its {op}: {error}", hint=_SMALLEST)

@@ -1,16 +1,21 @@
 """Codecs: pure maps between the entries of a block and byte streams."""
 
-from sparsedelta.codecs.base import Block, IndexCodec, StreamError, ValueCodec
+from sparsedelta.codecs.base import Block, IndexCodec, StreamError, UnfitError, ValueCodec
 from sparsedelta.codecs.bitmask import Bitmask
 from sparsedelta.codecs.dense import Dense
-from sparsedelta.codecs.encoding import Encoding
+from sparsedelta.codecs.encoding import DENSE_OPS, ENTRY_OPS, Encoding
 from sparsedelta.codecs.gap8 import Gap8
+from sparsedelta.codecs.gap8_split import GapSplit
 from sparsedelta.codecs.packed import Packed
 from sparsedelta.codecs.planes import Planes
+from sparsedelta.codecs.range import Range
+from sparsedelta.codecs.raw import RawIndices, RawWords
 from sparsedelta.codecs.registry import INDEX_CODECS, VALUE_CODECS
 from sparsedelta.codecs.zigzag import Zigzag
 
 __all__ = [
+    "DENSE_OPS",
+    "ENTRY_OPS",
     "INDEX_CODECS",
     "VALUE_CODECS",
     "Bitmask",
@@ -18,10 +23,15 @@ __all__ = [
     "Dense",
     "Encoding",
     "Gap8",
+    "GapSplit",
     "IndexCodec",
     "Packed",
     "Planes",
+    "Range",
+    "RawIndices",
+    "RawWords",
     "StreamError",
+    "UnfitError",
     "ValueCodec",
     "Zigzag",
 ]

@@ -33,6 +33,10 @@ class Bounds(NamedTuple):
     step: int = 1
 
 
+class UnfitError(ValueError):
+    """A codec cannot hold the entries of a block."""
+
+
 class StreamError(Exception):
     """Streams of a block break a rule of the codec's page.
 
@@ -61,10 +65,18 @@ class Block:
 
 
 class IndexCodec(Protocol):
-    """Maps the indices of a block, relative to its first word, to streams."""
+    """Maps the indices of a block, relative to its first word, to streams.
+
+    Attributes:
+        id: Its name in manifests.
+        needs_base: Whether blocks are given to it with their base words.
+        stored: Whether the frames of its streams must be stored, not compressed.
+        rule: Code of the rule that its streams may break.
+    """
 
     id: ClassVar[str]
     needs_base: ClassVar[bool]
+    stored: ClassVar[bool]
     rule: ClassVar[str]
 
     def stream_count(self, word_bytes: int) -> int:
@@ -85,10 +97,11 @@ class IndexCodec(Protocol):
 
 
 class ValueCodec(Protocol):
-    """Maps values, words of a block, to streams."""
+    """Maps values, words of a block, to streams. Attributes are those of an index codec."""
 
     id: ClassVar[str]
     needs_base: ClassVar[bool]
+    stored: ClassVar[bool]
     rule: ClassVar[str]
 
     def stream_count(self, word_bytes: int) -> int:

@@ -18,6 +18,7 @@ class Bitmask:
 
     id: ClassVar[str] = "bitmask"
     needs_base: ClassVar[bool] = False
+    stored: ClassVar[bool] = False
     rule: ClassVar[str] = "SD404"
 
     def stream_count(self, word_bytes: int) -> int:  # noqa: ARG002 (part of the protocol)

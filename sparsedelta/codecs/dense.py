@@ -18,6 +18,7 @@ class Dense:
 
     id: ClassVar[str] = "dense"
     needs_base: ClassVar[bool] = False
+    stored: ClassVar[bool] = False
     rule: ClassVar[str] = "SD405"
 
     def stream_count(self, word_bytes: int) -> int:  # noqa: ARG002 (part of the protocol)
@@ -28,9 +29,17 @@ class Dense:
         """No stream."""
         return []
 
+    def span(self, indices: Indices, block: Block) -> tuple[int, int]:  # noqa: ARG002
+        """First word and length of the run that has values: the whole block."""
+        return 0, block.words
+
     def encode(self, indices: Indices, block: Block) -> list[Bytes]:  # noqa: ARG002
         """Nothing is stored."""
         return []
+
+    def run(self, streams: Sequence[Bytes], count: int, block: Block) -> tuple[int, int]:  # noqa: ARG002
+        """First word and length of the run that has values: the whole block."""
+        return 0, block.words
 
     def decode(self, streams: Sequence[Bytes], count: int, block: Block) -> Indices:  # noqa: ARG002
         """All words of the block."""

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from sparsedelta.codecs.base import Block, Bounds, Counts, IndexCodec, StreamError, ValueCodec
+from sparsedelta.codecs.base import (
+    Block,
+    Bounds,
+    Counts,
+    IndexCodec,
+    StreamError,
+    UnfitError,
+    ValueCodec,
+)
 from sparsedelta.codecs.dense import Dense
 from sparsedelta.codecs.packed import Packed
 from sparsedelta.codecs.planes import Planes
+from sparsedelta.codecs.range import Range
+from sparsedelta.codecs.raw import RawWords
 from sparsedelta.codecs.registry import (
     INDEX_CODECS,
     VALUE_CODECS,
@@ -23,13 +34,23 @@ if TYPE_CHECKING:
     from sparsedelta.strict_json import Json
     from sparsedelta.words import Bytes, Indices, Words
 
+ENTRY_OPS: Final = ("difference", "replace", "add")
+"""Ops whose parts hold entries: an index and a value each."""
+
+DENSE_OPS: Final = ("new", "drop", "resize")
+"""Ops whose coded parts carry every word of their domain."""
+
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
     """How the entries of a part are written.
 
+    ``dense`` and ``range`` hold a value for every word of a run, the whole block or a piece of it:
+    in a ``difference`` words of the run that are no entries have the value 0, in any other op every
+    word of the run is an entry. The other index codecs hold a value per entry.
+
     Attributes:
-        op: ``difference`` or ``replace``.
+        op: One of ``ENTRY_OPS`` and ``DENSE_OPS``.
         index: Codec of the indices.
         value: Codec of the values.
 
@@ -42,10 +63,16 @@ class Encoding:
     value: ValueCodec
 
     def __post_init__(self) -> None:
-        if self.op == "replace" and not isinstance(self.value, Planes):
-            raise ValueError(f"values of replace as {self.value.id!r}, only 'planes' is allowed")
-        if isinstance(self.index, Dense) and isinstance(self.value, Packed):
-            raise ValueError("'packed' cannot hold the zeros of 'dense'")
+        if self.op not in (*ENTRY_OPS, *DENSE_OPS):
+            raise ValueError(f"unknown op {self.op!r}, expected one of {ENTRY_OPS + DENSE_OPS}")
+        if self.op in DENSE_OPS and not isinstance(self.index, Dense):
+            raise ValueError(f"index codec {self.index.id!r}, {self.op!r} allows 'dense' only")
+        if self.op != "difference" and not isinstance(self.value, (Planes, RawWords)):
+            raise ValueError(
+                f"value codec {self.value.id!r}, {self.op!r} allows 'planes' and 'raw' only"
+            )
+        if isinstance(self.index, (Dense, Range)) and isinstance(self.value, Packed):
+            raise ValueError(f"'packed' cannot hold the zeros of {self.index.id!r}")
 
     @classmethod
     def from_json(cls, op: str, index: Json, value: Json) -> Encoding:
@@ -73,6 +100,14 @@ class Encoding:
         """Streams per block: those of the index codec, then those of the value codec."""
         return self.index.stream_count(word_bytes) + self.value.stream_count(word_bytes)
 
+    def stored(self, word_bytes: int) -> list[bool]:
+        """Whether the frames of a stream must be stored, per stream."""
+        return [
+            codec.stored
+            for codec in (self.index, self.value)
+            for _ in range(codec.stream_count(word_bytes))
+        ]
+
     def bounds(self, counts: Counts, words: Counts, word_bytes: int) -> list[Bounds]:
         """Decoded lengths allowed for blocks, per stream; 0 where a block has no entries.
 
@@ -81,15 +116,64 @@ class Encoding:
             words: int64 ``[blocks]``, words of each block.
             word_bytes: Bytes of a word.
         """
-        values = words if isinstance(self.index, Dense) else counts
-        bounds = [
-            *self.index.bounds(counts, words, word_bytes),
-            *self.value.bounds(values, words, word_bytes),
+        least = words if isinstance(self.index, Dense) else counts
+        most = words if isinstance(self.index, (Dense, Range)) else counts
+        values = [
+            Bounds(low.low, high.high, low.step)
+            for low, high in zip(
+                self.value.bounds(least, words, word_bytes),
+                self.value.bounds(most, words, word_bytes),
+                strict=True,
+            )
         ]
         return [
             Bounds(np.where(counts, low, 0), np.where(counts, high, 0), step)
-            for low, high, step in bounds
+            for low, high, step in (*self.index.bounds(counts, words, word_bytes), *values)
         ]
+
+    def length_faults(
+        self,
+        counts: Counts,
+        words: Counts,
+        encoded: NDArray[np.int64],
+        decoded: NDArray[np.int64],
+        word_bytes: int,
+    ) -> Iterator[str]:
+        """What breaks rule SD304 in a block table, at most one fault of a kind and stream.
+
+        Args:
+            counts: int64 ``[blocks]``, entries of each block.
+            words: int64 ``[blocks]``, words of each block.
+            encoded: int64 ``[blocks, streams]``, lengths of the frames.
+            decoded: int64 ``[blocks, streams]``, lengths of the streams.
+            word_bytes: Bytes of a word.
+        """
+        too_long = (encoded > decoded) | ((encoded != decoded) & self.stored(word_bytes))
+        for block, stream in np.argwhere(too_long)[:1]:
+            yield (
+                f"block {block}, stream {stream}: {encoded[block, stream]} bytes for a stream of "
+                f"{decoded[block, stream]}"
+            )
+        bounds = self.bounds(counts, words, word_bytes)
+        if isinstance(self.index, Range):
+            # The first value stream tells how many values there are, which all others must have.
+            split = self.index.stream_count(word_bytes)
+            told = decoded[:, split] // self._value_bytes(word_bytes)
+            values = np.where(counts, np.clip(told, counts, words), 0)
+            bounds[split + 1 :] = self.value.bounds(values, words, word_bytes)[1:]
+        for stream, (low, high, step) in enumerate(bounds):
+            lengths = decoded[:, stream]
+            bad = (lengths < low) | (lengths > high) | (lengths % step != 0)
+            for block in np.flatnonzero(bad)[:1]:
+                yield (
+                    f"block {block}, stream {stream}: decoded length {lengths[block]}, expected "
+                    f"{low[block]} to {high[block]}, a multiple of {step}"
+                )
+
+    def _value_bytes(self, word_bytes: int) -> int:
+        """Bytes that each value has in the first stream of its codec, where that is fixed."""
+        one = np.ones(1, np.int64)
+        return int(self.value.bounds(one, one, word_bytes)[0].high[0])
 
     def encode(self, indices: Indices, values: Words, block: Block) -> list[Bytes]:
         """Streams of a block's entries.
@@ -98,17 +182,28 @@ class Encoding:
             indices: int64 ``[count]``, ascending, relative to the block's first word.
             values: Words ``[count]``.
             block: The block; with ``base`` where ``needs_base``.
+
+        Raises:
+            UnfitError: ``dense`` or ``range`` would have to hold a word that is no entry, in an op
+                that knows no padding.
         """
         if not indices.size:
             return [np.empty(0, np.uint8)] * self.stream_count(block.word_bytes)
-        if isinstance(self.index, Dense):
-            dense = np.zeros(block.words, values.dtype)
-            dense[indices] = values
-            values = dense
+        if isinstance(self.index, (Dense, Range)):
+            first, length = self.index.span(indices, block)
+            if length != indices.size:
+                if self.op != "difference":
+                    raise UnfitError(
+                        f"a block has {indices.size} entries in {length} words, and every word "
+                        f"needs one"
+                    )
+                run = np.zeros(length, values.dtype)
+                run[indices - first] = values
+                values = run
         return [*self.index.encode(indices, block), *self.value.encode(values, block)]
 
     def decode(self, streams: Sequence[Bytes], count: int, block: Block) -> tuple[Indices, Words]:
-        """Entries of a block, from streams whose lengths are within :meth:`bounds`.
+        """Entries of a block, from streams whose lengths have no :meth:`length_faults`.
 
         Raises:
             StreamError: The streams break a rule of their codec's page, SD405 or SD408.
@@ -117,15 +212,35 @@ class Encoding:
             empty: Indices = np.empty(0, np.int64)
             return empty, np.empty(0, f"<u{block.word_bytes}")
         split = self.index.stream_count(block.word_bytes)
-        indices = self.index.decode(streams[:split], count, block)
         values = streams[split:]
-        if not isinstance(self.index, Dense):
-            words = self.value.decode(values, count, block)
-            if self.op == "difference" and not words.all():
-                raise StreamError("SD408", "a difference of 0")
-            return indices, words
-        if self.op == "difference":
-            indices = np.flatnonzero(self.value.nonzero(values, block.words))
-        if indices.size != count:
-            raise StreamError(self.index.rule, f"{count} entries expected, {indices.size} found")
-        return indices, self.value.decode(values, block.words, block)[indices]
+        if isinstance(self.index, (Dense, Range)):
+            first, length = self.index.run(streams[:split], count, block)
+            return self._decode_run(first, length, values, count, block)
+        indices = self.index.decode(streams[:split], count, block)
+        words = self.value.decode(values, count, block)
+        if self.op == "difference" and not words.all():
+            raise StreamError("SD408", "a difference of 0")
+        return indices, words
+
+    def _decode_run(
+        self, first: int, length: int, values: Sequence[Bytes], count: int, block: Block
+    ) -> tuple[Indices, Words]:
+        rule = self.index.rule
+        if self.op != "difference" and length != count:
+            raise StreamError(rule, f"{length} values for {count} entries")
+        told = np.array([length])
+        for stream, (low, high, _) in zip(
+            values, self.value.bounds(told, told, block.word_bytes), strict=True
+        ):
+            if not low[0] <= stream.size <= high[0]:
+                raise StreamError(rule, f"the value streams do not hold {length} values")
+        if self.op != "difference":
+            return np.arange(first, first + length), self.value.decode(values, length, block)
+        marks = self.value.nonzero(values, length)
+        run: Indices = np.flatnonzero(marks)
+        if run.size != count:
+            raise StreamError("SD405", f"{count} values other than 0 expected, {run.size} found")
+        if isinstance(self.index, Range) and not (marks[0] and marks[-1]):
+            raise StreamError("SD405", "the run does not begin and end with an entry")
+        words = self.value.decode(values, length, block)
+        return run + first, words if count == length else words[run]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import numpy as np
 
 from sparsedelta.codecs.base import Block, Bounds, Counts, StreamError
 from sparsedelta.words import Bytes, Indices
 
-_ESCAPE = 255
+ESCAPE: Final = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,7 @@ class Gap8:
 
     id: ClassVar[str] = "gap8"
     needs_base: ClassVar[bool] = False
+    stored: ClassVar[bool] = False
     rule: ClassVar[str] = "SD403"
 
     def stream_count(self, word_bytes: int) -> int:  # noqa: ARG002 (part of the protocol)
@@ -28,31 +29,62 @@ class Gap8:
 
     def bounds(self, counts: Counts, words: Counts, word_bytes: int) -> Sequence[Bounds]:  # noqa: ARG002
         """At least a byte per entry, and at most one byte of 255 per 255 words more."""
-        return [Bounds(counts, counts + words // _ESCAPE)]
+        return [Bounds(counts, counts + words // ESCAPE)]
 
     def encode(self, indices: Indices, block: Block) -> list[Bytes]:  # noqa: ARG002
         """Gaps of ascending indices; the first counts from -1."""
-        gaps = np.diff(indices, prepend=-1) - 1
-        escapes, rest = np.divmod(gaps, _ESCAPE)
-        ends = np.cumsum(escapes + 1)
-        stream = np.full(int(ends[-1]) if ends.size else 0, _ESCAPE, np.uint8)
-        stream[ends - 1] = rest
-        return [stream]
+        return [write_gaps(gaps_of(indices))]
 
     def decode(self, streams: Sequence[Bytes], count: int, block: Block) -> Indices:
         """Indices by one cumulative sum; ascending by construction."""
         (stream,) = streams
-        ends = np.flatnonzero(stream != _ESCAPE)
-        if ends.size != count:
-            raise StreamError(self.rule, f"{count} gaps expected, {ends.size} found")
-        if not count:
-            return ends
-        if ends[-1] != stream.size - 1:
-            raise StreamError(self.rule, "the stream ends inside a gap")
-        sums = np.cumsum(stream, dtype=np.int64)
-        indices: Indices = sums[ends] + np.arange(count)
-        if indices[-1] >= block.words:
-            raise StreamError(
-                self.rule, f"index {indices[-1]} lies outside its block of {block.words} words"
-            )
+        indices = read_sums(stream, count, self.rule) + np.arange(count)
+        check_last(indices, block, self.rule)
         return indices
+
+
+def gaps_of(indices: Indices) -> Indices:
+    """Words between each index and the one before it; the first counts from -1.
+
+    Args:
+        indices: int64 ``[count]``, strictly ascending.
+    """
+    return np.diff(indices, prepend=-1) - 1
+
+
+def write_gaps(gaps: Indices) -> Bytes:
+    """Each gap g as ``g // 255`` bytes of 255 and one byte ``g % 255``.
+
+    Args:
+        gaps: int64 ``[count]``, 0 or more.
+    """
+    if not gaps.size or int(gaps.max()) < ESCAPE:
+        return gaps.astype(np.uint8)
+    escapes, rest = np.divmod(gaps, ESCAPE)
+    ends = np.cumsum(escapes + 1)
+    stream = np.full(int(ends[-1]), ESCAPE, np.uint8)
+    stream[ends - 1] = rest
+    return stream
+
+
+def read_sums(stream: Bytes, count: int, rule: str) -> Indices:
+    """Sums of the first 1, 2, ... gaps of a stream of :func:`write_gaps`, int64 ``[count]``.
+
+    Raises:
+        StreamError: The stream holds another number of gaps, or ends inside one.
+    """
+    ends = np.flatnonzero(stream != ESCAPE)
+    if ends.size != count:
+        raise StreamError(rule, f"{count} gaps expected, {ends.size} found")
+    if stream.size and stream[-1] == ESCAPE:
+        raise StreamError(rule, "the stream ends inside a gap")
+    sums: Indices = np.cumsum(stream, dtype=np.int64)[ends]
+    return sums
+
+
+def check_last(indices: Indices, block: Block, rule: str) -> None:
+    """The last of ascending indices lies inside its block; raises StreamError."""
+    if indices.size and indices[-1] >= block.words:
+        raise StreamError(
+            rule, f"index {indices[-1]} lies outside its block of {block.words} words"
+        )

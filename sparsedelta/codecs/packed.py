@@ -31,6 +31,7 @@ class Packed:
     width: int
     id: ClassVar[str] = "packed"
     needs_base: ClassVar[bool] = False
+    stored: ClassVar[bool] = False
     rule: ClassVar[str] = "SD406"
 
     def __post_init__(self) -> None:

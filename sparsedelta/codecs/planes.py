@@ -19,6 +19,7 @@ class Planes:
 
     id: ClassVar[str] = "planes"
     needs_base: ClassVar[bool] = False
+    stored: ClassVar[bool] = False
     rule: ClassVar[str] = "SD304"  # every byte decodes: only a length can be wrong
 
     def stream_count(self, word_bytes: int) -> int:

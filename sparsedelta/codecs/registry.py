@@ -9,21 +9,28 @@ from sparsedelta.codecs.base import IndexCodec, ValueCodec
 from sparsedelta.codecs.bitmask import Bitmask
 from sparsedelta.codecs.dense import Dense
 from sparsedelta.codecs.gap8 import Gap8
+from sparsedelta.codecs.gap8_split import GapSplit
 from sparsedelta.codecs.packed import Packed
 from sparsedelta.codecs.planes import Planes
+from sparsedelta.codecs.range import Range
+from sparsedelta.codecs.raw import RawIndices, RawWords
 from sparsedelta.codecs.zigzag import Zigzag
 from sparsedelta.strict_json import Json
 
 INDEX_CODECS: Final[dict[str, type[IndexCodec]]] = {
     "gap8": Gap8,
+    "gap8-split": GapSplit,
     "bitmask": Bitmask,
+    "range": Range,
     "dense": Dense,
+    "raw": RawIndices,
 }
 
 VALUE_CODECS: Final[dict[str, type[ValueCodec]]] = {
     "packed": Packed,
     "zigzag": Zigzag,
     "planes": Planes,
+    "raw": RawWords,
 }
 
 _Codec = TypeVar("_Codec")

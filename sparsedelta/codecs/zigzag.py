@@ -22,6 +22,7 @@ class Zigzag:
 
     id: ClassVar[str] = "zigzag"
     needs_base: ClassVar[bool] = False
+    stored: ClassVar[bool] = False
     rule: ClassVar[str] = "SD407"
 
     def stream_count(self, word_bytes: int) -> int:  # noqa: ARG002 (part of the protocol)

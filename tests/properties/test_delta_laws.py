@@ -16,6 +16,7 @@ from strategies import Tensors, checkpoint_bytes, checkpoint_pairs, random_value
 
 import sparsedelta
 from sparsedelta.changes import Changes
+from sparsedelta.choice import CodecChoice
 from sparsedelta.codecs import Bitmask, Dense, Encoding, Gap8, Packed, Planes, ValueCodec, Zigzag
 from sparsedelta.digests import segment_digest
 from sparsedelta.encode import encode_part
@@ -168,7 +169,11 @@ def write_single(path: Path, changes: Changes, encoding: Encoding, block_log2: i
         words[indices + start] += values
     with OrderedMap(1) as pool, DeltaWriter(path) as writer:
         part = encode_part(
-            changes, "difference", pool=pool, encoding=encoding, block_log2=block_log2
+            changes,
+            "difference",
+            pool=pool,
+            choice=CodecChoice(encoding.index, encoding.value),
+            block_log2=block_log2,
         )
         writer.add(
             EncodedTensor(

@@ -14,7 +14,8 @@ from safetensors.numpy import save_file
 import sparsedelta
 from sparsedelta.changes import Changes
 from sparsedelta.checkpoint import FileCheckpoint
-from sparsedelta.codecs import INDEX_CODECS, Bitmask, Block, Encoding, StreamError, Zigzag
+from sparsedelta.choice import CodecChoice
+from sparsedelta.codecs import INDEX_CODECS, Bitmask, Block, StreamError, Zigzag
 from sparsedelta.codecs.base import Bounds, Counts
 from sparsedelta.digests import segment_digest
 from sparsedelta.encode import encode_part
@@ -30,6 +31,7 @@ class SortedBitmask:
 
     id: ClassVar[str] = "toy"
     needs_base: ClassVar[bool] = True
+    stored: ClassVar[bool] = False
     rule: ClassVar[str] = "SD404"
 
     def stream_count(self, word_bytes: int) -> int:
@@ -77,7 +79,7 @@ def test_a_codec_may_ask_for_the_base_words(
             Changes.from_entries(spec, indices, (new - old)[indices]),
             "difference",
             pool=pool,
-            encoding=Encoding("difference", SortedBitmask(), Zigzag()),
+            choice=CodecChoice(SortedBitmask(), Zigzag()),
             block_log2=9,
             base=read_base,
         )
