@@ -16,13 +16,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from sparsedelta.container import DeltaReader
     from sparsedelta.delta import Delta, Part, TensorDelta
+    from sparsedelta.delta_reader import DeltaReader
     from sparsedelta.errors import (
         CheckpointError,
         DeltaGivenError,
         FormatError,
         IdentityError,
+        NotFiniteError,
         NotInvertibleError,
         OutputError,
         SparseDeltaError,
@@ -34,23 +35,28 @@ if TYPE_CHECKING:
     )
     from sparsedelta.operations.apply import ApplyReport, apply, revert
     from sparsedelta.operations.diff import DiffReport, diff
+    from sparsedelta.operations.export_raw import ExportReport, export_raw
     from sparsedelta.operations.identity import Identity, fingerprint
     from sparsedelta.operations.info import DeltaInfo, info
+    from sparsedelta.operations.rows import read_rows
     from sparsedelta.operations.validate import Problem, ValidationReport, validate
+    from sparsedelta.slices import TensorSlice
     from sparsedelta.words import TensorSpec
 
-__version__: Final = "0.1.0"
+__version__: Final = "0.2.0"
 
 _MODULES: Final = {
     "operations.apply": ("ApplyReport", "apply", "revert"),
-    "container": ("DeltaReader",),
     "delta": ("Delta", "Part", "TensorDelta"),
+    "delta_reader": ("DeltaReader",),
     "operations.diff": ("DiffReport", "diff"),
+    "operations.export_raw": ("ExportReport", "export_raw"),
     "errors": (
         "CheckpointError",
         "DeltaGivenError",
         "FormatError",
         "IdentityError",
+        "NotFiniteError",
         "NotInvertibleError",
         "OutputError",
         "SparseDeltaError",
@@ -62,7 +68,9 @@ _MODULES: Final = {
     ),
     "operations.identity": ("Identity", "fingerprint"),
     "operations.info": ("DeltaInfo", "info"),
+    "operations.rows": ("read_rows",),
     "operations.validate": ("Problem", "ValidationReport", "validate"),
+    "slices": ("TensorSlice",),
     "words": ("TensorSpec",),
 }
 _HOMES: Final = {name: module for module, names in _MODULES.items() for name in names}
@@ -75,9 +83,11 @@ __all__ = [
     "DeltaInfo",
     "DeltaReader",
     "DiffReport",
+    "ExportReport",
     "FormatError",
     "Identity",
     "IdentityError",
+    "NotFiniteError",
     "NotInvertibleError",
     "OutputError",
     "Part",
@@ -85,6 +95,7 @@ __all__ = [
     "SparseDeltaError",
     "StructureError",
     "TensorDelta",
+    "TensorSlice",
     "TensorSpec",
     "UnsupportedError",
     "UsageError",
@@ -94,8 +105,10 @@ __all__ = [
     "__version__",
     "apply",
     "diff",
+    "export_raw",
     "fingerprint",
     "info",
+    "read_rows",
     "revert",
     "validate",
 ]

@@ -10,13 +10,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Protocol, Self
 
 import numpy as np
 
 from sparsedelta.errors import CheckpointError, DeltaGivenError, printable
-from sparsedelta.file_names import CHECKPOINT_SUFFIX as SUFFIX
-from sparsedelta.file_names import INDEX_SUFFIX
+from sparsedelta.file_names import CHECKPOINT_SUFFIX, INDEX_SUFFIX
 from sparsedelta.files import InputFile
 from sparsedelta.limits import MAX_INDEX_BYTES, SEGMENT_WORDS
 from sparsedelta.safetensors_header import FileLayout, StoredTensor, read_layout
@@ -201,7 +200,7 @@ def _find_in_directory(path: Path) -> tuple[Path | None, list[Path]]:
     # Hidden files are nobody's weights: some systems drop a "._model.safetensors" beside each file.
     visible = sorted(item for item in path.iterdir() if not item.name.startswith("."))
     indexes = [item for item in visible if item.name.endswith(INDEX_SUFFIX)]
-    files = [item for item in visible if item.name.endswith(SUFFIX)]
+    files = [item for item in visible if item.name.endswith(CHECKPOINT_SUFFIX)]
     if len(indexes) == 1:
         shards = _shards(indexes[0])
         others = [file for file in files if file not in shards]
@@ -212,7 +211,7 @@ def _find_in_directory(path: Path) -> tuple[Path | None, list[Path]]:
     found = [item.name for item in (*indexes, *files)]
     if not found:
         raise CheckpointError(
-            f"{path} holds no {SUFFIX} file",
+            f"{path} holds no {CHECKPOINT_SUFFIX} file",
             hint="save the model with save_pretrained(..., safe_serialization=True)",
         )
     raise CheckpointError(

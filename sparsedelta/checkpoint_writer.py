@@ -10,8 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from sparsedelta.checkpoint import SUFFIX, FileCheckpoint
+from sparsedelta.checkpoint import FileCheckpoint
 from sparsedelta.errors import CheckpointError
+from sparsedelta.file_names import CHECKPOINT_SUFFIX
 from sparsedelta.files import write_all
 from sparsedelta.limits import MAX_COMPANION_BYTES
 from sparsedelta.safetensors_header import FileLayout, StoredTensor
@@ -19,7 +20,7 @@ from sparsedelta.words import Bytes
 
 _WEIGHT_SUFFIXES: Final = frozenset(
     {
-        SUFFIX,
+        CHECKPOINT_SUFFIX,
         ".bin",
         ".ckpt",
         ".gguf",

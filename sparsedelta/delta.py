@@ -89,15 +89,6 @@ class Part:
             raise NotInvertibleError(f"a part of op {self.op!r} holds no old words")
         return replace(self, words=negate(self.words))
 
-    def apply(self, words: Words) -> None:
-        """Change ``words``, all of the tensor's, in place: ``difference`` and ``replace``."""
-        if self.op == DIFFERENCE:
-            words[self.indices] += self.words
-        elif self.op == REPLACE:
-            words[self.indices] = self.words
-        else:
-            raise ValueError(f"a part of op {self.op!r} does not change words in place")
-
 
 def _same(one: Words | Indices | None, other: Words | Indices | None) -> bool:
     if one is None or other is None:

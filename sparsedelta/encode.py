@@ -28,9 +28,9 @@ from sparsedelta.codecs.frames import encode_frame
 from sparsedelta.delta import EntryHasher, PartContent
 from sparsedelta.errors import UsageError
 from sparsedelta.limits import MAX_BLOCK_LOG2, MIN_BLOCK_LOG2
-from sparsedelta.manifest import PartRecord
 from sparsedelta.measure import BaseWords, PartBlocks, row_bytes
 from sparsedelta.parallel import OrderedMap
+from sparsedelta.records import BarePart, PartRecord
 from sparsedelta.smallest import choose
 from sparsedelta.tables import row
 from sparsedelta.words import Indices, Words
@@ -54,14 +54,14 @@ class EncodedPart:
 
     Attributes:
         record: Its record in the manifest.
-        rows: Its block table.
+        rows: What it adds to the tables: its block table, or the digests of what it refers to.
         frames: Its frames, in order.
         content: What of it enters the content digest.
         sizes: Bytes, block table included, of the encodings that were tried on all blocks, by their
             description; the chosen one is always among them.
     """
 
-    record: PartRecord
+    record: PartRecord | BarePart
     rows: bytes
     frames: list[bytes]
     content: PartContent

@@ -182,8 +182,8 @@ def staged(path: Path, *, force: bool, directory: bool = False) -> Iterator[Path
     """A temporary sibling of ``path`` that takes its name at the end, or vanishes.
 
     A file is replaced in one step. A directory takes two: the old one is moved into the temporary
-    folder, ``.sparsedelta.*.tmp/replaced``, where a power cut between them would leave it. Files that
-    the caller makes beside it take their names first, the parts of a set before their root.
+    folder, ``.sparsedelta.*.tmp/replaced``, where a power cut between them would leave it. Files
+    that the caller makes beside it take their names first: part files of a set before their root.
 
     Args:
         path: The final name. :func:`check_output` has been called.
@@ -205,11 +205,12 @@ def staged(path: Path, *, force: bool, directory: bool = False) -> Iterator[Path
             if directory:
                 work.mkdir()
             yield work
-            _sync_tree(stage)
-            for other in sorted(stage.iterdir()):
-                if other != work:
-                    _take_name(other, path.parent / other.name, stage, force=force)
-                    placed.append(path.parent / other.name)
+            others = [other for other in sorted(stage.iterdir()) if other != work]
+            for each in (work, *others):
+                _sync_tree(each)
+            for other in others:
+                _take_name(other, path.parent / other.name, stage, force=force)
+                placed.append(path.parent / other.name)
             _take_name(work, path, stage, force=force)
             placed.clear()
             _sync(path.parent)

@@ -144,7 +144,9 @@ def parse_manifest(document: Json, header: Mapping[str, str]) -> Manifest:
     parts = _collected(
         document["tensors"], lambda t: tuple(parse_part(part, t["name"]) for part in t["parts"])
     )
-    records = tuple(TensorRecord(*of, tuple(found)) for of, found in zip(ends, parts, strict=True))
+    records = tuple(
+        TensorRecord(base, target, found) for (base, target), found in zip(ends, parts, strict=True)
+    )
     place = document["set"]
     manifest = Manifest(
         base=document["base"],

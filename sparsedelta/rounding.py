@@ -51,7 +51,8 @@ def _to_bfloat16(numbers: _FLOAT64) -> Words:
     away = inexact & (np.abs(back) > np.abs(numbers))
     bits = (bits - away.astype(np.uint32)) | inexact.astype(np.uint32)
     even = (bits >> np.uint32(16)) & np.uint32(1)
-    return ((bits + np.uint32(0x7FFF) + even) >> np.uint32(16)).astype(np.uint16)
+    rounded: Words = ((bits + np.uint32(0x7FFF) + even) >> np.uint32(16)).astype(np.uint16)
+    return rounded
 
 
 def add_scaled(spec: TensorSpec, words: Words, part: Part) -> Words:

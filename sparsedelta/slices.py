@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparsedelta.delta import ADD, Part
+from sparsedelta.delta import ADD, DIFFERENCE, Part
 from sparsedelta.rounding import add_scaled
 from sparsedelta.words import TensorSpec, Words
 
@@ -79,7 +79,7 @@ def apply_parts(
         if part.op == ADD:
             assert part.dtype is not None  # noqa: S101
             words[at] = add_scaled(spec, words[at], part)
-        elif part.op == "difference":
+        elif part.op == DIFFERENCE:
             words[at] += part.words
         else:
             words[at] = part.words

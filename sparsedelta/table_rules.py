@@ -134,28 +134,10 @@ def _length_problems(
     record: TensorRecord, number: int, part: PartRecord, table: PartTable
 ) -> Iterator[tuple[str, str]]:
     words = block_words(record.domain(number), part.block_log2)
-    word_bytes = record.word_bytes(number)
-    bad = table.encoded > table.decoded
-    for stream, is_stored in enumerate(part.encoding.stored(word_bytes)):
-        if is_stored:
-            bad[:, stream] = table.encoded[:, stream] != table.decoded[:, stream]
-    for block, stream in np.argwhere(bad)[:1]:
-        yield (
-            "SD304",
-            f"block {block}, stream {stream}: {table.encoded[block, stream]} bytes for a stream of "
-            f"{table.decoded[block, stream]}",
-        )
-    for stream, (low, high, step) in enumerate(
-        part.encoding.bounds(table.counts, words, word_bytes)
+    for message in part.encoding.length_faults(
+        table.counts, words, table.encoded, table.decoded, record.word_bytes(number)
     ):
-        lengths = table.decoded[:, stream]
-        wrong = (lengths < low) | (lengths > high) | (lengths % step != 0)
-        for block in np.flatnonzero(wrong)[:1]:
-            yield (
-                "SD304",
-                f"block {block}, stream {stream}: decoded length {lengths[block]}, expected "
-                f"{low[block]} to {high[block]}, a multiple of {step}",
-            )
+        yield "SD304", message
 
 
 def _sum_problems(

@@ -185,8 +185,8 @@ class DeltaWriter:
         for part in tensor.parts:
             self._append(part.frames)
         leaves = (
-            record.base and tensor_digest(record.base, tensor.base_segments),
-            record.target and tensor_digest(record.target, tensor.target_segments),
+            None if record.base is None else tensor_digest(record.base, tensor.base_segments),
+            None if record.target is None else tensor_digest(record.target, tensor.target_segments),
         )
         written = _Written(record, tensor.tables, tensor.content, leaves)
         self._touched[record.name] = written
@@ -321,7 +321,7 @@ class DeltaWriter:
         return Manifest(
             base=ends[0],
             target=ends[1],
-            content=content_digest(*ends, contents),
+            content=content_digest(ends[0], ends[1], contents),
             profile=PORTABLE,
             metadata=self._metadata,
             tables=plain_digest(self._tables(self._touched)).hex(),

@@ -23,8 +23,8 @@ from sparsedelta.errors import (
     WrongBaseError,
 )
 from sparsedelta.files import check_output
-from sparsedelta.operations.identity import tensor_digests
 from sparsedelta.operations.arrows import DiffersError
+from sparsedelta.operations.identity import tensor_digests
 from sparsedelta.operations.result_files import ResultFiles, result_files, same_files
 from sparsedelta.operations.steps import Pass, Step
 from sparsedelta.parallel import OrderedMap

@@ -28,6 +28,9 @@ from sparsedelta.writer import DeltaWriter
 _AUTO_SHARE: Final = 100
 """``auto`` records a layout that costs less than this part of the delta."""
 
+_USUAL_NAME: Final = "model.safetensors"
+"""Name to record for a checkpoint of one file whose own name a delta cannot hold."""
+
 _ENTRY_BYTES: Final = 100
 """About what a file costs in the manifest."""
 
@@ -71,12 +74,17 @@ def record_layout(
         return None, tuple(notes)
     if not is_wanted and not _pays(ends, writer.spooled):
         return None, tuple(notes)
-    return {k: end and _end(end, writer, sha256=sha256) for k, end in ends.items()}, tuple(notes)
+    layout = {
+        key: None if end is None else _end(end, writer, sha256=sha256) for key, end in ends.items()
+    }
+    return layout, tuple(notes)
 
 
 def _problem(reader: CheckpointReader) -> str | None:
     if not isinstance(reader, FileCheckpoint):
         return "it has no files"
+    if len(reader.files) == 1 and reader.index is None:
+        return None  # its name is that of the output: see _file_name
     names = [(file.name, CHECKPOINT_SUFFIX) for file in reader.files]
     if reader.index is not None:
         names.append((reader.index.name, INDEX_SUFFIX))
@@ -96,11 +104,13 @@ def _problem(reader: CheckpointReader) -> str | None:
 
 def _pays(ends: Mapping[str, FileCheckpoint | None], spooled: int) -> bool:
     old, new = ends["base"], ends["target"]
-    if old is None or new is None or _facts(old) != _facts(new):
+    if old is not None and new is not None and _facts(old) != _facts(new):
         return True  # without it, apply or revert could not give the files back
     cost = sum(
         len(encode_frame(np.frombuffer(file.layout.prefix, np.uint8))) + 2 * _ENTRY_BYTES
-        for file in old.files
+        for end in (old or new,)
+        if end is not None
+        for file in end.files
     )
     return cost * _AUTO_SHARE < spooled
 
@@ -120,11 +130,23 @@ def _read_index(path: Path) -> bytes:
 
 def _end(end: FileCheckpoint, writer: DeltaWriter, *, sha256: bool) -> LayoutEnd:
     files = tuple(
-        LayoutFile(file.name, writer.blob(file.layout.prefix), _sha256(file) if sha256 else None)
+        LayoutFile(
+            _file_name(end, file.name),
+            writer.blob(file.layout.prefix),
+            _sha256(file) if sha256 else None,
+        )
         for file in sorted(end.files, key=lambda file: file.name)
     )
-    index = end.index and (end.index.name, writer.blob(_read_index(end.index)))
-    return LayoutEnd(files, index)
+    if end.index is None:
+        return LayoutEnd(files, None)
+    return LayoutEnd(files, (end.index.name, writer.blob(_read_index(end.index))))
+
+
+def _file_name(end: FileCheckpoint, name: str) -> str:
+    is_alone = len(end.files) == 1 and end.index is None
+    if is_alone and (file_name_problem(name) or not name.endswith(CHECKPOINT_SUFFIX)):
+        return _USUAL_NAME
+    return name
 
 
 def _sha256(file: CheckpointFile) -> str:

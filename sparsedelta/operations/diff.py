@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Literal
 
 from sparsedelta.checkpoint import CheckpointReader, open_checkpoint
-from sparsedelta.codecs import parse_choice
+from sparsedelta.choice import parse_choice
 from sparsedelta.digests import tensor_digest
 from sparsedelta.errors import UsageError
 from sparsedelta.files import check_output
 from sparsedelta.manifest import PORTABLE, PROFILES, Manifest
 from sparsedelta.operations.attach import find_carried, record_layout
 from sparsedelta.operations.pairing import pair_tensors
-from sparsedelta.operations.scanning import Recipe, scan_tensors
+from sparsedelta.operations.scanning import Recipe, ScannedTensor, scan_tensors
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress, silent
 from sparsedelta.writer import DeltaWriter, EncodedTensor
@@ -154,13 +154,8 @@ def diff(
         scanned = scan_tensors(old, new, pairs, recipe=recipe, pool=pool, progress=progress)
         with closing(scanned) as tensors:
             for tensor in tensors:
-                if tensor.is_untouched:
-                    spec = new.specs[tensor.pair.name]
-                    writer.add_untouched(spec.name, tensor_digest(spec, tensor.base_segments))
-                    continue
-                encoded = tensor.encode(old, new, recipe, pool)
-                writer.add(encoded)
-                sizes += _sizes(encoded) if explain else ()
+                sizes += _write(tensor, old, new, recipe, pool, writer)
+                tensor.changes = None  # written: not to be held while the next one is compared
         recorded, notes = record_layout(old, new, writer, mode=layout, sha256=sha256)
         carried, more = (
             find_carried(old, new, writer, forget=recipe.forget) if with_files else ((), ())
@@ -169,6 +164,23 @@ def diff(
         manifest = writer.finish(dry_run=dry_run)
         total = sum(spec.nbytes for spec in new.specs.values())
         return DiffReport(manifest, writer.size, total, tuple(sizes), (*notes, *more))
+
+
+def _write(
+    tensor: ScannedTensor,
+    base: CheckpointReader,
+    target: CheckpointReader,
+    recipe: Recipe,
+    pool: OrderedMap,
+    writer: DeltaWriter,
+) -> list[PartSizes]:
+    if tensor.is_untouched:
+        spec = target.specs[tensor.pair.name]
+        writer.add_untouched(spec.name, tensor_digest(spec, tensor.base_segments))
+        return []
+    encoded = tensor.encode(base, target, recipe, pool)
+    writer.add(encoded)
+    return _sizes(encoded) if recipe.explain else []
 
 
 def _sizes(tensor: EncodedTensor) -> list[PartSizes]:

@@ -10,6 +10,24 @@ from pathlib import Path
 from sparsedelta.delta import DROP, NEW, RESIZE, SPARSE_OPS
 from sparsedelta.delta_reader import DeltaReader, open_delta
 from sparsedelta.records import PartRecord, TensorRecord
+from sparsedelta.words import TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class EndInfo:
+    """A tensor at one end: its name there, its dtype as safetensors writes it, and its shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, spec: TensorSpec | None) -> EndInfo | None:
+        """The end of a record, or None where the tensor is absent."""
+        return None if spec is None else cls(spec.name, spec.dtype, spec.shape)
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {list(self.shape)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +38,8 @@ class TensorInfo:
         name: Its name in the target, or in the base if it is dropped.
         kind: ``changed``, ``renamed``, ``resized``, ``new``, ``copied``, ``dropped`` or
             ``replaced`` (dropped, and another of its name made).
-        base: Name, dtype and shape in the base, or None.
-        target: Name, dtype and shape in the target, or None.
+        base: The tensor in the base, or None.
+        target: The tensor in the target, or None.
         words: Words that its entries lie among; 0 if it has none.
         nnz: Entries.
         carried: Words that are carried whole: of new and dropped tensors and rows.
@@ -31,8 +49,8 @@ class TensorInfo:
 
     name: str
     kind: str
-    base: str | None
-    target: str | None
+    base: EndInfo | None
+    target: EndInfo | None
     words: int
     nnz: int
     carried: int
@@ -177,8 +195,8 @@ def _tensor(record: TensorRecord) -> TensorInfo:
     return TensorInfo(
         name=record.name,
         kind=_kind(record),
-        base=None if record.base is None else f"{record.base.name} {record.base}",
-        target=None if record.target is None else f"{record.target.name} {record.target}",
+        base=EndInfo.of(record.base),
+        target=EndInfo.of(record.target),
         words=max((record.domain(number) for number in sparse), default=0),
         nnz=record.nnz,
         carried=record.carried,

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sparsedelta.attachments import CarriedFile, LayoutEnd
-from sparsedelta.digests import plain_digest
 from sparsedelta.checkpoint import FileCheckpoint
 from sparsedelta.checkpoint_writer import CheckpointWriter, Companions
 from sparsedelta.delta_reader import DeltaReader
+from sparsedelta.digests import plain_digest
 from sparsedelta.errors import DAMAGED, CheckpointError, FormatError, VerificationError
 from sparsedelta.files import InputFile
 from sparsedelta.safetensors_header import FileLayout, build_layout, parse_layout

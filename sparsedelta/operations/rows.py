@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -75,15 +76,26 @@ def _read(
     return np.concatenate(pieces)
 
 
+def verified_spans(
+    checkpoint: CheckpointReader, reader: DeltaReader, name: str
+) -> Iterator[tuple[int, int, Bytes]]:
+    """All of a tensor of the target, run by run, verified as :func:`read_rows` does.
+
+    Yields:
+        First word, word behind the last, the run's bytes.
+    """
+    arrow = _arrow(checkpoint, reader, name)
+    for begin, end in arrow.spans():
+        yield begin, end, _span(checkpoint, reader, arrow, begin, end)
+
+
 def _arrow(checkpoint: CheckpointReader, reader: DeltaReader, name: str) -> Arrow:
     record = reader.records.get(name)
     if record is not None:
         for arrow in arrows_of(reader, record, reverse=False):
             if arrow.result is not None:
                 return arrow
-    elif name in checkpoint.specs and (
-        reader.manifest.lean or name in reader.tables.untouched
-    ):
+    elif name in checkpoint.specs and (reader.manifest.lean or name in reader.tables.untouched):
         return stays(checkpoint.specs[name])
     raise UsageError(f"the target of {reader.path} has no tensor {name!r}")
 
@@ -105,9 +117,7 @@ def _span(
         raise _wrong(checkpoint, reader, source) from None
 
 
-def _wrong(
-    checkpoint: CheckpointReader, reader: DeltaReader, source: TensorSpec
-) -> WrongBaseError:
+def _wrong(checkpoint: CheckpointReader, reader: DeltaReader, source: TensorSpec) -> WrongBaseError:
     found = checkpoint.specs.get(source.name)
     what = "differs there" if found == source else f"is {found}, expected {source}"
     return WrongBaseError(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sparsedelta.changes import Changes
 from sparsedelta.checkpoint import CheckpointReader
-from sparsedelta.codecs import CodecChoice
+from sparsedelta.choice import CodecChoice
 from sparsedelta.delta import DIFFERENCE, DROP, NEW, REPLACE, RESIZE, bare_content
 from sparsedelta.digests import Digest, segment_digest
 from sparsedelta.encode import EncodedPart, encode_part, encode_words

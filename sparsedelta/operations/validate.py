@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sparsedelta.attachments import LayoutEnd
 from sparsedelta.delta import (
     SPARSE_OPS,
     EntryHasher,
@@ -14,12 +15,16 @@ from sparsedelta.delta import (
     tensor_content,
 )
 from sparsedelta.delta_reader import DeltaReader
-from sparsedelta.errors import FormatError, IdentityError, NotFiniteError, StructureError, WrongBaseError
-from sparsedelta.operations.apply import prove
-from sparsedelta.parallel import OrderedMap
-from sparsedelta.attachments import LayoutEnd
-from sparsedelta.operations.apply import touched_specs
+from sparsedelta.errors import (
+    FormatError,
+    IdentityError,
+    NotFiniteError,
+    StructureError,
+    WrongBaseError,
+)
+from sparsedelta.operations.apply import prove, touched_specs
 from sparsedelta.operations.result_files import misfit, read_carried_file, read_header
+from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress, silent
 from sparsedelta.records import PartRecord, TensorRecord
 from sparsedelta.words import Indices, TensorSpec, Words
@@ -174,9 +179,7 @@ def _broken_blobs(reader: DeltaReader) -> Iterator[FormatError]:
                     yield error
 
 
-def _broken_layout(
-    reader: DeltaReader, end: LayoutEnd, *, target: bool
-) -> Iterator[FormatError]:
+def _broken_layout(reader: DeltaReader, end: LayoutEnd, *, target: bool) -> Iterator[FormatError]:
     manifest = reader.manifest
     found: dict[str, TensorSpec] = {}
     try:
@@ -232,9 +235,7 @@ def _broken_blocks(
                         indices, words = result
                         entries.update(indices if is_sparse else indices[:0], words)
             parts.append(
-                PartContent(
-                    part.op, part.nnz, *entries.digests(), None, part.dtype, part.scale
-                )
+                PartContent(part.op, part.nnz, *entries.digests(), None, part.dtype, part.scale)
             )
             done += part.nbytes
             progress(done, total)

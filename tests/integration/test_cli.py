@@ -273,7 +273,7 @@ FACTS: dict[str, dict[str, Any]] = {
     "apply": {"changed": True, "tensors": 2, "left_behind": [], "dry_run": False},
     "revert": {"changed": True, "tensors": 2, "left_behind": [], "dry_run": False},
     "validate": {"ok": True, "problems": [], "tensors": 2, "base_checked": True},
-    "info": {"version": "0.1", "profile": "portable", "touched": 2, "untouched": 2},
+    "info": {"version": "1.0", "profile": "portable", "touched": 2, "untouched": 2},
     "fingerprint": {"tensors": 4},
 }
 
@@ -304,7 +304,7 @@ def test_json_of_info_lists_tensors_only_when_asked(pair: Pair) -> None:
     listed = succeeded(call("info", pair.delta, "--json", "--tensors")).document
     assert "tensors" not in without
     assert [tensor["name"] for tensor in listed["tensors"]] == [TUNED, HALF]
-    assert listed["tensors"][0]["shape"] == [50, 20]
+    assert listed["tensors"][0]["target"]["shape"] == [50, 20]
 
 
 def test_json_of_fingerprint_lists_digests_only_when_asked(pair: Pair) -> None:

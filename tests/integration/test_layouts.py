@@ -113,10 +113,10 @@ def test_the_delta_between_any_two_layouts_is_the_same(
     plain = tmp_path / "a", tmp_path / "b"
     write_file(plain[0], base_tensors())
     write_file(plain[1], tuned(base_tensors()))
-    sparsedelta.diff(*plain, tmp_path / "expected")
+    sparsedelta.diff(*plain, tmp_path / "expected", layout="never")
     base = old(base_tensors(), tmp_path / "base")
     target = new(tuned(base_tensors()), tmp_path / "target")
-    sparsedelta.diff(base, target, tmp_path / "delta")
+    sparsedelta.diff(base, target, tmp_path / "delta", layout="never")
     assert (tmp_path / "delta").read_bytes() == (tmp_path / "expected").read_bytes()
 
 
@@ -235,16 +235,22 @@ def test_header_bytes_are_kept_as_they_stand(tmp_path: Path) -> None:
     header = len(text).to_bytes(8, "little") + text
     (tmp_path / "base").write_bytes(header + b"\0\1\2\3")
     (tmp_path / "target").write_bytes(data[:-4] + b"\0\1\2\4")
-    sparsedelta.diff(tmp_path / "base", tmp_path / "target", tmp_path / "delta")
-    sparsedelta.apply(tmp_path / "base", tmp_path / "delta", tmp_path / "out")
+    base, target, delta = (tmp_path / name for name in ("base", "target", "delta"))
+    sparsedelta.diff(base, target, delta, layout="never")
+    sparsedelta.apply(base, delta, tmp_path / "out")
     assert (tmp_path / "out").read_bytes() == header + b"\0\1\2\4"
+    sparsedelta.diff(base, target, delta, force=True)  # recorded, since the headers differ
+    sparsedelta.apply(base, delta, tmp_path / "recorded")
+    assert (tmp_path / "recorded").read_bytes() == target.read_bytes()
+    sparsedelta.revert(target, delta, tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == base.read_bytes()
 
 
 def test_the_order_of_tensors_is_the_bases(tmp_path: Path) -> None:
-    """The target's files may be in another order: a delta does not carry one."""
+    """Without a layout record, the output keeps the order of what is at hand."""
     base = write_file(tmp_path / "base", base_tensors())
     target = write_file(tmp_path / "target", dict(reversed(tuned(base_tensors()).items())))
-    sparsedelta.diff(base, target, tmp_path / "delta")
+    sparsedelta.diff(base, target, tmp_path / "delta", layout="never")
     sparsedelta.apply(base, tmp_path / "delta", tmp_path / "out")
     assert (tmp_path / "out").read_bytes() == file_bytes(tuned(base_tensors()))
 

@@ -178,6 +178,7 @@ def write_single(path: Path, changes: Changes, encoding: Encoding, block_log2: i
         writer.add(
             EncodedTensor(
                 spec,
+                spec,
                 (part,),
                 (segment_digest(base.data),),
                 (segment_digest(words.view(np.uint8).data),),
@@ -233,7 +234,8 @@ def test_segments_and_blocks_larger_and_smaller_than_each_other(
         "sparsedelta.checkpoint",
         "sparsedelta.changes",
         "sparsedelta.digests",
-        "sparsedelta.operations.steps",
+        "sparsedelta.operations.arrows",
+        "sparsedelta.operations.scanning",
     ):
         monkeypatch.setattr(f"{module}.SEGMENT_WORDS", 512)
     rng = np.random.default_rng(0)

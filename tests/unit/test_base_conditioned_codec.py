@@ -84,7 +84,7 @@ def test_a_codec_may_ask_for_the_base_words(
             base=read_base,
         )
         digests = [segment_digest(words.view(np.uint8).data) for words in (old, new)]
-        writer.add(EncodedTensor(spec, (part,), (digests[0],), (digests[1],)))
+        writer.add(EncodedTensor(spec, spec, (part,), (digests[0],), (digests[1],)))
         writer.finish()
     sparsedelta.apply(base, delta, tmp_path / "out")
     assert (tmp_path / "out").read_bytes() == target.read_bytes()

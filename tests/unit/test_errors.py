@@ -16,6 +16,7 @@ from sparsedelta.errors import (
     DeltaGivenError,
     FormatError,
     IdentityError,
+    NotFiniteError,
     NotInvertibleError,
     OutputError,
     SparseDeltaError,
@@ -36,6 +37,7 @@ PROMISED: dict[type[SparseDeltaError], tuple[str, int]] = {
     UnsupportedError: ("unsupported", 3),
     WrongBaseError: ("wrong-base", 3),
     VerificationError: ("verification", 3),
+    NotFiniteError: ("not-finite", 3),
     NotInvertibleError: ("not-invertible", 1),
 }
 each_class = pytest.mark.parametrize("kind", PROMISED)

@@ -27,7 +27,7 @@ def test_a_tensor_above_2_to_the_31_words(tmp_path: Path) -> None:
     path = tmp_path / "d"
     with OrderedMap(2) as pool, DeltaWriter(path) as writer:
         part = encode_part(changes, "difference", pool=pool)
-        writer.add(EncodedTensor(spec, (part,), digests, other))
+        writer.add(EncodedTensor(spec, spec, (part,), digests, other))
         writer.finish()
     with sparsedelta.DeltaReader(path) as reader:
         (found,) = reader.read_tensor("experts").parts

@@ -1,0 +1,137 @@
+"""Commands that read and report: ``validate``, ``info``, ``fingerprint``."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+import sparsedelta
+from sparsedelta.commands.options import PATH, bits, print_result, reading
+from sparsedelta.console import format_bytes, progress_bar
+
+if TYPE_CHECKING:
+    from sparsedelta.operations.info import TensorInfo
+
+_EXIT_MISMATCH: Final = 3
+
+
+@click.command()
+@click.argument("delta", type=PATH)
+@click.option("--base", type=PATH, help="Also prove that applying to this base gives the target.")
+@reading
+def validate(
+    delta: Path, base: Path | None, threads: int | None, *, as_json: bool, quiet: bool
+) -> None:
+    """Check DELTA against every rule of the format; exit 3 if one is broken."""
+    with progress_bar("validate", quiet=quiet) as progress:
+        report = sparsedelta.validate(delta, base=base, threads=threads, progress=progress)
+    checked = f"{report.nnz:,} entries in {report.tensors} tensors"
+    proven = ", applying to the base gives the target" if report.base_checked else ""
+    print_result(
+        {**asdict(report), "ok": report.ok},
+        f"{delta} is {'valid' if report.ok else 'NOT valid'}: {checked}{proven}",
+        *(f"  {problem.message}" for problem in report.problems),
+        as_json=as_json,
+        quiet=quiet and report.ok,
+    )
+    if not report.ok:
+        sys.exit(_EXIT_MISMATCH)
+
+
+@click.command()
+@click.argument("delta", type=PATH)
+@click.option("--tensors", is_flag=True, help="List the touched tensors.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+@click.option("-q", "--quiet", is_flag=True, help="Accepted for uniformity; info has no progress.")
+def info(delta: Path, *, tensors: bool, as_json: bool, quiet: bool) -> None:  # noqa: ARG001
+    """Say what DELTA is, from its header and manifest."""
+    found = sparsedelta.info(delta)
+    document = asdict(found)
+    if not tensors:
+        del document["tensors"]
+    document["bits_per_entry"] = found.bits_per_entry
+    document["density"] = found.density
+    print_result(document, *_info_lines(found, tensors=tensors), as_json=as_json, quiet=False)
+
+
+def _info_lines(found: sparsedelta.DeltaInfo, *, tensors: bool) -> list[str]:
+    density = "" if found.density is None else f", {found.density:.3%} of their words"
+    rows = [
+        ("delta", f"{found.path}  ({format_bytes(found.size)})"),
+        ("format", f"sparsedelta {found.version}, profile {found.profile}"),
+        ("base", found.base),
+        ("target", found.target),
+        ("content", found.content),
+        ("invertible", _invertible(found)),
+        ("tensors", _touched(found)),
+        ("entries", f"{found.nnz:,}{density}{bits(found.size, 0 if found.carried else found.nnz)}"),
+        *(
+            [("carried", f"{found.carried:,} words of whole tensors and rows")]
+            if found.carried
+            else ()
+        ),
+        *((f"layout.{end}", ", ".join(names)) for end, names in found.layout.items()),
+        *([("files", ", ".join(found.files))] if found.files else ()),
+        *([("set", f"{len(found.parts)} part files")] if found.parts else ()),
+        *([("set", f"part file {found.part} of a set")] if found.part is not None else ()),
+        *sorted(found.hints.items()),
+        *((f"metadata.{key}", value) for key, value in sorted(found.metadata.items())),
+    ]
+    width = max(len(key) for key, _ in rows)
+    lines = [f"{key:<{width}}  {value}" for key, value in rows]
+    if tensors:
+        lines.append("")
+        for tensor in found.tensors:
+            share = f" ({tensor.nnz / tensor.words:.3%})" if tensor.words else ""
+            entries = f"{tensor.nnz:,} entries{share}  " if tensor.nnz else ""
+            lines.append(
+                f"{tensor.name}  {tensor.kind}  {_ends(tensor)}  {entries}"
+                f"{format_bytes(tensor.nbytes)}  {'; '.join(tensor.encodings)}"
+            )
+    return lines
+
+
+def _invertible(found: sparsedelta.DeltaInfo) -> str:
+    if found.invertible:
+        return "yes"
+    if not found.lost:
+        return "no"
+    more = f" and {len(found.lost) - 1} more" if len(found.lost) > 1 else ""
+    return f"no: the old words of {found.lost[0]}{more} are not stored"
+
+
+def _touched(found: sparsedelta.DeltaInfo) -> str:
+    kinds = ", ".join(f"{count} {kind}" for kind, count in found.kinds.items())
+    stay = "the others not listed (lean)" if found.lean else f"{found.untouched} untouched"
+    return f"{found.touched} touched{f' ({kinds})' if kinds else ''}, {stay}"
+
+
+def _ends(tensor: TensorInfo) -> str:
+    return " -> ".join(dict.fromkeys(str(end) for end in (tensor.base, tensor.target) if end))
+
+
+@click.command()
+@click.argument("checkpoint", type=PATH)
+@click.option("--tensors", is_flag=True, help="Also list the digest of every tensor.")
+@reading
+def fingerprint(
+    checkpoint: Path, threads: int | None, *, tensors: bool, as_json: bool, quiet: bool
+) -> None:
+    """Print the identity of CHECKPOINT: of its names, dtypes, shapes and bits."""
+    with progress_bar("fingerprint", quiet=quiet) as progress:
+        found = sparsedelta.fingerprint(checkpoint, threads=threads, progress=progress)
+    document: dict[str, Any] = {
+        "checkpoint": str(checkpoint),
+        "fingerprint": found.fingerprint,
+        "tensors": len(found.tensors),
+        "bytes": found.nbytes,
+    }
+    lines = [found.fingerprint]
+    if tensors:
+        document["digests"] = {name: digest.hex() for name, digest in found.tensors.items()}
+        lines += [f"{digest.hex()}  {name}" for name, digest in found.tensors.items()]
+    print_result(document, *lines, as_json=as_json, quiet=False)

@@ -1,0 +1,228 @@
+"""Commands that make something of checkpoints or deltas: ``diff``, ``export``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+import click
+
+import sparsedelta
+from sparsedelta.commands.options import (
+    PATH,
+    as_json,
+    bits,
+    force,
+    print_result,
+    quiet,
+    ratio,
+    writing,
+)
+from sparsedelta.console import format_bytes, progress_bar
+from sparsedelta.errors import printable
+
+if TYPE_CHECKING:
+    from sparsedelta.operations.diff import DiffReport
+
+_SIZE: Final = re.compile(r"(?P<number>[0-9]+(\.[0-9]+)?) *(?P<unit>|[kKmMgGtT]?[bB])", re.ASCII)
+_UNITS: Final = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+@click.command()
+@click.argument("base", type=PATH)
+@click.argument("target", type=PATH)
+@click.option("-o", "--out", "out", type=PATH, required=True, help="The delta to write.")
+@click.option(
+    "--profile",
+    type=click.Choice(["portable", "compact"]),
+    default="portable",
+    show_default=True,
+    help="portable: readable without the base. compact: comes with a later release.",
+)
+@click.option("--one-way", is_flag=True, help="Store new words: larger, and cannot be reverted.")
+@click.option(
+    "--forget", is_flag=True, help="Do not store tensors and rows that go: cannot be reverted."
+)
+@click.option("--lean", is_flag=True, help="Leave out the digests of the tensors that stay.")
+@click.option(
+    "--layout",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="Record the checkpoints' files, to give them back byte for byte; auto: if it is cheap.",
+)
+@click.option("--sha256", is_flag=True, help="Record the SHA-256 of the checkpoints' files too.")
+@click.option(
+    "--with-files", is_flag=True, help="Carry the small files beside the weights that differ."
+)
+@click.option(
+    "--rename",
+    multiple=True,
+    metavar="OLD=NEW",
+    help="A tensor that has another name in TARGET; repeatable. Most are found by content.",
+)
+@click.option("--unrelated", is_flag=True, help="Allow checkpoints that share few tensors.")
+@click.option(
+    "--codec",
+    metavar="INDEX[+VALUE]",
+    help="Force codecs: gap8, bitmask+planes, raw+raw, … [default: the smallest]",
+)
+@click.option("--explain", is_flag=True, help="Print what each encoding would have cost.")
+@click.option(
+    "--max-shard-size",
+    metavar="SIZE",
+    help="Write a set of files of about this size: 500MB, 5GB.",
+)
+@click.option("--meta", multiple=True, metavar="KEY=VALUE", help="Provenance to store; repeatable.")
+@click.option("--base-repo", metavar="NS/NAME", help="Hint where the base can be had.")
+@click.option("--base-revision", metavar="COMMIT", help="Hint at the base's commit.")
+@writing
+def diff(
+    base: Path,
+    target: Path,
+    out: Path,
+    *,
+    profile: str,
+    meta: tuple[str, ...],
+    base_repo: str | None,
+    base_revision: str | None,
+    threads: int | None,
+    one_way: bool,
+    forget: bool,
+    lean: bool,
+    layout: Literal["auto", "always", "never"],
+    sha256: bool,
+    with_files: bool,
+    rename: tuple[str, ...],
+    unrelated: bool,
+    codec: str | None,
+    explain: bool,
+    max_shard_size: str | None,
+    as_json: bool,
+    quiet: bool,
+    force: bool,
+    dry_run: bool,
+) -> None:
+    """Write the delta that leads from BASE to TARGET."""
+    with progress_bar("diff", quiet=quiet) as progress:
+        report = sparsedelta.diff(
+            base,
+            target,
+            out,
+            profile=profile,
+            one_way=one_way,
+            forget=forget,
+            lean=lean,
+            layout=layout,
+            sha256=sha256,
+            with_files=with_files,
+            renames={new: old for old, new in _pairs("--rename", "OLD=NEW", rename)},
+            unrelated=unrelated,
+            codec=codec,
+            explain=explain,
+            max_shard_size=_size(max_shard_size),
+            metadata=dict(_pairs("--meta", "KEY=VALUE", meta)),
+            base_repo=base_repo,
+            base_revision=base_revision,
+            threads=threads,
+            force=force,
+            dry_run=dry_run,
+            progress=progress,
+        )
+    for note in report.notes if not quiet else ():
+        click.echo(printable(f"note: {note}"), err=True)
+    manifest = report.manifest
+    carried = sum(record.carried for record in manifest.tensors)
+    total = len(manifest.tensors) + len(manifest.untouched)
+    tensors = (
+        f"{len(manifest.tensors)} tensors"
+        if manifest.lean
+        else (f"{len(manifest.tensors)} of {total} tensors")
+    )
+    print_result(
+        {
+            "delta": str(out),
+            "size": report.size,
+            "checkpoint_bytes": report.checkpoint_bytes,
+            "nnz": manifest.nnz,
+            "touched": len(manifest.tensors),
+            "untouched": len(manifest.untouched),
+            "base": manifest.base,
+            "target": manifest.target,
+            "content": manifest.content,
+            "invertible": manifest.invertible,
+            "lean": manifest.lean,
+            "carried": carried,
+            "dry_run": dry_run,
+            **({"sizes": [asdict(sizes) for sizes in report.sizes]} if explain else {}),
+        },
+        f"{'would write' if dry_run else 'wrote'} {out}: {format_bytes(report.size)}"
+        f"{ratio(report.checkpoint_bytes, report.size)}, {manifest.nnz:,} entries in {tensors}"
+        + (f", {carried:,} words carried whole" if carried else bits(report.size, manifest.nnz)),
+        *(_explained(report) if explain else ()),
+        as_json=as_json,
+        quiet=quiet,
+    )
+
+
+def _pairs(option: str, form: str, pairs: tuple[str, ...]) -> list[tuple[str, str]]:
+    found = []
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator or not key:
+            raise click.UsageError(f"{option} {pair!r}: expected {form}")
+        found.append((key, value))
+    return found
+
+
+def _size(text: str | None) -> int | None:
+    if text is None:
+        return None
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise click.UsageError(f"--max-shard-size {text!r}: expected a size such as 500MB or 5GB")
+    return int(float(match["number"]) * _UNITS[match["unit"].upper()])
+
+
+def _explained(report: DiffReport) -> list[str]:
+    lines = []
+    for part in report.sizes:
+        lines += ["", f"{part.tensor}  {part.op}"]
+        for encoding, nbytes in sorted(part.nbytes.items(), key=lambda item: item[1]):
+            mark = "*" if encoding == part.chosen else " "
+            lines.append(f"  {mark} {nbytes:>14,} B  {encoding}")
+    return lines
+
+
+@click.command()
+@click.argument("delta", type=PATH)
+@click.option("--raw", "is_raw", is_flag=True, required=True, help="As plain tensors.")
+@click.option("--base", type=PATH, help="Its base: values are then the new elements themselves.")
+@click.option("-o", "--out", "out", type=PATH, required=True, help="The file to write.")
+@as_json
+@quiet
+@force
+def export(
+    delta: Path,
+    base: Path | None,
+    out: Path,
+    *,
+    is_raw: bool,  # noqa: ARG001 (asked for, so that other formats can be added)
+    as_json: bool,
+    quiet: bool,
+    force: bool,
+) -> None:
+    """Write DELTA as plain tensors: NAME.indices and NAME.values, for any safetensors reader."""
+    with progress_bar("export", quiet=quiet) as progress:
+        report = sparsedelta.export_raw(delta, out, base=base, force=force, progress=progress)
+    what = "new elements" if report.values == "elements" else "differences mod 2^w"
+    print_result(
+        {"output": str(out), **asdict(report)},
+        f"wrote {out}: {format_bytes(report.size)}, {report.nnz:,} entries ({what}) of "
+        f"{report.changed} tensors, {report.whole} tensors whole, {len(report.dropped)} dropped, "
+        f"{len(report.renamed)} renamed",
+        as_json=as_json,
+        quiet=quiet,
+    )

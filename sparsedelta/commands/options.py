@@ -1,0 +1,62 @@
+"""Options and output that the commands share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+
+from sparsedelta.errors import printable
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def options(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
+    """Several options as one decorator, in the order in which help lists them."""
+
+    def decorate(command: _Command) -> _Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+quiet = click.option("-q", "--quiet", is_flag=True, help="No progress, no summary.")
+force = click.option("--force", is_flag=True, help="Replace an existing output.")
+dry_run = click.option(
+    "--dry-run", is_flag=True, help="Do and verify everything, leave no output behind."
+)
+threads = click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Worker threads. [default: the cores of this process]",
+)
+PATH: Final = click.Path(path_type=Path)
+reading = options(as_json, quiet, threads)
+writing = options(as_json, quiet, threads, force, dry_run)
+
+
+def ratio(whole: int, part: int) -> str:
+    """How much smaller a delta is than its checkpoint, if it is."""
+    return f" ({whole / part:.0f}x smaller than the checkpoint)" if whole > part else ""
+
+
+def bits(size: int, nnz: int) -> str:
+    """Bits of a file per entry."""
+    return f", {8 * size / nnz:.2f} bits each, all bytes counted" if nnz else ""
+
+
+def print_result(document: dict[str, Any], *lines: str, as_json: bool, quiet: bool) -> None:
+    """Print a result on stdout: one JSON document, or lines."""
+    # ASCII: a path or a name that is no text still makes valid JSON.
+    if as_json:
+        click.echo(json.dumps(document, indent=2, default=list))
+    elif not quiet:
+        for line in lines:
+            click.echo(printable(line))
