@@ -115,10 +115,13 @@ class DeltaReader:
         for file in (self.root, *self.files) if self.is_set else self.files:
             yield from file.table_problems()
         if self.is_set:
-            for problems in (fingerprint_problems, reference_problems):
-                for problem in problems(self._unchecked_tables, self.manifest):
-                    problem.locate(self.path)
-                    yield problem
+            tables = self._unchecked_tables
+            for problem in (
+                *fingerprint_problems(tables, self.manifest),
+                *reference_problems(tables, self.manifest, is_part=False),
+            ):
+                problem.locate(self.path)
+                yield problem
 
     def leaves(self, *, target: bool) -> dict[str, Digest]:
         """Tensor digests of an end by name; of a lean delta those of touched tensors only."""

@@ -172,9 +172,11 @@ class NotFiniteError(SparseDeltaError):
 
     code = "not-finite"
     exit_code = 3
+    rule: ClassVar[str] = "SD505"
 
 
 class NotInvertibleError(SparseDeltaError):
     """The delta holds no old words, so it cannot be reverted (rule SD503)."""
 
     code = "not-invertible"
+    rule: ClassVar[str] = "SD503"

@@ -234,6 +234,12 @@ def _names_problems(document: Json) -> Iterator[FormatError]:
             problem = "is 'from' of a tensor of the same name"
         if problem:
             yield FormatError("SD207", f"tensor {name!r:.100}: the name {source!r:.100} {problem}")
+    for name, reference in _references(tensors):
+        problem = name_problem(reference)
+        if problem:
+            yield FormatError(
+                "SD207", f"tensor {name!r:.100}: the name {reference!r:.100} {problem}"
+            )
     for key, names in (("tensors", [t["name"] for t in tensors]), ("untouched", untouched)):
         for name in names:
             problem = name_problem(name)
@@ -244,11 +250,19 @@ def _names_problems(document: Json) -> Iterator[FormatError]:
                 yield FormatError(
                     "SD207", f"{key!r}: {after!r:.100} must not follow {before!r:.100}"
                 )
-    bases = (t["from"] or t["name"] for t in tensors if t["base"] is not None)
+    bases = (t["from"] or t["name"] for t in tensors)
     for message in clashes([t["name"] for t in tensors], bases, untouched):
         yield FormatError("SD207", message)
     if document["lean"] and untouched:
         yield FormatError("SD207", f"a lean delta that lists {len(untouched)} untouched tensors")
+
+
+def _references(tensors: Json) -> Iterator[tuple[str, str]]:
+    for tensor in tensors:
+        for part in tensor["parts"]:
+            for key in ("from", "to"):
+                if key in part:
+                    yield tensor["name"], part[key]
 
 
 def clashes(
@@ -324,5 +338,7 @@ def _set_problems(manifest: Manifest, place: SetPlace) -> Iterator[str]:
         yield "a part file lists part files"
     if place.part > MAX_SET_PARTS:
         yield f"part file {place.part}, at most {MAX_SET_PARTS} are allowed"
+    if not manifest.tensors:
+        yield "a part file without records"
     if manifest.untouched or attachments.blobs or attachments.layout or attachments.files:
         yield "a part file has untouched tensors, blobs, a layout or files: they belong to the root"

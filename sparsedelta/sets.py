@@ -82,7 +82,7 @@ def check_merged(root: DeltaFile, records: Sequence[TensorRecord]) -> None:
     """
     manifest = root.manifest
     names = [record.name for record in records]
-    bases = [record.base.name for record in records if record.base is not None]
+    bases = [(record.base or record.spec).name for record in records]
     problems = list(clashes(names, bases, manifest.untouched))
     nnz = sum(record.nnz for record in records)
     if nnz != manifest.nnz:

@@ -38,8 +38,7 @@ def table_problems(
         problem = _end_problem(record, tables.tensors[record.name])
         if problem:
             yield FormatError("SD307", f"tensor {record.name!r}: {problem}")
-    if not is_part:
-        yield from reference_problems(tables, manifest)
+    yield from reference_problems(tables, manifest, is_part=is_part)
 
 
 def _block_problems(tables: Tables, manifest: Manifest) -> Iterator[FormatError]:
@@ -97,10 +96,13 @@ def _end_problem(record: TensorRecord, table: TensorTable) -> str | None:
     return None
 
 
-def reference_problems(tables: Tables, manifest: Manifest) -> Iterator[FormatError]:
-    """Broken clauses of rule SD308."""
+def reference_problems(
+    tables: Tables, manifest: Manifest, *, is_part: bool
+) -> Iterator[FormatError]:
+    """Broken clauses of rule SD308; a name that no record has may be that of a tensor elsewhere."""
     if all(part.reference is None for record in manifest.tensors for part in record.parts):
         return
+    names = {spec.name for r in manifest.tensors for spec in (r.base, r.target) if spec is not None}
     for op, target in ((NEW, False), (DROP, True)):
         leaves = {**tables.untouched, **touched_leaves(tables, manifest, target=target)}
         for record in manifest.tensors:
@@ -108,7 +110,8 @@ def reference_problems(tables: Tables, manifest: Manifest) -> Iterator[FormatErr
                 if part.op != op or part.reference is None:
                     continue
                 found = leaves.get(part.reference)
-                if found is None and manifest.lean:
+                is_known = part.reference in names or not (manifest.lean or is_part)
+                if found is None and not is_known:
                     continue
                 segments = tables.tensors[record.name].other_segments(number)
                 if found != tensor_digest(record.changed(number), segments):

@@ -16,8 +16,10 @@ from sparsedelta.checkpoint import FileCheckpoint
 from sparsedelta.delta_reader import DeltaReader, open_delta
 from sparsedelta.digests import Digest, checkpoint_fingerprint
 from sparsedelta.errors import (
+    DAMAGED,
     CheckpointError,
     DeltaGivenError,
+    FormatError,
     NotInvertibleError,
     StructureError,
     WrongBaseError,
@@ -324,9 +326,7 @@ class _Walk:
         manifest = self.reader.manifest
         names = {*manifest.untouched, *touched_specs(self.reader, target=not self.reverse)}
         if isinstance(cause, WrongBaseError) and not (
-            names <= self.checkpoint.specs.keys()
-            if manifest.lean
-            else names == self.checkpoint.specs.keys()
+            manifest.lean or names == self.checkpoint.specs.keys()
         ):
             raise cause
         found = tensor_digests(self.checkpoint, pool=self.pool)
@@ -336,6 +336,13 @@ class _Walk:
             source, result = result, source
         if fingerprint == result:
             return
+        if fingerprint == source and manifest.lean:
+            raise FormatError(
+                "SD306",
+                f"{self.reader.path}: {self.checkpoint.location} has the fingerprint of its "
+                f"{self.end}, but not the tensors that its tables tell of",
+                hint=DAMAGED,
+            ) from None
         if isinstance(cause, WrongBaseError):
             raise cause
         if fingerprint == source:

@@ -17,7 +17,7 @@ from sparsedelta.checkpoint import FileCheckpoint
 from sparsedelta.checkpoint_writer import CheckpointWriter, find_companions
 from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.digests import Digest, checkpoint_fingerprint, segment_digest, tensor_digest
-from sparsedelta.errors import VerificationError
+from sparsedelta.errors import DAMAGED, FormatError
 from sparsedelta.files import staged
 from sparsedelta.operations.arrows import Arrow, DiffersError, arrows_of, follow, stays
 from sparsedelta.operations.result_files import ResultFiles
@@ -92,13 +92,13 @@ class Step:
         }
 
     def check_result(self, found: Mapping[str, Digest]) -> None:
-        """Compare the fingerprint of the result: a lean delta does not tell it by itself.
+        """Compare the fingerprint of the result: a lean delta cannot tell it by itself.
 
         Args:
             found: Tensor digests of the source, by name.
 
         Raises:
-            VerificationError: It is another (SD502).
+            FormatError: It is another (SD306).
         """
         leaves = {
             arrow.result.name: found[arrow.result.name]
@@ -108,10 +108,11 @@ class Step:
             if arrow.result is not None
         }
         if checkpoint_fingerprint(leaves).hex() != self.result_fingerprint:
-            raise VerificationError(
-                f"{self.reader.path}: the result has not the fingerprint that the delta promises, "
-                f"{self.result_fingerprint} (SD502)",
-                hint="the delta was written by a faulty tool",
+            raise FormatError(
+                "SD306",
+                f"{self.reader.path}: its tables and the checkpoint do not lead to the fingerprint "
+                f"{self.result_fingerprint}",
+                hint=DAMAGED,
             )
 
 

@@ -194,8 +194,8 @@ def _broken_layout(reader: DeltaReader, end: LayoutEnd, *, target: bool) -> Iter
     touched = touched_specs(reader, target=target)
     expected = {*touched, *manifest.untouched}
     wrong = sorted(expected - found.keys())
-    if not manifest.lean:
-        wrong += sorted(found.keys() - expected)
+    other = touched_specs(reader, target=not target).keys() - expected
+    wrong += sorted(found.keys() & other if manifest.lean else found.keys() - expected)
     wrong += [name for name, spec in touched.items() if found.get(name, spec) != spec]
     if wrong:
         yield misfit(reader, f"tensor {wrong[0]!r:.100} is not as the delta has it")

@@ -309,7 +309,7 @@ def lay_out(folder: Path, files: dict[str, bytes]) -> None:
 def applied(base: Path, work: Path) -> tuple[dict[str, bytes | str], list[str]]:
     """Files of an output made from a base, and the names that were left behind."""
     target = write_file(work / "target", tuned(base_tensors()))
-    sparsedelta.diff(base, target, work / "delta")
+    sparsedelta.diff(base, target, work / "delta", layout="never")
     report = sparsedelta.apply(base, work / "delta", work / "out")
     assert load(*(work / "out").glob("*.safetensors")) == tuned(base_tensors())
     files = {k: v for k, v in tree(work / "out").items() if v != "directory"}
