@@ -182,27 +182,31 @@ def _blob_problems(blobs: Sequence[Blob]) -> Iterator[str]:
 
 def _layout_problems(attachments: Attachments) -> Iterator[str]:
     for key, end in (attachments.layout or {}).items():
-        if end is None:
-            continue
-        if not end.files:
-            yield f"layout of the {key}: no files"
-        wanted = [(file.name, CHECKPOINT_SUFFIX, file.header) for file in end.files]
-        if end.index is not None:
-            wanted.append((end.index[0], INDEX_SUFFIX, end.index[1]))
-        for name, suffix, blob in wanted:
-            problem = file_name_problem(name)
-            if problem is None and not name.endswith(suffix):
-                problem = f"does not end with {suffix}"
-            if problem is None and blob >= len(attachments.blobs):
-                problem = f"refers to blob {blob} of {len(attachments.blobs)}"
-            if problem:
-                yield f"layout of the {key}: the file name {name!r:.300} {problem}"
-        for before, after in pairwise(end.files):
-            if before.name >= after.name:
-                yield f"layout of the {key}: {after.name!r} must not follow {before.name!r}"
-        twice = same_ignoring_case(name for name, _, _ in wanted)
-        if twice is not None:
-            yield f"layout of the {key}: {twice!r} stands there twice, if case is ignored"
+        if end is not None:
+            for problem in _end_problems(end, len(attachments.blobs)):
+                yield f"layout of the {key}: {problem}"
+
+
+def _end_problems(end: LayoutEnd, blobs: int) -> Iterator[str]:
+    if not end.files:
+        yield "no files"
+    wanted = [(file.name, CHECKPOINT_SUFFIX, file.header) for file in end.files]
+    if end.index is not None:
+        wanted.append((end.index[0], INDEX_SUFFIX, end.index[1]))
+    for name, suffix, blob in wanted:
+        problem = file_name_problem(name)
+        if problem is None and not name.endswith(suffix):
+            problem = f"does not end with {suffix}"
+        if problem is None and blob >= blobs:
+            problem = f"refers to blob {blob} of {blobs}"
+        if problem:
+            yield f"the file name {name!r:.300} {problem}"
+    for before, after in pairwise(end.files):
+        if before.name >= after.name:
+            yield f"{after.name!r} must not follow {before.name!r}"
+    twice = same_ignoring_case(name for name, _, _ in wanted)
+    if twice is not None:
+        yield f"{twice!r} stands there twice, if case is ignored"
 
 
 def _file_problems(attachments: Attachments) -> Iterator[str]:

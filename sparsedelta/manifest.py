@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final
 
@@ -81,7 +81,7 @@ class Manifest:
     tensors: tuple[TensorRecord, ...]
     untouched: tuple[str, ...]
     lean: bool = False
-    attachments: Attachments = Attachments()
+    attachments: Attachments = field(default_factory=Attachments)
     place: SetPlace | None = None
     version: str = FORMAT_VERSION
 
@@ -223,38 +223,42 @@ def _check_features(features: list[str]) -> None:
 
 def _names_problems(document: Json) -> Iterator[FormatError]:
     untouched, tensors = document["untouched"], document["tensors"]
-    for tensor in tensors:
-        name, source = tensor["name"], tensor["from"]
-        if source is None:
-            continue
-        problem = name_problem(source)
-        if problem is None and (tensor["base"] is None or tensor["target"] is None):
-            problem = "is 'from' of a tensor that is not in both ends"
-        if problem is None and source == name:
-            problem = "is 'from' of a tensor of the same name"
-        if problem:
-            yield FormatError("SD207", f"tensor {name!r:.100}: the name {source!r:.100} {problem}")
-    for name, reference in _references(tensors):
-        problem = name_problem(reference)
-        if problem:
-            yield FormatError(
-                "SD207", f"tensor {name!r:.100}: the name {reference!r:.100} {problem}"
-            )
-    for key, names in (("tensors", [t["name"] for t in tensors]), ("untouched", untouched)):
-        for name in names:
-            problem = name_problem(name)
-            if problem:
-                yield FormatError("SD207", f"{key!r}: the name {name!r:.100} {problem}")
-        for before, after in pairwise(names):
-            if before >= after:
-                yield FormatError(
-                    "SD207", f"{key!r}: {after!r:.100} must not follow {before!r:.100}"
-                )
-    bases = (t["from"] or t["name"] for t in tensors)
-    for message in clashes([t["name"] for t in tensors], bases, untouched):
-        yield FormatError("SD207", message)
+    names = [tensor["name"] for tensor in tensors]
+    bases = [tensor["from"] or tensor["name"] for tensor in tensors]
+    problems = [
+        *map(_source_problem, tensors),
+        *(_name_problem(name, reference) for name, reference in _references(tensors)),
+        *(_name_problem("tensors", name) for name in names),
+        *(_name_problem("untouched", name) for name in untouched),
+        *_order_problems("tensors", names),
+        *_order_problems("untouched", untouched),
+        *clashes(names, bases, untouched),
+    ]
     if document["lean"] and untouched:
-        yield FormatError("SD207", f"a lean delta that lists {len(untouched)} untouched tensors")
+        problems.append(f"a lean delta that lists {len(untouched)} untouched tensors")
+    return (FormatError("SD207", problem) for problem in problems if problem is not None)
+
+
+def _source_problem(tensor: Json) -> str | None:
+    name, source = tensor["name"], tensor["from"]
+    if source is None:
+        return None
+    if tensor["base"] is None or tensor["target"] is None:
+        return f"tensor {name!r:.100} has a 'from', but is not in both ends"
+    if source == name:
+        return f"tensor {name!r:.100} has a 'from' of the same name"
+    return _name_problem(name, source)
+
+
+def _name_problem(where: str, name: str) -> str | None:
+    problem = name_problem(name)
+    return None if problem is None else f"{where!r:.100}: the name {name!r:.100} {problem}"
+
+
+def _order_problems(key: str, names: Iterable[str]) -> Iterator[str]:
+    for before, after in pairwise(names):
+        if before >= after:
+            yield f"{key!r}: {after!r:.100} must not follow {before!r:.100}"
 
 
 def _references(tensors: Json) -> Iterator[tuple[str, str]]:
@@ -320,20 +324,25 @@ def are_invertible(records: Iterable[TensorRecord]) -> bool:
 
 
 def _set_problems(manifest: Manifest, place: SetPlace) -> Iterator[str]:
+    return _root_problems(manifest, place) if place.is_root else _part_problems(manifest, place)
+
+
+def _root_problems(manifest: Manifest, place: SetPlace) -> Iterator[str]:
+    if manifest.tensors:
+        yield "the root of a set has records"
+    if not 1 <= len(place.parts) <= MAX_SET_PARTS:
+        yield f"a set of {len(place.parts)} part files, 1 to {MAX_SET_PARTS} are allowed"
+    for part in place.parts:
+        problem = file_name_problem(part.name)
+        if problem:
+            yield f"the part file {part.name!r:.300} {problem}"
+    twice = same_ignoring_case(part.name for part in place.parts)
+    if twice is not None:
+        yield f"the part file {twice!r} stands there twice, if case is ignored"
+
+
+def _part_problems(manifest: Manifest, place: SetPlace) -> Iterator[str]:
     attachments = manifest.attachments
-    if place.is_root:
-        if manifest.tensors:
-            yield "the root of a set has records"
-        if not 1 <= len(place.parts) <= MAX_SET_PARTS:
-            yield f"a set of {len(place.parts)} part files, 1 to {MAX_SET_PARTS} are allowed"
-        for part in place.parts:
-            problem = file_name_problem(part.name)
-            if problem:
-                yield f"the part file {part.name!r:.300} {problem}"
-        twice = same_ignoring_case(part.name for part in place.parts)
-        if twice is not None:
-            yield f"the part file {twice!r} stands there twice, if case is ignored"
-        return
     if place.parts:
         yield "a part file lists part files"
     if place.part > MAX_SET_PARTS:

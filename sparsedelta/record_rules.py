@@ -74,16 +74,17 @@ def _sequence_problem(
     split = ops.index(DROP) + 1 if DROP in ops else 0
     away, made = parts[:split], parts[split:]
     if split or NEW in ops:
-        if (base is not None) != bool(away) or (target is not None) != bool(made):
-            return f"parts {ops} do not fit a tensor that is {_ends(base, target)}"
-        if renamed:
-            return f"parts {ops} in a rename"
-        if not _is_away(away) or not _is_made(made):
-            return f"parts {ops} may not come together"
+        fits = (base is not None) == bool(away) and (target is not None) == bool(made)
+        if not fits or renamed or not _is_away(away) or not _is_made(made):
+            return f"parts {ops} do not fit a tensor that is {_ends(base, target)}" + (
+                " under two names" if renamed else ""
+            )
         return None
     if base is None or target is None:
         return f"parts {ops} do not fit a tensor that is {_ends(base, target)}"
-    return _change_problem(parts, tuple(ops), base, target, renamed=renamed)
+    if ops[:1] == [RESIZE]:
+        return _resize_problem(parts, base, target)
+    return _change_problem(tuple(ops), base, target, renamed=renamed)
 
 
 def _ends(base: TensorSpec | None, target: TensorSpec | None) -> str:
@@ -104,25 +105,22 @@ def _is_made(parts: Sequence[Json]) -> bool:
     return parts[0]["op"] == NEW and changes in (_CHANGES if "from" in parts[0] else ((),))
 
 
+def _resize_problem(parts: Sequence[Json], base: TensorSpec, target: TensorSpec) -> str | None:
+    ops = tuple(part["op"] for part in parts)
+    if ops[1:] not in _CHANGES:
+        return f"parts {ops} may not come together"
+    rows = (base.dtype, base.shape[1:]) == (target.dtype, target.shape[1:])
+    if not base.shape or not target.shape or not rows or base.shape == target.shape:
+        return f"resize from {base} to {target}: only the first dimension may change"
+    if "nnz" not in parts[0] and base.words <= target.words:
+        return "a resize that grows or changes no word carries its words"
+    return None
+
+
 def _change_problem(
-    parts: Sequence[Json],
-    ops: tuple[str, ...],
-    base: TensorSpec,
-    target: TensorSpec,
-    *,
-    renamed: bool,
+    ops: tuple[str, ...], base: TensorSpec, target: TensorSpec, *, renamed: bool
 ) -> str | None:
-    same = (base.dtype, base.shape) == (target.dtype, target.shape)
-    if ops[:1] == (RESIZE,):
-        if ops[1:] not in _CHANGES:
-            return f"parts {ops} may not come together"
-        rows = (base.dtype, base.shape[1:]) == (target.dtype, target.shape[1:])
-        if not base.shape or not target.shape or not rows or same:
-            return f"resize from {base} to {target}: only the first dimension may change"
-        if "nnz" not in parts[0] and base.words <= target.words:
-            return "a resize that grows or changes no word carries its words"
-        return None
-    if not same:
+    if (base.dtype, base.shape) != (target.dtype, target.shape):
         return f"parts {ops} do not lead from {base} to {target}"
     if ops == (ADD,):
         return None if base.dtype in FLOATS else f"add to {base.dtype}, expected one of {FLOATS}"

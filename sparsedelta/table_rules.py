@@ -71,9 +71,9 @@ def _end_problem(record: TensorRecord, table: TensorTable) -> str | None:
     pairs = []
     if split and record.parts[split - 1].reference is not None:
         pairs.append((record.parts[: split - 1], table.base_segments, split - 1))
-    if split < len(record.parts) and record.parts[split].op == NEW:
-        if record.parts[split].reference is not None:
-            pairs.append((record.parts[split + 1 :], table.target_segments, split))
+    made = record.parts[split:]
+    if made and made[0].op == NEW and made[0].reference is not None:
+        pairs.append((made[1:], table.target_segments, split))
     for changes, ours, number in pairs:
         if (ours == table.other_segments(number)) == bool(changes):
             return f"{record.parts[number].op} of {record.parts[number].reference!r:.100}" + (

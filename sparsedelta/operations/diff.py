@@ -154,7 +154,7 @@ def diff(
         scanned = scan_tensors(old, new, pairs, recipe=recipe, pool=pool, progress=progress)
         with closing(scanned) as tensors:
             for tensor in tensors:
-                sizes += _write(tensor, old, new, recipe, pool, writer)
+                sizes += _write(tensor, writer, recipe, ends=(old, new), pool=pool)
                 tensor.changes = None  # written: not to be held while the next one is compared
         recorded, notes = record_layout(old, new, writer, mode=layout, sha256=sha256)
         carried, more = (
@@ -168,12 +168,13 @@ def diff(
 
 def _write(
     tensor: ScannedTensor,
-    base: CheckpointReader,
-    target: CheckpointReader,
-    recipe: Recipe,
-    pool: OrderedMap,
     writer: DeltaWriter,
+    recipe: Recipe,
+    *,
+    ends: tuple[CheckpointReader, CheckpointReader],
+    pool: OrderedMap,
 ) -> list[PartSizes]:
+    base, target = ends
     if tensor.is_untouched:
         spec = target.specs[tensor.pair.name]
         writer.add_untouched(spec.name, tensor_digest(spec, tensor.base_segments))

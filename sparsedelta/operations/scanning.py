@@ -118,10 +118,10 @@ class ScannedTensor:
             elif recipe.forget:
                 yield self._bare(DROP, None)
             else:
-                yield _carried(DROP, base, old, (0, old.words), recipe, pool)
+                yield _carried(DROP, base, old, (0, old.words), recipe=recipe, pool=pool)
         if new is not None and not is_change:
             if copied is None:
-                yield _carried(NEW, target, new, (0, new.words), recipe, pool)
+                yield _carried(NEW, target, new, (0, new.words), recipe=recipe, pool=pool)
             else:
                 yield self._bare(NEW, copied)
         if is_change and old is not None and new is not None and old.shape != new.shape:
@@ -130,7 +130,7 @@ class ScannedTensor:
                 yield self._bare(RESIZE, None)
             else:
                 run = (min(old.words, new.words), longer.words)
-                yield _carried(RESIZE, reader, longer, run, recipe, pool)
+                yield _carried(RESIZE, reader, longer, run, recipe=recipe, pool=pool)
         if self.changes is not None:
             yield encode_part(
                 self.changes,
@@ -150,6 +150,7 @@ def _carried(
     reader: CheckpointReader,
     spec: TensorSpec,
     run: tuple[int, int],
+    *,
     recipe: Recipe,
     pool: OrderedMap,
 ) -> EncodedPart:
