@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from sparsedelta.operations.info import DeltaInfo, info
     from sparsedelta.operations.rows import read_rows
     from sparsedelta.operations.validate import Problem, ValidationReport, validate
+    from sparsedelta.operations.write_delta import write_delta
     from sparsedelta.slices import TensorSlice
     from sparsedelta.words import TensorSpec
 
@@ -70,6 +71,7 @@ _MODULES: Final = {
     "operations.info": ("DeltaInfo", "info"),
     "operations.rows": ("read_rows",),
     "operations.validate": ("Problem", "ValidationReport", "validate"),
+    "operations.write_delta": ("write_delta",),
     "slices": ("TensorSlice",),
     "words": ("TensorSpec",),
 }
@@ -111,6 +113,7 @@ __all__ = [
     "read_rows",
     "revert",
     "validate",
+    "write_delta",
 ]
 
 

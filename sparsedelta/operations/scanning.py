@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sparsedelta.changes import Changes
 from sparsedelta.checkpoint import CheckpointReader
 from sparsedelta.choice import CodecChoice
+from sparsedelta.codecs import Planes, RawWords
 from sparsedelta.delta import DIFFERENCE, DROP, NEW, REPLACE, RESIZE, bare_content
 from sparsedelta.digests import Digest, segment_digest
 from sparsedelta.encode import EncodedPart, encode_part, encode_words
@@ -38,6 +39,12 @@ class Recipe:
     forget: bool = False
     choice: CodecChoice | None = None
     explain: bool = False
+
+    @property
+    def dense_choice(self) -> CodecChoice | None:
+        """The choice as far as it concerns words that are carried whole."""
+        value = None if self.choice is None else self.choice.value
+        return self.choice if isinstance(value, (Planes, RawWords)) else None
 
     @property
     def op(self) -> str:
@@ -159,7 +166,15 @@ def _carried(
     def read(start: int, stop: int) -> Words:
         return as_words(reader.read(spec.name, first + start, first + stop), spec.word_bytes)
 
-    return encode_words(last - first, spec.word_bytes, op, read, pool=pool, choice=recipe.choice)
+    return encode_words(
+        last - first,
+        spec.word_bytes,
+        op,
+        read,
+        pool=pool,
+        choice=recipe.dense_choice,
+        name=spec.name,
+    )
 
 
 def _domain(pair: Pair) -> TensorSpec:

@@ -175,6 +175,18 @@ def test_package_applies_and_reverts_valid_vector(name: str, tmp_path: Path) -> 
     assert sparsedelta.validate(delta, base=base).ok
 
 
+@pytest.mark.parametrize("name", VALID)
+def test_package_writes_what_it_has_read(name: str, tmp_path: Path) -> None:
+    """From the parts in memory and the base follows a delta of the same content."""
+    base = write_checkpoint(tmp_path / "base", expected_of(name)["base_tensors"])
+    with DeltaReader(file_of(name)) as reader:
+        delta = reader.read()
+    out = tmp_path / "out.safetensors"
+    manifest = sparsedelta.write_delta(base, delta.tensors.values(), out)
+    assert manifest.content == delta.content
+    assert sparsedelta.validate(out, base=base).ok
+
+
 @pytest.mark.parametrize("name", READ)
 def test_package_refuses_invalid_vector(name: str) -> None:
     """Reading into memory stops at the first rule that is broken, but for those of blobs."""

@@ -120,6 +120,7 @@ SPARSEDELTA_NAMES = {
     "read_rows",
     "revert",
     "validate",
+    "write_delta",
 }
 
 GALLOP_NAMES = {"GallopConfig", "Mask", "SelectionReport", "SparseAdamW", "export", "select"}

@@ -1,0 +1,263 @@
+"""``write_delta``: a delta from changes that are already known, such as entries of one's own.
+
+Where the parts come from is the caller's affair: an optimizer that knows what it moved, an import
+of float deltas, a merge. Digests of both ends are taken from the base and from what the parts make
+of it, so that the file promises exactly what applying it does.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from sparsedelta.changes import Changes
+from sparsedelta.checkpoint import CheckpointReader, open_checkpoint, segments
+from sparsedelta.delta import (
+    ADD,
+    DIFFERENCE,
+    DROP,
+    NEW,
+    RESIZE,
+    SPARSE_OPS,
+    Part,
+    TensorDelta,
+    bare_content,
+)
+from sparsedelta.digests import Digest, segment_digest, tensor_digest
+from sparsedelta.encode import EncodedPart, encode_part, encode_words
+from sparsedelta.errors import FormatError, StructureError
+from sparsedelta.files import check_output
+from sparsedelta.limits import SEGMENT_WORDS
+from sparsedelta.manifest import Manifest
+from sparsedelta.parallel import OrderedMap
+from sparsedelta.record_rules import check_sequence, count_problem
+from sparsedelta.records import BarePart, PartRecord, TensorRecord
+from sparsedelta.slices import apply_parts
+from sparsedelta.words import TensorSpec, Words, as_words
+from sparsedelta.writer import DeltaWriter, EncodedTensor
+
+
+def write_delta(
+    base: str | Path | CheckpointReader,
+    tensors: Iterable[TensorDelta],
+    out: str | Path,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    lean: bool = False,
+    max_shard_size: int | None = None,
+    threads: int | None = None,
+    force: bool = False,
+) -> Manifest:
+    """Write the delta that makes the given changes to ``base``.
+
+    Args:
+        base: The checkpoint that the changes are made to.
+        tensors: What changes, in any order; one record per tensor, each in one of the sequences of
+            parts of spec section 5. A tensor of the base without a record stays.
+        out: The delta file.
+        metadata: Provenance, string to string.
+        lean: Leave out the digests of the tensors that stay.
+        max_shard_size: Write a set of part files of about this many bytes; None for one file.
+        threads: Worker threads; None for the cores of this process.
+        force: Replace an existing output.
+
+    Returns:
+        The manifest that was written.
+
+    Raises:
+        StructureError: Changes that no delta can hold, or that do not fit the base.
+        NotFiniteError: An ``add`` meets or gives a number that is not finite (SD505).
+        CheckpointError: The base cannot be read.
+        OutputError: The output exists, or cannot be written.
+    """
+    out = Path(out)
+    records = sorted(tensors, key=lambda tensor: tensor.name)
+    with ExitStack() as stack:
+        checkpoint = open_checkpoint(base)
+        if checkpoint is not base:
+            stack.callback(checkpoint.close)
+        check_output(out, force=force, inputs=checkpoint.paths)
+        pool = stack.enter_context(OrderedMap(threads))
+        writer = stack.enter_context(
+            DeltaWriter(
+                out, metadata=metadata, lean=lean, max_shard_size=max_shard_size, force=force
+            )
+        )
+        ends = _Ends(checkpoint, records)
+        for tensor in records:
+            writer.add(_encoded(ends, tensor, pool))
+        for name in sorted(checkpoint.specs.keys() - ends.touched):
+            spec = checkpoint.specs[name]
+            writer.add_untouched(name, tensor_digest(spec, _digests(checkpoint, spec)))
+        return writer.finish()
+
+
+class _Ends:
+    """The base, and the target as the records make it of the base."""
+
+    def __init__(self, base: CheckpointReader, records: list[TensorDelta]) -> None:
+        self.base = base
+        self.made = {r.target.name: r for r in records if r.target is not None}
+        self.touched = {r.base.name for r in records if r.base is not None}
+        names = [record.name for record in records]
+        bases = [(record.base or record.spec).name for record in records]
+        for listed in (names, bases):
+            twice = [name for name, count in Counter(listed).items() if count > 1]
+            if twice:
+                raise StructureError(f"two changes concern the tensor {twice[0]!r}")
+        stay = base.specs.keys() - self.touched
+        for name in (*names, *bases):
+            if name in stay:
+                raise StructureError(f"{name!r} would be made, but the base has a tensor of it")
+        for record in records:
+            if record.base is not None and base.specs.get(record.base.name) != record.base:
+                raise StructureError(
+                    f"tensor {record.base.name!r} is {base.specs.get(record.base.name)} in "
+                    f"{base.location}, the change is of {record.base}"
+                )
+
+    def base_words(self, spec: TensorSpec, start: int, stop: int) -> Words:
+        """Words of a base tensor."""
+        found = self.base.specs.get(spec.name)
+        if found != spec:
+            raise StructureError(f"{self.base.location}: {spec.name!r} is {found}, not {spec}")
+        return as_words(self.base.read(spec.name, start, stop), spec.word_bytes)
+
+    def target_words(self, spec: TensorSpec, start: int, stop: int) -> Words:
+        """Words of a target tensor."""
+        record = self.made.get(spec.name)
+        if record is None:
+            return self.base_words(spec, start, stop)
+        return _made_words(self, record, start, stop)
+
+
+def _split(tensor: TensorDelta) -> int:
+    ops = [part.op for part in tensor.parts]
+    return ops.index(DROP) + 1 if DROP in ops else 0
+
+
+def _made_words(ends: _Ends, tensor: TensorDelta, start: int, stop: int) -> Words:
+    """Words ``[start, stop)`` of the target tensor of a record."""
+    target = tensor.target
+    assert target is not None  # noqa: S101 (the caller has looked)
+    parts = tensor.parts[_split(tensor) :]
+    first = parts[0] if parts else None
+    source, carried = tensor.base, None
+    if first is not None and first.op == NEW:
+        carried = first.words
+        source = None
+        if first.reference is not None:
+            source = TensorSpec(first.reference, target.dtype, target.shape)
+    elif first is not None and first.op == RESIZE:
+        carried = first.words
+    given = 0 if source is None else min(source.words, target.words)
+    pieces = [np.empty(0, target.word_dtype)]
+    if source is not None and start < given:
+        pieces.append(ends.base_words(source, start, min(stop, given)))
+    if stop > given and carried is not None:
+        pieces.append(carried[max(0, start - given) : stop - given])
+    words = np.concatenate(pieces)
+    entries = [_within(part, start, stop) for part in parts if part.indices is not None]
+    apply_parts(target, words, start, entries)
+    return words
+
+
+def _within(part: Part, start: int, stop: int) -> Part:
+    assert part.indices is not None and part.words is not None  # noqa: S101, PT018 (sparse)
+    first, last = np.searchsorted(part.indices, [start, stop])
+    return replace(part, indices=part.indices[first:last], words=part.words[first:last])
+
+
+def _digests(checkpoint: CheckpointReader, spec: TensorSpec) -> Iterator[Digest]:
+    return (segment_digest(checkpoint.read(spec.name, *run).data) for run in segments(spec))
+
+
+def _encoded(ends: _Ends, tensor: TensorDelta, pool: OrderedMap) -> EncodedTensor:
+    parts = tuple(_encoded_part(ends, tensor, number, pool) for number in range(len(tensor.parts)))
+    _check(tensor, TensorRecord(tensor.base, tensor.target, tuple(p.record for p in parts)))
+    base, target = tensor.base, tensor.target
+    made: list[Digest] = []
+    if target is not None:
+        for start in range(0, target.words, SEGMENT_WORDS):
+            words = _made_words(ends, tensor, start, min(start + SEGMENT_WORDS, target.words))
+            made.append(segment_digest(words.view(np.uint8).data))
+    old = () if base is None else tuple(_digests(ends.base, base))
+    return EncodedTensor(base, target, parts, old, tuple(made))
+
+
+def _check(tensor: TensorDelta, record: TensorRecord) -> None:
+    try:
+        check_sequence(record.to_json(), tensor.base, tensor.target)
+    except FormatError as error:
+        raise StructureError(f"no delta can hold this: {error.message}") from None
+    problem = count_problem(record)
+    if problem:
+        raise StructureError(f"tensor {tensor.name!r}: {problem}")
+    for number, part in enumerate(tensor.parts):
+        if part.indices is None or part.words is None:
+            continue
+        ascend = bool(np.all(part.indices[1:] > part.indices[:-1]))
+        inside = part.indices[0] >= 0 and part.indices[-1] < record.domain(number)
+        if not ascend or not inside:
+            raise StructureError(
+                f"tensor {tensor.name!r}, {part.op}: indices must ascend strictly from 0 on and lie "
+                f"below {record.domain(number)}"
+            )
+        if part.op == DIFFERENCE and not part.words.all():
+            raise StructureError(f"tensor {tensor.name!r}: a difference of 0 is no entry")
+
+
+def _encoded_part(ends: _Ends, tensor: TensorDelta, number: int, pool: OrderedMap) -> EncodedPart:
+    part = tensor.parts[number]
+    is_away = number < _split(tensor)
+    spec = tensor.base if is_away else tensor.target
+    if spec is None:
+        raise StructureError(f"tensor {tensor.name!r}: {part.op} of a tensor that is not there")
+    if part.words is None:
+        return EncodedPart(
+            BarePart(part.op, part.reference),
+            b"".join(_referred(ends, part, spec)),
+            [],
+            bare_content(part.op, part.reference),
+        )
+    if part.op not in SPARSE_OPS:
+        carried = part.words
+        return encode_words(
+            carried.size,
+            carried.itemsize,
+            part.op,
+            lambda start, stop: carried[start:stop],
+            pool=pool,
+            name=tensor.name,
+        )
+    assert part.indices is not None  # noqa: S101 (sparse)
+    domain = spec
+    if tensor.base is not None and tensor.target is not None and not _split(tensor):
+        domain = min(tensor.base, tensor.target, key=lambda end: end.words)
+    dtype = part.dtype if part.op == ADD and part.dtype is not None else domain.dtype
+    changes = Changes.from_entries(
+        TensorSpec(tensor.name, dtype, domain.shape), part.indices, part.words
+    )
+    encoded = encode_part(changes, part.op, pool=pool)
+    record = encoded.record
+    if part.op != ADD or not isinstance(record, PartRecord):
+        return encoded
+    return replace(
+        encoded,
+        record=replace(record, dtype=part.dtype, scale=part.scale),
+        content=replace(encoded.content, dtype=part.dtype, scale=part.scale),
+    )
+
+
+def _referred(ends: _Ends, part: Part, spec: TensorSpec) -> Iterator[Digest]:
+    if part.reference is None:
+        return
+    other = TensorSpec(part.reference, spec.dtype, spec.shape)
+    read = ends.base_words if part.op == NEW else ends.target_words
+    for start, stop in segments(other):
+        yield segment_digest(read(other, start, stop).view(np.uint8).data)
