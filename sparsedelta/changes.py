@@ -13,6 +13,9 @@ from sparsedelta.words import Bytes, Indices, TensorSpec, Words
 
 _ONES: Final = np.array([byte.bit_count() for byte in range(256)], np.uint8)
 
+_MOST_BYTES_ARE_0: Final = 4
+"""One byte in so many is not 0, or fewer."""
+
 
 class Changes:
     """Entries of one tensor as a bit per word and a value per entry.
@@ -102,7 +105,7 @@ class Changes:
         start = block << block_log2
         words = min(1 << block_log2, self.spec.words - start)
         bits = self._bits[start // 8 : -(-(start + words) // 8)]
-        indices = np.flatnonzero(np.unpackbits(bits, bitorder="little").view(np.bool_))
+        indices = _ones(bits)
         return words, indices, self._slice(position, position + indices.size)
 
     def blocks(self, block_log2: int) -> Iterator[tuple[int, Indices, Words]]:
@@ -112,3 +115,13 @@ class Changes:
             words, indices, values = self.block(block_log2, block, position)
             yield words, indices, values
             position += indices.size
+
+
+def _ones(bits: Bytes) -> Indices:
+    """Positions of the 1 bits, least significant first in each byte."""
+    used = np.flatnonzero(bits)
+    if used.size * _MOST_BYTES_ARE_0 > bits.size:
+        return np.flatnonzero(np.unpackbits(bits, bitorder="little").view(np.bool_))
+    ones = np.flatnonzero(np.unpackbits(bits[used], bitorder="little").view(np.bool_))
+    indices: Indices = used[ones >> 3] * 8 + (ones & 7)
+    return indices
