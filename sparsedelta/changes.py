@@ -13,9 +13,6 @@ from sparsedelta.words import Bytes, Indices, TensorSpec, Words
 
 _ONES: Final = np.array([byte.bit_count() for byte in range(256)], np.uint8)
 
-_MOST_BYTES_ARE_0: Final = 4
-"""One byte in so many is not 0, or fewer."""
-
 
 class Changes:
     """Entries of one tensor as a bit per word and a value per entry.
@@ -119,9 +116,11 @@ class Changes:
 
 def _ones(bits: Bytes) -> Indices:
     """Positions of the 1 bits, least significant first in each byte."""
-    used = np.flatnonzero(bits)
-    if used.size * _MOST_BYTES_ARE_0 > bits.size:
+    groups = np.concatenate([bits, np.zeros(-bits.size % 8, np.uint8)]) if bits.size % 8 else bits
+    used = np.flatnonzero(groups.view(np.uint64))
+    if 2 * used.size > groups.size // 8:  # nothing is gained by leaving out groups of zeros
         return np.flatnonzero(np.unpackbits(bits, bitorder="little").view(np.bool_))
-    ones = np.flatnonzero(np.unpackbits(bits[used], bitorder="little").view(np.bool_))
-    indices: Indices = used[ones >> 3] * 8 + (ones & 7)
+    chosen = np.ascontiguousarray(groups.reshape(-1, 8)[used])
+    ones = np.flatnonzero(np.unpackbits(chosen.reshape(-1), bitorder="little").view(np.bool_))
+    indices: Indices = used[ones >> 6] * 64 + (ones & 63)
     return indices
