@@ -102,7 +102,7 @@ class Changes:
         start = block << block_log2
         words = min(1 << block_log2, self.spec.words - start)
         bits = self._bits[start // 8 : -(-(start + words) // 8)]
-        indices = np.flatnonzero(np.unpackbits(bits, bitorder="little").view(np.bool_))
+        indices = _ones(bits)
         return words, indices, self._slice(position, position + indices.size)
 
     def blocks(self, block_log2: int) -> Iterator[tuple[int, Indices, Words]]:
@@ -112,3 +112,15 @@ class Changes:
             words, indices, values = self.block(block_log2, block, position)
             yield words, indices, values
             position += indices.size
+
+
+def _ones(bits: Bytes) -> Indices:
+    """Positions of the 1 bits, least significant first in each byte."""
+    groups = np.concatenate([bits, np.zeros(-bits.size % 8, np.uint8)]) if bits.size % 8 else bits
+    used = np.flatnonzero(groups.view(np.uint64))
+    if 2 * used.size > groups.size // 8:  # nothing is gained by leaving out groups of zeros
+        return np.flatnonzero(np.unpackbits(bits, bitorder="little").view(np.bool_))
+    chosen = np.ascontiguousarray(groups.reshape(-1, 8)[used])
+    ones = np.flatnonzero(np.unpackbits(chosen.reshape(-1), bitorder="little").view(np.bool_))
+    indices: Indices = used[ones >> 6] * 64 + (ones & 63)
+    return indices

@@ -106,29 +106,35 @@ class Sample:
         return cls(numbers, [1] * len(numbers), 1)
 
     @classmethod
-    def draw(cls, counts: NDArray[np.int64]) -> Sample:
+    def draw(cls, counts: NDArray[np.int64], *, times: int = 1) -> Sample:
         """All blocks with entries, or of many some, by a fixed rule.
 
         The chance of a block is half by its entries and half the same for all, so that neither a
         crowded corner nor a thin rest is missed. Sums over the sample, weighted by one over the
         chance, are expected to be those over all blocks.
+
+        Args:
+            counts: int64 ``[blocks]``, entries of each block.
+            times: How many times as many blocks as usual to draw.
         """
         filled = np.flatnonzero(counts)
-        if filled.size <= EXACT_BLOCKS:
+        draws = times * (_SAMPLE_BLOCKS + filled.size // _SAMPLE_SHARE)
+        if filled.size <= max(draws, EXACT_BLOCKS):
             return cls.whole(counts)
         held = counts[filled]
         chances = held + int(held.sum()) // filled.size
         edges = np.cumsum(chances)
-        total, draws = int(edges[-1]), _SAMPLE_BLOCKS + filled.size // _SAMPLE_SHARE
+        total = int(edges[-1])
         # One point in each of as many equal stretches, at places that match no period of a tensor.
         points = [
             total * (draw * _SCALE + draw * _GOLDEN % _SCALE) // (draws * _SCALE)
             for draw in range(draws)
         ]
-        drawn, times = np.unique(np.searchsorted(edges, points, side="right"), return_counts=True)
+        hits = np.searchsorted(edges, points, side="right")
+        drawn, often = np.unique(hits, return_counts=True)
         weights = [
             n * total * _SCALE // (draws * chance)
-            for chance, n in zip(chances[drawn].tolist(), times.tolist(), strict=True)
+            for chance, n in zip(chances[drawn].tolist(), often.tolist(), strict=True)
         ]
         return cls(filled[drawn].tolist(), weights, _SCALE)
 

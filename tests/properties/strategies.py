@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from hypothesis import strategies as st
 
-from sparsedelta.words import DTYPE_BITS, Indices, TensorSpec, Words, word_dtype
+from sparsedelta.words import DTYPE_BITS, Bytes, Indices, TensorSpec, Words, word_dtype
 
 WORD_BYTES: Final = (1, 2, 4, 8)
 VALUE_KINDS: Final = ("any", "steps", "small", "constant", "extreme")
@@ -54,6 +54,16 @@ def entries(draw: st.DrawFn, *, max_words: int = 3000) -> tuple[int, int, Indice
         indices = np.arange(start, min(words, start + int(density * words) + 1))
     kind = draw(st.sampled_from(VALUE_KINDS))
     return width, words, indices, random_values(rng, indices.size, width, kind)
+
+
+@st.composite
+def some_bytes(draw: st.DrawFn, low: int, high: int, step: int) -> Bytes:
+    """Bytes of a length from ``low`` to ``high`` that is a multiple of ``step``: any, or few."""
+    length = draw(st.integers(-(-low // step), high // step)) * step
+    rng = np.random.default_rng(draw(seeds))
+    top = draw(st.sampled_from([1, 2, 4, 32, 256]))
+    noise = rng.integers(0, top, length).astype(np.uint8)
+    return 255 - noise if draw(st.booleans()) and top < 32 else noise
 
 
 @st.composite

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import WORD_BYTES, entries
+from strategies import WORD_BYTES, entries, some_bytes
 
 from sparsedelta.codecs import (
+    DENSE_OPS,
+    ENTRY_OPS,
     INDEX_CODECS,
-    Bitmask,
+    VALUE_CODECS,
     Block,
     Dense,
     Encoding,
@@ -18,47 +22,76 @@ from sparsedelta.codecs import (
     IndexCodec,
     Packed,
     Planes,
+    Range,
+    StreamError,
     ValueCodec,
     Zigzag,
 )
 from sparsedelta.codecs.frames import decode_frame, encode_frame
 from sparsedelta.codecs.packed import WIDTHS
-from sparsedelta.words import Indices, Words
+from sparsedelta.words import Bytes, Indices, Words
 
-INDEX: tuple[IndexCodec, ...] = (Gap8(), Bitmask(), Dense())
-VALUES: tuple[ValueCodec, ...] = (*(Packed(width) for width in WIDTHS), Zigzag(), Planes())
+INDEX: tuple[IndexCodec, ...] = tuple(codec() for codec in INDEX_CODECS.values())
+VALUES: tuple[ValueCodec, ...] = (
+    *(Packed(width) for width in WIDTHS),
+    *(codec() for name, codec in VALUE_CODECS.items() if name != "packed"),
+)
+ALLOWED: dict[str, dict[str, tuple[str, ...]]] = {
+    "difference": {
+        **dict.fromkeys(
+            ("gap8", "gap8-split", "bitmask", "raw"), ("packed", "zigzag", "planes", "raw")
+        ),
+        **dict.fromkeys(("range", "dense"), ("zigzag", "planes", "raw")),
+    },
+    **{op: dict.fromkeys(INDEX_CODECS, ("planes", "raw")) for op in ("replace", "add")},
+    **{op: {"dense": ("planes", "raw")} for op in ("new", "drop", "resize")},
+}
+"""The table of section 6, written out."""
+
+ENCODINGS = [
+    Encoding(op, index, value)
+    for op, index, value in itertools.product(ALLOWED, INDEX, VALUES)
+    if value.id in ALLOWED[op].get(index.id, ())
+]
+Case = tuple[int, int, Indices, Words]
 
 
-def encodings() -> list[Encoding]:
-    """Every combination that the specification allows."""
-    allowed = []
-    for op in ("difference", "replace"):
-        for index in INDEX:
-            for value in VALUES:
-                try:
-                    allowed.append(Encoding(op, index, value))
-                except ValueError:
-                    continue
-    return allowed
+def named(encoding: Encoding) -> str:
+    """A name for a test."""
+    return f"{encoding.op}-{encoding.describe()}"
 
 
-ENCODINGS = encodings()
-
-
-def test_every_registered_codec_is_tried() -> None:
-    assert {encoding.index.id for encoding in ENCODINGS} == set(INDEX_CODECS)
-    assert len(ENCODINGS) == 2 * 7 + 2 + 3
-
-
-@pytest.mark.parametrize("encoding", ENCODINGS, ids=lambda e: f"{e.op}-{e.describe()}")
-@given(case=entries())
-@settings(max_examples=60)
-def test_decode_undoes_encode(encoding: Encoding, case: tuple[int, int, Indices, Words]) -> None:
-    """Section 6: the entries of a block survive, within the lengths that the page allows."""
+def fitting(encoding: Encoding, case: Case) -> Case:
+    """The case, or what an op without padding can hold of it."""
     width, words, indices, values = case
-    if encoding.op == "replace" and isinstance(encoding.index, Dense):
-        indices = np.arange(words) if indices.size else indices
+    if encoding.op != "difference":
+        if indices.size:
+            if isinstance(encoding.index, Dense) or encoding.op in DENSE_OPS:
+                indices = np.arange(words)
+            elif isinstance(encoding.index, Range):
+                indices = np.arange(indices[0], indices[0] + min(indices.size, words - indices[0]))
         values = np.resize(values, indices.size)
+        values[::3] = 0  # a value of 0 is an entry there
+    return width, words, indices, values
+
+
+def test_the_table_of_allowed_combinations() -> None:
+    assert tuple(ALLOWED) == ENTRY_OPS + DENSE_OPS
+    for op, index, value in itertools.product((*ALLOWED, "rename"), INDEX, VALUES):
+        if value.id in ALLOWED.get(op, {}).get(index.id, ()):
+            assert Encoding(op, index, value).op == op
+        else:
+            with pytest.raises(ValueError, match=r"allows|cannot hold|unknown op"):
+                Encoding(op, index, value)
+    assert len(ENCODINGS) == 4 * 8 + 2 * 3 + 2 * 6 * 2 + 3 * 2
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS, ids=named)
+@given(case=entries())
+@settings(max_examples=40)
+def test_decode_undoes_encode(encoding: Encoding, case: Case) -> None:
+    """Section 6: the entries of a block survive, within the lengths that the page allows."""
+    width, words, indices, values = fitting(encoding, case)
     block = Block(words, width)
     streams = encoding.encode(indices, values, block)
     bounds = encoding.bounds(np.array([indices.size]), np.array([words]), width)
@@ -66,34 +99,107 @@ def test_decode_undoes_encode(encoding: Encoding, case: tuple[int, int, Indices,
     for stream, (low, high, step) in zip(streams, bounds, strict=True):
         assert low[0] <= stream.size <= high[0]
         assert stream.size % step == 0
-    stored = [decode_frame(encode_frame(stream), stream.size) for stream in streams]
-    found_indices, found_values = encoding.decode(stored, indices.size, block)
+    stored = encoding.stored(width)
+    frames = [encode_frame(s, stored=kept) for s, kept in zip(streams, stored, strict=True)]
+    assert not list(faults(encoding, indices.size, block, frames, streams))
+    read = [decode_frame(f, s.size) for f, s in zip(frames, streams, strict=True)]
+    found_indices, found_values = encoding.decode(read, indices.size, block)
+    assert found_indices.dtype == np.int64
     assert np.array_equal(found_indices, indices)
     assert found_values.dtype == values.dtype
     assert np.array_equal(found_values, values)
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS, ids=lambda e: f"{e.op}-{e.describe()}")
+def faults(
+    encoding: Encoding, count: int, block: Block, frames: list[bytes], streams: list[Bytes]
+) -> list[str]:
+    """Faults in the lengths of one block."""
+    encoded = np.array([[len(frame) for frame in frames]])
+    decoded = np.array([[stream.size for stream in streams]])
+    told = np.array([count]), np.array([block.words])
+    return list(encoding.length_faults(*told, encoded, decoded, block.word_bytes))
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS, ids=named)
 @given(case=entries(max_words=600))
-@settings(max_examples=40)
-def test_streams_are_canonical(encoding: Encoding, case: tuple[int, int, Indices, Words]) -> None:
+@settings(max_examples=25)
+def test_streams_are_canonical(encoding: Encoding, case: Case) -> None:
     """Section 6: what decodes to these entries is what encoding them gives."""
-    width, words, indices, values = case
-    if encoding.op == "replace" and isinstance(encoding.index, Dense):
-        indices = np.arange(words) if indices.size else indices
-        values = np.resize(values, indices.size)
+    width, words, indices, values = fitting(encoding, case)
     block = Block(words, width)
     streams = encoding.encode(indices, values, block)
     again = encoding.encode(*encoding.decode(streams, indices.size, block), block)
     assert [s.tobytes() for s in again] == [s.tobytes() for s in streams]
 
 
+RULES = {
+    "gap8": "SD403",
+    "gap8-split": "SD411",
+    "bitmask": "SD404",
+    "range": "SD412",
+    "dense": "SD405",
+    "raw": "SD413",
+}
+VALUE_RULES = {"packed": "SD406", "zigzag": "SD407", "planes": None, "raw": None}
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS, ids=named)
+@given(data=st.data())
+@settings(max_examples=60)
+def test_any_streams_decode_or_break_a_rule(encoding: Encoding, data: st.DataObject) -> None:
+    """Section 9: streams of allowed lengths give ascending indices of the block, or a rule.
+
+    Streams are noise, or those of entries with some bytes changed: noise alone breaks the first
+    rule nearly always.
+    """
+    width, words, indices, values = fitting(encoding, data.draw(entries(max_words=300)))
+    block = Block(words, width)
+    count = max(1, indices.size)
+    if encoding.op in DENSE_OPS:
+        count = words
+    told = np.array([count]), np.array([words])
+    bounds = encoding.bounds(*told, width)
+    if indices.size and data.draw(st.booleans()):
+        streams = [stream.copy() for stream in encoding.encode(indices, values, block)]
+        for stream in streams:
+            if stream.size and data.draw(st.booleans()):
+                place = data.draw(st.integers(0, stream.size - 1))
+                stream[place] = data.draw(st.integers(0, 255))
+    else:
+        streams = [
+            data.draw(some_bytes(int(low[0]), int(high[0]), step)) for low, high, step in bounds
+        ]
+    if faults(encoding, count, block, [bytes(s.size) for s in streams], streams):
+        assert isinstance(encoding.index, Range)  # the only one whose streams depend on each other
+    rules = {RULES[encoding.index.id], VALUE_RULES[encoding.value.id]}
+    if encoding.op == "difference":
+        rules |= {"SD405"} if isinstance(encoding.index, (Dense, Range)) else {"SD408"}
+    broken = None
+    try:
+        found, found_values = encoding.decode(streams, count, block)
+    except StreamError as error:
+        broken = error.rule
+    if broken is not None:
+        assert broken in rules
+        return
+    assert found.size == found_values.size == count
+    assert found.dtype == np.int64
+    assert found[0] >= 0
+    assert found[-1] < words
+    assert (np.diff(found) > 0).all()
+    assert found_values.dtype.itemsize == width
+    if encoding.op == "difference":
+        assert found_values.all()
+
+
 @given(data=st.binary(max_size=4000))
 def test_frames_undo_themselves(data: bytes) -> None:
     """Section 3.1: stored or compressed, never longer than the stream."""
-    frame = encode_frame(np.frombuffer(data, np.uint8))
+    stream = np.frombuffer(data, np.uint8)
+    frame = encode_frame(stream)
     assert len(frame) <= len(data)
     assert decode_frame(frame, len(data)).tobytes() == data
+    assert encode_frame(stream, stored=True) == data
 
 
 @pytest.mark.parametrize("gap", [0, 1, 253, 254, 255, 256, 509, 510, 511, 1019, 1020])
