@@ -17,7 +17,7 @@ help:
 	@echo "make demo   install, then fine-tune, diff, apply and revert on real weights"
 	@echo "make test   install, then check style and types, and run every test"
 	@echo "make fuzz   mutate delta files for a few minutes: two readers, one verdict"
-	@echo "make bench  make real checkpoint pairs and print the sizes of their deltas"
+	@echo "make bench  print the sizes of deltas: of real checkpoint pairs, and at every density"
 
 demo: $(VENV)/.demo $(WORK)/reviews.zip
 	$(BIN)/python examples/demo.py --work $(WORK)
@@ -37,6 +37,7 @@ fuzz: $(VENV)/.test
 
 bench: $(VENV)/.demo $(WORK)/reviews.zip
 	PYTHONPATH=examples $(BIN)/python benchmarks/size.py --work $(WORK)
+	$(BIN)/python benchmarks/density.py
 
 clean:
 	rm -rf $(VENV) $(WORK)

@@ -99,7 +99,7 @@ def uniform(words: int, density: float, seed: int) -> dict[str, Any]:
     target[indices] += values
     changes = Changes.from_entries(spec_of(words), indices, values)
     part = encoded(changes, explain=True)
-    chosen = part.record.encoding.describe()
+    chosen = part.coded.encoding.describe()
     size, seconds = file_bytes(base, target)
     least = limit(words, indices.size)
     bits = 8 / indices.size
@@ -207,7 +207,7 @@ def structured(name: str, log2: int, support: Callable[..., Marks], kind: str) -
 
 def figures(part: EncodedPart, nnz: int) -> dict[str, Any]:
     """What a part says of itself."""
-    chosen = part.record.encoding.describe()
+    chosen = part.coded.encoding.describe()
     return {
         "chosen": chosen,
         "part_bytes": part.sizes[chosen],

@@ -67,6 +67,13 @@ class EncodedPart:
     content: PartContent
     sizes: Mapping[str, int] = field(default_factory=dict)
 
+    @property
+    def coded(self) -> PartRecord:
+        """The record of a part that carries words."""
+        if not isinstance(self.record, PartRecord):
+            raise TypeError(f"a part of op {self.record.op!r} that carries nothing")
+        return self.record
+
 
 def choose_block_log2(words: int, nnz: int) -> int:
     """Base-2 logarithm of a block size: holds about BLOCK_ENTRIES entries, or the whole tensor."""

@@ -36,7 +36,7 @@ from sparsedelta.limits import SEGMENT_WORDS
 from sparsedelta.manifest import Manifest
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.record_rules import check_sequence, count_problem
-from sparsedelta.records import BarePart, PartRecord, TensorRecord
+from sparsedelta.records import BarePart, TensorRecord
 from sparsedelta.slices import apply_parts
 from sparsedelta.words import TensorSpec, Words, as_words
 from sparsedelta.writer import DeltaWriter, EncodedTensor
@@ -205,7 +205,7 @@ def _check(tensor: TensorDelta, record: TensorRecord) -> None:
         inside = part.indices[0] >= 0 and part.indices[-1] < record.domain(number)
         if not ascend or not inside:
             raise StructureError(
-                f"tensor {tensor.name!r}, {part.op}: indices must ascend strictly from 0 on and lie "
+                f"tensor {tensor.name!r}, {part.op}: indices must ascend strictly, from 0 on and "
                 f"below {record.domain(number)}"
             )
         if part.op == DIFFERENCE and not part.words.all():
@@ -244,12 +244,11 @@ def _encoded_part(ends: _Ends, tensor: TensorDelta, number: int, pool: OrderedMa
         TensorSpec(tensor.name, dtype, domain.shape), part.indices, part.words
     )
     encoded = encode_part(changes, part.op, pool=pool)
-    record = encoded.record
-    if part.op != ADD or not isinstance(record, PartRecord):
+    if part.op != ADD:
         return encoded
     return replace(
         encoded,
-        record=replace(record, dtype=part.dtype, scale=part.scale),
+        record=replace(encoded.coded, dtype=part.dtype, scale=part.scale),
         content=replace(encoded.content, dtype=part.dtype, scale=part.scale),
     )
 

@@ -122,3 +122,92 @@ def checkpoint_bytes(tensors: Tensors) -> bytes:
     text = json.dumps(header, ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + b"".join(data for _, data in tensors.values())
+
+
+FATES: Final = (
+    "stays",
+    "changes",
+    "is renamed",
+    "is renamed and trained",
+    "goes",
+    "grows",
+    "shrinks",
+    "changes its dtype",
+    "changes its shape",
+    "is copied",
+    "is copied and trained",
+)
+"""What may become of a tensor of the base; each may meet any other in one pair."""
+
+
+def _trained(draw: st.DrawFn, spec: TensorSpec, data: bytes) -> bytes:
+    """The bytes with some words changed."""
+    rng = np.random.default_rng(draw(seeds))
+    words = np.frombuffer(data, spec.word_dtype).copy()
+    marks = rng.random(words.size) < draw(densities)
+    kind = draw(st.sampled_from(VALUE_KINDS))
+    words[marks] += random_values(rng, int(marks.sum()), spec.word_bytes, kind)
+    return words.tobytes()
+
+
+def _content(draw: st.DrawFn, spec: TensorSpec) -> bytes:
+    # Constant tensors are what most often is equal to something else.
+    if draw(st.integers(0, 3)) == 0:
+        return bytes(spec.nbytes)
+    return np.random.default_rng(draw(seeds)).bytes(spec.nbytes)
+
+
+def _reshaped(draw: st.DrawFn, spec: TensorSpec, fate: str) -> TensorSpec | None:
+    """Another spec that a tensor of this one may have, or None if it cannot."""
+    dtype, shape = spec.dtype, spec.shape
+    if fate == "changes its dtype":
+        dtype = draw(st.sampled_from(sorted(DTYPE_BITS)))
+    elif not shape:
+        return None
+    elif fate == "changes its shape":
+        shape = draw(st.sampled_from([shape[::-1], (*shape, 1), (spec.words,), (1, *shape)]))
+    elif fate == "grows":
+        shape = (shape[0] + draw(st.integers(1, 5)), *shape[1:])
+    else:
+        shape = (draw(st.integers(0, shape[0])), *shape[1:])
+    try:
+        return TensorSpec(spec.name, dtype, shape)
+    except ValueError:  # a packed dtype that does not fill whole bytes
+        return None
+
+
+@st.composite
+def structured_pairs(draw: st.DrawFn, *, trained: bool = True) -> tuple[Tensors, Tensors]:
+    """Two checkpoints whose tensors come, go, move, are copied, grow, shrink and change.
+
+    Args:
+        draw: Given by Hypothesis.
+        trained: Whether tensors with another name may have changed words too.
+    """
+    names = iter(draw(st.lists(tensor_names, min_size=16, max_size=16, unique=True)))
+    base: Tensors = {}
+    target: Tensors = {}
+    for _ in range(draw(st.integers(0, 5))):
+        name = next(names)
+        spec = draw(specs(name))
+        data = _content(draw, spec)
+        base[name] = (spec, data)
+        fate = draw(st.sampled_from(FATES))
+        if fate == "goes":
+            continue
+        other = _reshaped(draw, spec, fate) if fate in FATES[5:9] else None
+        if other is not None:
+            kept = _trained(draw, spec, data)[: other.nbytes]
+            target[name] = (other, kept + bytes(other.nbytes - len(kept)))
+            continue
+        if "copied" in fate or "renamed" in fate:
+            new = next(names)
+            changed = _trained(draw, spec, data) if trained and "trained" in fate else data
+            target[new] = (TensorSpec(new, spec.dtype, spec.shape), changed)
+        if "renamed" not in fate:
+            target[name] = (spec, _trained(draw, spec, data) if fate == "changes" else data)
+    for _ in range(draw(st.integers(0, 2))):
+        spec = draw(specs(next(names)))
+        target[spec.name] = (spec, _content(draw, spec))
+    order = draw(st.permutations(sorted(target)))
+    return base, {name: target[name] for name in order}
