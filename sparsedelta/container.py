@@ -20,7 +20,7 @@ from sparsedelta.limits import MAX_JSON_INTEGER, MAX_MANIFEST_BYTES
 from sparsedelta.manifest import parse_manifest
 from sparsedelta.records import PartRecord, TensorRecord
 from sparsedelta.strict_json import parse_canonical
-from sparsedelta.table_rules import table_problems
+from sparsedelta.table_rules import block_problems
 from sparsedelta.tables import CHECKSUM_BYTES, PartTable, Tables, check_length, parse_tables
 from sparsedelta.words import Bytes, Indices, Words
 
@@ -104,15 +104,14 @@ class DeltaFile:
             check_length(self.manifest, end - start)
             return parse_tables(self._read_tensor(TABLES), self.manifest)
 
-    def table_problems(self) -> Iterator[FormatError]:
-        """Every broken rule of SD303 to SD308 that concerns this file alone.
+    def block_problems(self) -> Iterator[FormatError]:
+        """Every broken rule of SD303 to SD305.
 
         Raises:
             FormatError: SD301 or SD302.
         """
         start, end = self.header.ranges[DATA]
-        is_part = self.manifest.place is not None
-        for problem in table_problems(self.tables, self.manifest, end - start, is_part=is_part):
+        for problem in block_problems(self.tables, self.manifest, end - start):
             problem.locate(self.path)
             yield problem
 

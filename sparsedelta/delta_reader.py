@@ -22,7 +22,7 @@ from sparsedelta.manifest import Manifest
 from sparsedelta.records import PartRecord, TensorRecord
 from sparsedelta.sets import check_merged, open_parts
 from sparsedelta.slices import TensorSlice
-from sparsedelta.table_rules import fingerprint_problems, reference_problems
+from sparsedelta.table_rules import digest_problems
 from sparsedelta.tables import Tables, TensorTable, touched_leaves
 from sparsedelta.words import Indices, TensorSpec, Words
 
@@ -113,15 +113,10 @@ class DeltaReader:
     def table_problems(self) -> Iterator[FormatError]:
         """Every broken rule of SD303 to SD308; raises FormatError for SD301 and SD302."""
         for file in (self.root, *self.files) if self.is_set else self.files:
-            yield from file.table_problems()
-        if self.is_set:
-            tables = self._unchecked_tables
-            for problem in (
-                *fingerprint_problems(tables, self.manifest),
-                *reference_problems(tables, self.manifest, is_part=False),
-            ):
-                problem.locate(self.path)
-                yield problem
+            yield from file.block_problems()
+        for problem in digest_problems(self._unchecked_tables, self.manifest, is_part=self.is_part):
+            problem.locate(self.path)
+            yield problem
 
     def leaves(self, *, target: bool) -> dict[str, Digest]:
         """Tensor digests of an end by name; of a lean delta those of touched tensors only."""
@@ -153,7 +148,7 @@ class DeltaReader:
             return
         size = 1 << part.block_log2
         stop = record.domain(number) if stop is None else stop
-        for block in range(start // size, -(-stop // size)):
+        for block in range(start // size, -(-stop // size) if start < stop else 0):
             indices, words = self.read_block(record, number, block)
             yield indices + block * size, words
 
@@ -170,8 +165,12 @@ class DeltaReader:
         """
         record = self.records[name]
         self._check_memory([record], budget)
-        parts = tuple(self._read_part(record, number) for number in range(len(record.parts)))
+        tensor = self._read_record(record)
         self.check_disjoint(record)
+        return tensor
+
+    def _read_record(self, record: TensorRecord) -> TensorDelta:
+        parts = tuple(self._read_part(record, number) for number in range(len(record.parts)))
         return TensorDelta(record.base, record.target, parts)
 
     def _read_part(self, record: TensorRecord, number: int) -> Part:
@@ -210,14 +209,23 @@ class DeltaReader:
         """
         self.check_budget()  # reads the tables, and so checks them even if nothing is touched
         self._check_memory(self.manifest.tensors, budget)
-        delta = Delta(
+        tensors: dict[str, TensorDelta] = {}
+        contents: dict[str, bytes] = {}
+        for file in self.files:
+            records = file.manifest.tensors
+            own = {record.name: self._read_record(record) for record in records}
+            for record in records:
+                self.check_disjoint(record)
+            contents |= Delta(self.manifest.base, self.manifest.target, own, {}).contents
+            self.check_content(file, contents)
+            tensors |= own
+        self.check_content(self.root, contents)
+        return Delta(
             base=self.manifest.base,
             target=self.manifest.target,
-            tensors={name: self.read_tensor(name, budget=budget) for name in self.records},
+            tensors={name: tensors[name] for name in self.records},
             metadata=self.manifest.metadata,
         )
-        self.check_contents(delta.contents)
-        return delta
 
     def rows(self, name: str, start: int, stop: int) -> TensorSlice:
         """What leads to rows of the target tensor: only the blocks that meet them are decoded.
@@ -314,27 +322,26 @@ class DeltaReader:
             ]
             check_disjoint(self.path, record.name, found)
 
-    def check_contents(self, contents: Mapping[str, bytes]) -> None:
-        """Rule SD410: content digests follow from the entries.
+    def check_content(self, file: DeltaFile, contents: Mapping[str, bytes]) -> None:
+        """Rule SD410: the content digest of a file follows from the entries.
 
         Args:
-            contents: What :func:`~sparsedelta.delta.tensor_content` gave, of all records by name.
+            file: The root, which speaks for all records, or a file that holds records.
+            contents: What :func:`~sparsedelta.delta.tensor_content` gave, by name of the record.
 
         Raises:
-            FormatError: One is another; names the file.
+            FormatError: It is another.
         """
-        manifest = self.manifest
-        for file in (*self.files, self.root) if self.is_set else self.files:
-            names = contents if file is self.root else [r.name for r in file.manifest.tensors]
-            own = {name: contents[name] for name in names}
-            found = content_digest(manifest.base, manifest.target, own)
-            if found != file.manifest.content:
-                raise FormatError(
-                    "SD410",
-                    f"{file.path}: the content digest is {file.manifest.content}, {found} follows "
-                    "from the entries",
-                    hint=DAMAGED,
-                )
+        records = self.manifest.tensors if file is self.root else file.manifest.tensors
+        own = {record.name: contents[record.name] for record in records}
+        found = content_digest(self.manifest.base, self.manifest.target, own)
+        if found != file.manifest.content:
+            raise FormatError(
+                "SD410",
+                f"{file.path}: the content digest is {file.manifest.content}, {found} follows "
+                "from the entries",
+                hint=DAMAGED,
+            )
 
     def check_budget(self, budget: int = WORK_BUDGET_BYTES) -> None:
         """Refuse to decode more than ``budget`` bytes without a base at hand (SD504).

@@ -28,6 +28,8 @@ def parse_ends(document: Json) -> tuple[TensorSpec | None, TensorSpec | None]:
         FormatError: SD208.
     """
     names = {"base": document["from"] or document["name"], "target": document["name"]}
+    if document["from"] is None and document["base"] == document["target"]:
+        names.pop("base")  # most tensors only change: one check for both ends
     ends = {}
     for end, name in names.items():
         found = document[end]
@@ -35,7 +37,7 @@ def parse_ends(document: Json) -> tuple[TensorSpec | None, TensorSpec | None]:
             ends[end] = found and TensorSpec(name, found["dtype"], tuple(found["shape"]))
         except ValueError as error:
             raise FormatError("SD208", f"tensor {name!r}, {end}: {error}") from None
-    return ends["base"], ends["target"]
+    return ends.get("base", ends["target"]), ends["target"]
 
 
 def check_sequence(document: Json, base: TensorSpec | None, target: TensorSpec | None) -> None:

@@ -82,6 +82,8 @@ def parse_layout(prefix: bytes, where: str, *, size: int | None = None) -> FileL
         or len(prefix) != _LENGTH_BYTES + struct.unpack_from("<Q", prefix)[0]
     ):
         raise CheckpointError(f"{where}: a header whose length is not what it says")
+    if not prefix.startswith(b"{", _LENGTH_BYTES):  # no reader takes white space here
+        raise CheckpointError(f"{where}: the header is no strict JSON: it must begin with {{")
     try:
         document = parse(prefix[_LENGTH_BYTES:].rstrip(b" "))
     except ValueError as error:

@@ -14,43 +14,46 @@ from sparsedelta.records import PartRecord, TensorRecord
 from sparsedelta.tables import PartTable, Tables, TensorTable, block_words, touched_leaves
 
 
-def table_problems(
-    tables: Tables, manifest: Manifest, data_length: int, *, is_part: bool
-) -> Iterator[FormatError]:
-    """Broken rules of SD303 to SD308, in their order, at most one of a kind per part.
+def block_problems(tables: Tables, manifest: Manifest, data_length: int) -> Iterator[FormatError]:
+    """Broken rules of SD303 to SD305 of one file, in their order, at most one of a kind per part.
 
     Args:
-        tables: The tables.
-        manifest: The manifest.
-        data_length: Length of ``sd.data``.
-        is_part: Whether the file belongs to a set: SD306 and SD308 concern the whole set.
+        tables: Its tables.
+        manifest: Its manifest.
+        data_length: Length of its ``sd.data``.
     """
-    yield from _block_problems(tables, manifest)
-    total = sum(record.nbytes for record in manifest.tensors)
-    total += sum(blob.nbytes for blob in manifest.attachments.blobs)
-    if total != data_length:
-        yield FormatError(
-            "SD305", f"sd.data has {data_length} bytes, parts and blobs add up to {total}"
-        )
-    if not is_part:
-        yield from fingerprint_problems(tables, manifest)
-    for record in manifest.tensors:
-        problem = _end_problem(record, tables.tensors[record.name])
-        if problem:
-            yield FormatError("SD307", f"tensor {record.name!r}: {problem}")
-    yield from reference_problems(tables, manifest, is_part=is_part)
-
-
-def _block_problems(tables: Tables, manifest: Manifest) -> Iterator[FormatError]:
     for check in (_count_problems, _length_problems, _sum_problems):
         for record in manifest.tensors:
             table = tables.tensors[record.name]
             for number, part in record.coded:
                 for rule, message in check(record, number, part, table.blocks(number)):
                     yield FormatError(rule, f"tensor {record.name!r}, {part.op}: {message}")
+    total = sum(record.nbytes for record in manifest.tensors)
+    total += sum(blob.nbytes for blob in manifest.attachments.blobs)
+    if total != data_length:
+        yield FormatError(
+            "SD305", f"sd.data has {data_length} bytes, parts and blobs add up to {total}"
+        )
 
 
-def fingerprint_problems(tables: Tables, manifest: Manifest) -> Iterator[FormatError]:
+def digest_problems(tables: Tables, manifest: Manifest, *, is_part: bool) -> Iterator[FormatError]:
+    """Broken rules of SD306 to SD308 of a delta, in their order.
+
+    Args:
+        tables: The tables of all its files.
+        manifest: Its manifest, with the records of all its files.
+        is_part: Whether it is one part file of a set by itself, which does not know the others.
+    """
+    if not is_part:
+        yield from _fingerprint_problems(tables, manifest)
+    for record in manifest.tensors:
+        problem = _end_problem(record, tables.tensors[record.name])
+        if problem:
+            yield FormatError("SD307", f"tensor {record.name!r}: {problem}")
+    yield from _reference_problems(tables, manifest, is_part=is_part)
+
+
+def _fingerprint_problems(tables: Tables, manifest: Manifest) -> Iterator[FormatError]:
     """Broken clauses of rule SD306; none can be seen in a lean delta."""
     if manifest.lean:
         return
@@ -96,13 +99,18 @@ def _end_problem(record: TensorRecord, table: TensorTable) -> str | None:
     return None
 
 
-def reference_problems(
+def _reference_problems(
     tables: Tables, manifest: Manifest, *, is_part: bool
 ) -> Iterator[FormatError]:
-    """Broken clauses of rule SD308; a name that no record has may be that of a tensor elsewhere."""
+    """Broken clauses of rule SD308, as far as the tensors are known.
+
+    In a lean delta a name that no record has, at either end, may be that of an untouched tensor; in
+    a part file any name that is not taken at the end in question, that of a tensor of another part.
+    """
     if all(part.reference is None for record in manifest.tensors for part in record.parts):
         return
-    names = {spec.name for r in manifest.tensors for spec in (r.base, r.target) if spec is not None}
+    names = {record.name for record in manifest.tensors}
+    base_names = {(record.base or record.spec).name for record in manifest.tensors}
     for op, target in ((NEW, False), (DROP, True)):
         leaves = {**tables.untouched, **touched_leaves(tables, manifest, target=target)}
         for record in manifest.tensors:
@@ -110,7 +118,8 @@ def reference_problems(
                 if part.op != op or part.reference is None:
                     continue
                 found = leaves.get(part.reference)
-                is_known = part.reference in names or not (manifest.lean or is_part)
+                taken = names | base_names if not is_part else base_names if op == NEW else names
+                is_known = part.reference in taken or not (is_part or manifest.lean)
                 if found is None and not is_known:
                     continue
                 segments = tables.tensors[record.name].other_segments(number)

@@ -6,8 +6,7 @@ NaN payloads are kept, and the difference of two words is taken modulo 2^w.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from math import prod
 from typing import Final, TypeAlias
 
@@ -67,6 +66,14 @@ def word_dtype(word_bytes: int) -> np.dtype[np.unsignedinteger]:
 class TensorSpec:
     """Name, dtype and shape of a tensor; everything else follows.
 
+    Attributes:
+        name: Its name.
+        dtype: Its dtype, as safetensors writes it.
+        shape: Its shape.
+        nbytes: Bytes of its data.
+        word_bytes: Bytes of one word: 1, 2, 4 or 8. Packed sub-byte dtypes have words of one byte.
+        words: Number of words.
+
     Raises:
         ValueError: Unknown dtype, too many or too large dimensions, a sub-byte tensor that is no
             whole number of bytes, or more than 2^48 words.
@@ -75,6 +82,9 @@ class TensorSpec:
     name: str
     dtype: str
     shape: tuple[int, ...]
+    nbytes: int = field(init=False, repr=False, compare=False)
+    word_bytes: int = field(init=False, repr=False, compare=False)
+    words: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         bits = DTYPE_BITS.get(self.dtype)
@@ -82,27 +92,19 @@ class TensorSpec:
             raise ValueError(f"unknown dtype {self.dtype!r:.80}")
         if len(self.shape) > MAX_DIMENSIONS:
             raise ValueError(f"{len(self.shape)} dimensions, at most {MAX_DIMENSIONS} are allowed")
-        if any(not 0 <= d <= MAX_JSON_INTEGER for d in self.shape):
-            raise ValueError(f"a dimension of {list(self.shape)!s:.200} is out of range")
-        if prod(self.shape) * bits % 8:
+        for dimension in self.shape:
+            if not 0 <= dimension <= MAX_JSON_INTEGER:
+                raise ValueError(f"a dimension of {list(self.shape)!s:.200} is out of range")
+        size = prod(self.shape) * bits
+        if size % 8:
             raise ValueError(f"{self.dtype} {list(self.shape)} is no whole number of bytes")
-        if self.words > MAX_WORDS:
-            raise ValueError(f"{self.words} words, at most 2^48 are allowed")
-
-    @cached_property
-    def nbytes(self) -> int:
-        """Bytes of the tensor's data."""
-        return prod(self.shape) * DTYPE_BITS[self.dtype] // 8
-
-    @cached_property
-    def word_bytes(self) -> int:
-        """Bytes of one word: 1, 2, 4 or 8. Packed sub-byte dtypes have words of one byte."""
-        return max(1, DTYPE_BITS[self.dtype] // 8)
-
-    @cached_property
-    def words(self) -> int:
-        """Number of words."""
-        return self.nbytes // self.word_bytes
+        word_bytes = max(1, bits // 8)
+        words = size // 8 // word_bytes
+        if words > MAX_WORDS:
+            raise ValueError(f"{words} words, at most 2^48 are allowed")
+        # Set once: a checkpoint of experts has a hundred thousand of these.
+        for name, value in (("nbytes", size // 8), ("word_bytes", word_bytes), ("words", words)):
+            object.__setattr__(self, name, value)
 
     @property
     def word_dtype(self) -> np.dtype[np.unsignedinteger]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +27,7 @@ from sparsedelta.digests import (
 from sparsedelta.encode import EncodedPart
 from sparsedelta.errors import StructureError, UsageError
 from sparsedelta.file_names import CHECKPOINT_SUFFIX, file_name_problem
-from sparsedelta.files import output_errors, staged, write_all
+from sparsedelta.files import check_output, output_errors, staged, write_all
 from sparsedelta.header import DATA, MANIFEST, TABLES, build_header
 from sparsedelta.limits import MAX_MANIFEST_BYTES
 from sparsedelta.manifest import (
@@ -105,6 +105,7 @@ class DeltaWriter:
         max_shard_size: Bytes of frames and tables that a part file may have, but for one with a
             single tensor; None for one file.
         force: Whether an existing output is replaced.
+        inputs: Files that are read: part files of a set do not overwrite them, even with ``force``.
 
     Raises:
         UsageError: A string of the metadata or of the hints is no valid text.
@@ -124,8 +125,10 @@ class DeltaWriter:
         lean: bool = False,
         max_shard_size: int | None = None,
         force: bool = False,
+        inputs: Iterable[Path] = (),
     ) -> None:
         self._path = path
+        self._inputs = tuple(inputs)
         self._force = force
         self._lean = lean
         self._max_shard_size = max_shard_size
@@ -242,6 +245,10 @@ class DeltaWriter:
             (name, *self._head(manifest, tables, span)) for name, manifest, tables, span in pieces
         ]
         self.size = sum(len(head) + end - start for _, head, (start, end) in files)
+        for name, *_ in files:
+            if name != self._path.name:  # that one has been checked before anything was read
+                part = self._path.parent / name
+                check_output(part, force=self._force, inputs=self._inputs)
         if not dry_run:
             with staged(self._path, force=self._force) as work:
                 for name, head, span in files:

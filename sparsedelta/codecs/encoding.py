@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -39,6 +40,10 @@ ENTRY_OPS: Final = ("difference", "replace", "add")
 
 DENSE_OPS: Final = ("new", "drop", "resize")
 """Ops whose coded parts carry every word of their domain."""
+
+
+_known: dict[tuple[object, ...], Encoding] = {}
+"""Encodings by what a manifest says of them; only valid ones, of which there are some dozens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +82,18 @@ class Encoding:
     @classmethod
     def from_json(cls, op: str, index: Json, value: Json) -> Encoding:
         """The encoding that a manifest names; raises ValueError."""
-        return cls(op, codec_from_json(index, INDEX_CODECS), codec_from_json(value, VALUE_CODECS))
+        # A hundred thousand parts know a dozen encodings. True is no 1 here: types are in the key.
+        key = (op, *((name, type(v), v) for codec in (index, value) for name, v in codec.items()))
+        try:
+            known = _known.get(key)
+        except TypeError:  # a parameter that is an array or an object: codec_from_json says so
+            known = None
+        if known is None:
+            known = cls(
+                op, codec_from_json(index, INDEX_CODECS), codec_from_json(value, VALUE_CODECS)
+            )
+            _known[key] = known
+        return known
 
     def to_json(self) -> dict[str, Json]:
         """The ``index`` and ``value`` of a part's record."""
@@ -85,11 +101,7 @@ class Encoding:
 
     def describe(self) -> str:
         """The codecs in words, such as ``gap8 + packed(width=1)``."""
-        return " + ".join(
-            codec.id + (f"({', '.join(f'{k}={v}' for k, v in rest.items())})" if rest else "")
-            for codec in (self.index, self.value)
-            for rest in [{k: v for k, v in codec_to_json(codec).items() if k != "id"}]
-        )
+        return f"{_describe(self.index)} + {_describe(self.value)}"
 
     @property
     def needs_base(self) -> bool:
@@ -244,3 +256,9 @@ class Encoding:
             raise StreamError("SD405", "the run does not begin and end with an entry")
         words = self.value.decode(values, length, block)
         return run + first, words if count == length else words[run]
+
+
+@lru_cache(maxsize=256)
+def _describe(codec: IndexCodec | ValueCodec) -> str:
+    rest = [f"{key}={value}" for key, value in codec_to_json(codec).items() if key != "id"]
+    return f"{codec.id}({', '.join(rest)})" if rest else codec.id

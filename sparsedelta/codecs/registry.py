@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, fields
+from functools import lru_cache
 from typing import Final, TypeVar
 
 from sparsedelta.codecs.base import IndexCodec, ValueCodec
@@ -38,7 +39,12 @@ _Codec = TypeVar("_Codec")
 
 def codec_to_json(codec: IndexCodec | ValueCodec) -> dict[str, Json]:
     """The id and the parameters of a codec."""
-    return {"id": codec.id, **asdict(codec)}  # type: ignore[call-overload]
+    return dict(_items(codec))
+
+
+@lru_cache(maxsize=256)
+def _items(codec: IndexCodec | ValueCodec) -> tuple[tuple[str, Json], ...]:
+    return ("id", codec.id), *asdict(codec).items()  # type: ignore[call-overload]
 
 
 def codec_from_json(document: Json, codecs: dict[str, type[_Codec]]) -> _Codec:

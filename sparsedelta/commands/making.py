@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -118,7 +119,7 @@ def diff(
             layout=layout,
             sha256=sha256,
             with_files=with_files,
-            renames={new: old for old, new in _pairs("--rename", "OLD=NEW", rename)},
+            renames=_renames(rename),
             unrelated=unrelated,
             codec=codec,
             explain=explain,
@@ -177,13 +178,23 @@ def _pairs(option: str, form: str, pairs: tuple[str, ...]) -> list[tuple[str, st
     return found
 
 
+def _renames(pairs: tuple[str, ...]) -> dict[str, str]:
+    renames: dict[str, str] = {}
+    for old, new in _pairs("--rename", "OLD=NEW", pairs):
+        if renames.setdefault(new, old) != old:
+            raise click.UsageError(
+                f"--rename: {new!r} cannot come from both {renames[new]!r} and {old!r}"
+            )
+    return renames
+
+
 def _size(text: str | None) -> int | None:
     if text is None:
         return None
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise click.UsageError(f"--max-shard-size {text!r}: expected a size such as 500MB or 5GB")
-    return int(float(match["number"]) * _UNITS[match["unit"].upper()])
+    return int(Decimal(match["number"]) * _UNITS[match["unit"].upper()])
 
 
 def _explained(report: DiffReport) -> list[str]:

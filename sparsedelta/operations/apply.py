@@ -5,7 +5,7 @@ Here it is decided which checkpoint is at hand; the pass over it is in :mod:`ste
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from sparsedelta.checkpoint import FileCheckpoint
+from sparsedelta.delta import DROP, NEW
 from sparsedelta.delta_reader import DeltaReader, open_delta
 from sparsedelta.digests import Digest, checkpoint_fingerprint
 from sparsedelta.errors import (
@@ -315,6 +316,10 @@ class _Walk:
         for name, expected in touched.items():
             if found[name] != expected:
                 raise self._wrong(f"tensor {name!r} is {found[name]}, expected {expected}")
+        # Of a lean delta nothing has shown yet that what is copied from is there.
+        for expected in copied_specs(self.reader, reverse=self.reverse):
+            if found.get(expected.name) != expected:
+                raise self._wrong(f"a copy is made of {expected}, which is not there")
 
     def insist_on_result(self, cause: Exception) -> None:
         """Insist that the checkpoint is where the delta leads.
@@ -361,6 +366,15 @@ def touched_specs(reader: DeltaReader, *, target: bool) -> dict[str, TensorSpec]
     """The touched tensors of an end, by their names there."""
     ends = (record.target if target else record.base for record in reader.manifest.tensors)
     return {spec.name: spec for spec in ends if spec is not None}
+
+
+def copied_specs(reader: DeltaReader, *, reverse: bool) -> Iterator[TensorSpec]:
+    """The tensors of the source that tensors of the result are copied from."""
+    for record in reader.manifest.tensors:
+        for number, part in enumerate(record.parts):
+            if part.reference is not None and part.op == (DROP if reverse else NEW):
+                spec = record.changed(number)
+                yield TensorSpec(part.reference, spec.dtype, spec.shape)
 
 
 def _difference(

@@ -29,7 +29,7 @@ _AUTO_SHARE: Final = 100
 """``auto`` records a layout that costs less than this part of the delta."""
 
 _USUAL_NAME: Final = "model.safetensors"
-"""Name to record for a checkpoint of one file whose own name a delta cannot hold."""
+"""Name to record for a checkpoint that is one file, not a folder."""
 
 _ENTRY_BYTES: Final = 100
 """About what a file costs in the manifest."""
@@ -143,10 +143,10 @@ def _end(end: FileCheckpoint, writer: DeltaWriter, *, sha256: bool) -> LayoutEnd
 
 
 def _file_name(end: FileCheckpoint, name: str) -> str:
-    is_alone = len(end.files) == 1 and end.index is None
-    if is_alone and (file_name_problem(name) or not name.endswith(CHECKPOINT_SUFFIX)):
-        return _USUAL_NAME
-    return name
+    # A checkpoint that was named as a file has the name its user gave it; in a folder it should
+    # have the one that libraries look for.
+    is_fit = file_name_problem(name) is None and name.endswith(CHECKPOINT_SUFFIX)
+    return name if is_fit and end.is_directory else _USUAL_NAME
 
 
 def _sha256(file: CheckpointFile) -> str:

@@ -148,6 +148,7 @@ def diff(
                 lean=lean,
                 max_shard_size=max_shard_size,
                 force=force,
+                inputs=(*old.paths, *new.paths),
             )
         )
         sizes: list[PartSizes] = []

@@ -27,6 +27,8 @@ _ALIKE: Final = 0.5
 _SHARED: Final = 0.5
 """Share of the smaller checkpoint's tensors that two checkpoints must have in common."""
 
+_NAME_IT: Final = "name what becomes of that one as well: --rename OLD=NEW"
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:
@@ -101,6 +103,14 @@ def pair_tensors(
         for find in (finder.equal, finder.alike):
             left = sorted(fresh - matched.keys() - copies.keys())
             copies.update(find(left, sorted(base.specs), once=False))
+    # A record has its name to itself at both ends: what only has the name of another must move too.
+    clashing = sorted(gone & target.specs.keys())
+    if clashing:
+        raise UsageError(
+            f"a tensor is said to be renamed to {clashing[0]!r}, but the base has one of that name "
+            "too, and it is not said what becomes of it",
+            hint=_NAME_IT,
+        )
     _check_shared(base, target, len(matched) + len(copies), unrelated=unrelated)
     pairs = [Pair(base.specs[old], target.specs[new]) for new, old in matched.items()]
     pairs += [Pair(None, target.specs[n], copies.get(n)) for n in fresh - matched.keys()]
@@ -133,7 +143,7 @@ def _named(
     if clashing:
         raise UsageError(
             f"{clashing[0]!r} is said to be renamed, but the target has a tensor of that name too",
-            hint="name what becomes of that one as well: --rename OLD=NEW",
+            hint=_NAME_IT,
         )
     return matched
 

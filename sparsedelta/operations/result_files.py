@@ -45,7 +45,8 @@ class ResultFiles:
     def companions(self, found: Companions) -> Iterable[Path]:
         """Those of the files beside the source's weights that are copied."""
         gone = self.dropped.union(self.contents)
-        return (path for path in found.copied if str(path) not in gone)
+        # A file that is written takes the place of a folder of that name, too.
+        return (path for path in found.copied if path.parts[0] not in gone)
 
     def check_sha256(self, writer: CheckpointWriter) -> None:
         """Compare the files that were written with what the delta records.
@@ -156,6 +157,13 @@ def _edited(checkpoint: FileCheckpoint, results: Results) -> ResultFiles:
         for file, specs in zip(checkpoint.files, kept, strict=True)
         if specs or len(checkpoint.files) == 1
     )
+    if not results and checkpoint.index is not None:
+        # An index cannot list nothing: a checkpoint without tensors is one empty file.
+        last = checkpoint.files[-1]
+        files = ((last.name, _edited_layout(last.layout, [])),)
+        return ResultFiles(
+            files, checkpoint.is_directory, dropped=frozenset({checkpoint.index.name})
+        )
     is_same = all(
         layout is file.layout for (_, layout), file in zip(files, checkpoint.files, strict=False)
     ) and len(files) == len(checkpoint.files)

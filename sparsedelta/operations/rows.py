@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from sparsedelta.checkpoint import CheckpointReader, open_checkpoint
+from sparsedelta.checkpoint import CheckpointReader, open_checkpoint, segments
 from sparsedelta.delta_reader import DeltaReader, open_delta
+from sparsedelta.digests import segment_digest, tensor_digest
 from sparsedelta.errors import UsageError, WrongBaseError
 from sparsedelta.operations.arrows import Arrow, DiffersError, arrows_of, follow, stays
 from sparsedelta.words import Bytes, TensorSpec, Words, as_words
@@ -24,7 +25,8 @@ def read_rows(
     """Rows ``[start, stop)`` of a tensor of the target, without making the rest of it.
 
     The segments of the base that the rows lie in are verified before a block is decoded on top of
-    them, and the segments of the result before a word is returned. The fingerprint of the whole
+    them, and the segments of the result before a word is returned; a tensor that the delta does not
+    touch is verified as a whole, or not at all if the delta is lean. The fingerprint of the whole
     base is not.
 
     Args:
@@ -95,9 +97,27 @@ def _arrow(checkpoint: CheckpointReader, reader: DeltaReader, name: str) -> Arro
         for arrow in arrows_of(reader, record, reverse=False):
             if arrow.result is not None:
                 return arrow
-    elif name in checkpoint.specs and (reader.manifest.lean or name in reader.tables.untouched):
+    elif name in reader.tables.untouched:
+        spec = checkpoint.specs.get(name)
+        if spec is None:
+            raise WrongBaseError(
+                f"{checkpoint.location} is not the base of {reader.path} (SD501): it has no tensor "
+                f"{name!r}"
+            )
+        # The delta holds one digest of all of the tensor: no part of it can be verified alone.
+        found = (segment_digest(checkpoint.read(name, *run).data) for run in segments(spec))
+        if tensor_digest(spec, found) != reader.tables.untouched[name]:
+            raise _wrong(checkpoint, reader, spec)
+        return stays(spec)
+    elif name in checkpoint.specs and _may_stay(reader, name):
         return stays(checkpoint.specs[name])
     raise UsageError(f"the target of {reader.path} has no tensor {name!r}")
+
+
+def _may_stay(reader: DeltaReader, name: str) -> bool:
+    # What a lean delta does not list stays, but for what goes to another name.
+    gone = (record.base for record in reader.manifest.tensors)
+    return reader.manifest.lean and all(spec is None or spec.name != name for spec in gone)
 
 
 def _span(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sparsedelta.attachments import LayoutEnd
+from sparsedelta.container import DeltaFile
 from sparsedelta.delta import (
     SPARSE_OPS,
     EntryHasher,
@@ -145,17 +146,32 @@ def _problems(
         return
     contents: dict[str, bytes] = {}
     broken = False
-    for problem in _broken_blocks(reader, pool, progress, contents):
-        broken = True
-        yield problem
-    if not broken:
+    done = _Progress(progress, sum(record.nbytes for record in reader.manifest.tensors))
+    for file in reader.files:
+        records = file.manifest.tensors
+        found = list(_broken_blocks(reader, records, pool, done, contents))
+        if not found:
+            found = list(_broken_whole(reader, file, contents))
+        broken = broken or bool(found)
+        yield from found
+    if reader.is_set and not broken:
         try:
-            for record in reader.manifest.tensors:
-                reader.check_disjoint(record)
-            reader.check_contents(contents)
+            reader.check_content(reader.root, contents)
         except FormatError as error:
             yield error
     yield from _broken_blobs(reader)
+
+
+def _broken_whole(
+    reader: DeltaReader, file: DeltaFile, contents: dict[str, bytes]
+) -> Iterator[FormatError]:
+    """What is broken though every block can be decoded."""
+    try:
+        for record in file.manifest.tensors:
+            reader.check_disjoint(record)
+        reader.check_content(file, contents)
+    except FormatError as error:
+        yield error
 
 
 def _broken_blobs(reader: DeltaReader) -> Iterator[FormatError]:
@@ -201,12 +217,27 @@ def _broken_layout(reader: DeltaReader, end: LayoutEnd, *, target: bool) -> Iter
         yield misfit(reader, f"tensor {wrong[0]!r:.100} is not as the delta has it")
 
 
+class _Progress:
+    """Adds up what was done."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress = progress
+        self._total = total
+        self._done = 0
+
+    def add(self, nbytes: int) -> None:
+        self._done += nbytes
+        self._progress(self._done, self._total)
+
+
 def _broken_blocks(
-    reader: DeltaReader, pool: OrderedMap, progress: Progress, contents: dict[str, bytes]
+    reader: DeltaReader,
+    records: Sequence[TensorRecord],
+    pool: OrderedMap,
+    progress: _Progress,
+    contents: dict[str, bytes],
 ) -> Iterator[FormatError]:
     # One pass: what decodes enters the content digest, what does not is a problem.
-    total = sum(record.nbytes for record in reader.manifest.tensors)
-    done = 0
 
     def decode(item: tuple[TensorRecord, int, int]) -> tuple[Indices, Words] | FormatError:
         record, number, block = item
@@ -218,7 +249,7 @@ def _broken_blocks(
             return error
         return indices + (block << part.block_log2), words
 
-    for record in reader.manifest.tensors:
+    for record in records:
         parts = []
         for number, part in enumerate(record.parts):
             if not isinstance(part, PartRecord):
@@ -237,6 +268,5 @@ def _broken_blocks(
             parts.append(
                 PartContent(part.op, part.nnz, *entries.digests(), None, part.dtype, part.scale)
             )
-            done += part.nbytes
-            progress(done, total)
+            progress.add(part.nbytes)
         contents[record.name] = tensor_content(record.base, record.target, parts)

@@ -85,7 +85,12 @@ def write_delta(
         pool = stack.enter_context(OrderedMap(threads))
         writer = stack.enter_context(
             DeltaWriter(
-                out, metadata=metadata, lean=lean, max_shard_size=max_shard_size, force=force
+                out,
+                metadata=metadata,
+                lean=lean,
+                max_shard_size=max_shard_size,
+                force=force,
+                inputs=checkpoint.paths,
             )
         )
         ends = _Ends(checkpoint, records)

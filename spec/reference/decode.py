@@ -1,9 +1,10 @@
-"""An independent reader of the sparsedelta format 0.1, to check other readers against.
+"""An independent reader of the sparsedelta format 1.0, to check other readers against.
 
 It follows SPEC.md rule by rule and holds everything in memory: made to be read, not to be fast.
-Its parts are `terms.py`, `encoding.py`, `structure.py` and `streams.py`; each imports only from
-those before it.
-`python decode.py FILE` prints the delta as JSON, or the first broken rule on stderr (exit 3).
+README.md lists the files beside this one in the order of reading; each imports only from those
+before it.
+`python decode.py FILE` prints the delta as JSON, or the first broken rule on stderr (exit 3). FILE
+is a delta, the root of a set, or a part file alone.
 """
 
 from __future__ import annotations
@@ -11,31 +12,44 @@ from __future__ import annotations
 import io
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from streams import read_part
-from structure import read_header, read_layouts, read_manifest, read_tables
-from terms import RuleError, Tensor, Tensors, b3, content_digest, fingerprint, need, word_bytes
+from beside import check_files, read_contents
+from delta import Decoded, apply, carried, files_of, revert
+from files import merged, read_delta
+from header import known
+from layout import check_layout
+from manifest import MANIFEST
+from streams import read_streams
+from tables import File, check_changes, check_copies, check_ends, ends_of, read_tables
+from terms import Array, End, Part, Record, RuleError, b3, content_digest, fingerprint, need
 
-__all__ = ["Decoded", "RuleError", "apply", "decode", "describe", "fingerprint", "revert"]
+__all__ = [
+    "Decoded",
+    "RuleError",
+    "apply",
+    "carried",
+    "decode",
+    "describe",
+    "files_of",
+    "fingerprint",
+    "revert",
+]
 
 LISTED = 64
 WORK = 2**31  # bytes; below the 2^36 of a streaming reader, since all of it is held in memory
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """A delta all of whose rules have been checked."""
-
-    base: str
-    target: str
-    content: str
-    invertible: bool
-    nnz: int
-    tensors: dict[str, Tensor]
+def check_work(files: list[File], work: int) -> None:
+    """Check SD504: what has to be decoded, and 16 bytes for each entry."""
+    cost = 0
+    for file in files:
+        cost += sum(blob["size"] for blob in file.manifest["blobs"])
+        for part in (part for plan in file.plans for part in plan.coded):
+            cost += int(part.rows["streams"]["decoded"].sum(dtype=np.int64)) + 16 * part.nnz
+    need("SD504", cost <= work, "more work than allowed")
 
 
 def decode(path: str | Path, work: int = WORK) -> Decoded:
@@ -44,65 +58,101 @@ def decode(path: str | Path, work: int = WORK) -> Decoded:
     Raises:
         RuleError: The first rule that is broken, or SD504 for more work than allowed.
     """
-    meta, (frame, table, data) = read_header(Path(path).read_bytes())
-    manifest = read_manifest(meta, frame)
-    layouts = read_layouts(manifest)
-    read_tables(manifest, layouts, table, len(data))
-    flat = [part for parts in layouts for part in parts]
-    cost = sum(int(part.rows["streams"]["decoded"].sum(dtype=np.int64)) for part in flat)
-    need("SD504", cost + 16 * manifest["nnz"] <= work, "more work than allowed")
-    cursor, tensors = io.BytesIO(data), {}
-    for r, layout in zip(manifest["tensors"], layouts, strict=True):
-        parts = tuple(read_part(part, cursor) for part in layout)
-        tensors[r["name"]] = Tensor(r["dtype"], tuple(r["shape"]), parts)
-    for name, tensor in tensors.items():
-        every = np.concatenate([part.indices for part in tensor.parts])
-        need("SD409", len(np.unique(every)) == len(every), f"the parts of {name} overlap")
-    base, target, content = manifest["base"], manifest["target"], manifest["content"]
-    need("SD410", content_digest(base, target, tensors) == content, "the content digest")
-    return Decoded(base, target, content, manifest["invertible"], manifest["nnz"], tensors)
+    files = read_delta(Path(path))
+    root, plans = files[0].manifest, merged(files)
+    for file in files:
+        read_tables(file)
+    base, target = ends_of(files)
+    part_alone = root["set"] is not None and root["set"]["part"] > 0
+    if not root["lean"] and not part_alone:
+        check_ends(root, base, target)
+    for plan in plans:
+        check_changes(plan)
+    check_copies(plans, base, target, alone="part" if part_alone else "lean" * root["lean"])
+    check_work(files, work)
+    records: list[Record] = []
+    for file in files:
+        stream = io.BytesIO(file.data)
+        own = read_streams(file.plans, stream)
+        records += own
+        if file is files[0]:  # it alone may have blobs, and they come last
+            blobs_at = stream.tell()
+        if len(files) == 1 or file is not files[0]:
+            check_content(file, own)
+    records.sort(key=lambda record: record.name)
+    check_content(files[0], records)
+    blobs = read_contents(root, files[0].data[blobs_at:])
+    check_layout(root, blobs, plans)
+    check_files(root, blobs)
+    facts = {key: root[key] for key in ("base", "target", "content", "invertible", "nnz", "lean")}
+    return Decoded(
+        **facts,
+        records=tuple(records),
+        untouched=tuple(root["untouched"]),
+        base_leaves=base,
+        target_leaves=target,
+        layout=root["layout"],
+        files=root["files"],
+        blobs=tuple(blobs),
+        place=root["set"],
+    )
 
 
-def apply(tensors: Tensors, delta: Decoded, *, back: bool = False) -> Tensors:
-    """Lead a checkpoint from base to target, or back; unchanged if it is already there."""
-    need("SD503", delta.invertible or not back, "a delta with replaced words has no inverse")
-    start, goal = (delta.target, delta.base) if back else (delta.base, delta.target)
-    found, result = fingerprint(tensors), dict(tensors)
-    need("SD501", found in (start, goal), f"the checkpoint is {found}, not {start}")
-    if found == goal:
-        return result
-    for name, tensor in delta.tensors.items():
-        dtype, shape, data = tensors[name]
-        words = np.frombuffer(data, f"<u{word_bytes(dtype)}").copy()
-        for part in tensor.parts:
-            old = 0 if part.op == "replace" else words[part.indices]
-            words[part.indices] = old - part.words if back else old + part.words
-        result[name] = dtype, shape, words.tobytes()
-    need("SD502", fingerprint(result) == goal, "the result is another checkpoint")
-    return result
+def check_content(file: File, records: list[Record]) -> None:
+    """Check SD410."""
+    m = file.manifest
+    content = content_digest(m["base"], m["target"], records)
+    need("SD410", content == m["content"], "the content digest")
 
 
-def revert(tensors: Tensors, delta: Decoded) -> Tensors:
-    """Lead a checkpoint from target to base."""
-    return apply(tensors, delta, back=True)
+# --- JSON ---
+
+
+def listed(array: Array, name: str, shown: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
+    """An array as a list, or as its BLAKE3 if it is long."""
+    if len(array) <= LISTED:
+        return {name: [shown(item) for item in array.tolist()]}
+    return {f"{name}_b3": b3(array.tobytes()).hex()}
+
+
+def describe_part(part: Part) -> dict[str, Any]:
+    """A part as the JSON of the expected.json files."""
+    out: dict[str, Any] = {"op": part.op}
+    if part.of:
+        out["from" if part.op == "new" else "to"] = part.of
+    if part.op == "add":
+        out |= {"dtype": part.dtype, "scale": f"{part.scale:016x}"}
+    if part.words is None:
+        return out
+    digits = 2 * part.words.itemsize
+    out["nnz"] = len(part.words)
+    if part.op not in ("new", "drop", "resize"):
+        out |= listed(part.indices.astype("<u8"), "indices", int)
+    return out | listed(part.words, "words", lambda word: f"{word:0{digits}x}")
 
 
 def describe(delta: Decoded) -> dict[str, Any]:
     """A delta as the JSON of the expected.json files: long lists as their B3."""
-    tensors = []
-    for name, t in delta.tensors.items():
-        parts: list[dict[str, Any]] = []
-        for part in t.parts:
-            parts.append({"op": part.op, "nnz": len(part.indices)})
-            if len(part.indices) <= LISTED:
-                digits = 2 * part.words.itemsize
-                parts[-1]["indices"] = part.indices.tolist()
-                parts[-1]["words"] = [f"{word:0{digits}x}" for word in part.words.tolist()]
-            else:
-                parts[-1]["indices_b3"] = b3(part.indices.astype("<u8").tobytes()).hex()
-                parts[-1]["words_b3"] = b3(part.words.tobytes()).hex()
-        tensors.append({"name": name, "dtype": t.dtype, "shape": [*t.shape], "parts": parts})
-    return {**vars(delta), "tensors": tensors}
+
+    def end(end: End | None) -> dict[str, Any] | None:
+        return None if end is None else {"dtype": end.dtype, "shape": [*end.shape]}
+
+    keys = ("base", "target", "content", "invertible", "nnz", "lean")
+    out: dict[str, Any] = {key: getattr(delta, key) for key in keys}
+    out["untouched"] = [*delta.untouched]
+    out["tensors"] = [
+        {
+            "name": record.name,
+            "from": record.source,
+            "base": end(record.base),
+            "target": end(record.target),
+            "parts": [describe_part(part) for part in record.parts],
+        }
+        for record in delta.records
+    ]
+    out["blobs"] = [b3(blob).hex() for blob in delta.blobs]
+    beside = {"layout": delta.layout, "files": delta.files, "set": delta.place}
+    return out | {key: known(value, MANIFEST[key]) for key, value in beside.items()}
 
 
 if __name__ == "__main__":

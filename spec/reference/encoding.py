@@ -46,15 +46,21 @@ def plain(value: object, depth: int = 0) -> bool:
     )
 
 
-def parse(data: bytes, malformed: str, uncanonical: str) -> Any:  # noqa: ANN401 - any JSON
-    """Parse canonical JSON; the codes are for what is not JSON and for what is not canonical."""
+def strict(data: bytes, malformed: str, deep: str) -> tuple[Any, str]:
+    """Parse strict JSON; return the value and the text that was parsed.
+
+    Args:
+        data: The text in UTF-8.
+        malformed: The code for what is not strict JSON.
+        deep: The code for JSON that is nested too deeply to be read.
+    """
 
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         need(malformed, len(dict(pairs)) == len(pairs), "duplicate key")
         return dict(pairs)
 
-    def integer(digits: str) -> int:  # -1 is not canonical either; int() refuses 4301 digits
-        return int(digits) if len(digits) <= MAX_DIGITS else -1
+    def integer(digits: str) -> int:  # -0 is no count; int() refuses 4301 digits
+        return int(digits) if digits[0] != "-" and len(digits) <= MAX_DIGITS else -1
 
     try:  # float("x") refuses the NaN and Infinity that Python would take
         string = data.decode()
@@ -64,7 +70,13 @@ def parse(data: bytes, malformed: str, uncanonical: str) -> Any:  # noqa: ANN401
     except ValueError as error:
         raise RuleError(malformed, f"not strict JSON: {error}") from error
     except RecursionError as error:
-        raise RuleError(uncanonical, "JSON much deeper than 8") from error
+        raise RuleError(deep, "JSON much deeper than 8") from error
+    return value, string
+
+
+def parse(data: bytes, malformed: str, uncanonical: str) -> Any:  # noqa: ANN401 - JSON
+    """Parse canonical JSON; the codes are for what is not JSON and for what is not canonical."""
+    value, string = strict(data, malformed, uncanonical)
     if malformed != uncanonical:  # the header: json.loads would take line ends after the object
         need(malformed, isinstance(value, dict) and string[-1] == "}", "not an object and spaces")
     need(uncanonical, plain(value) and canonical(value) == string, "not canonical JSON")

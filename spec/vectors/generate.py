@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -14,29 +15,19 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "reference"))  # used by all the modules beside this one
 
 from decode import RuleError, decode, describe  # noqa: E402
-from invalid_header import invalid_header, invalid_metadata  # noqa: E402
-from invalid_manifest import invalid_layout, invalid_manifest  # noqa: E402
-from invalid_streams import (  # noqa: E402
-    invalid_entries,
-    invalid_frames,
-    invalid_index,
-    invalid_value,
-)
-from invalid_tables import invalid_tables  # noqa: E402
+from invalid_operations import operations  # noqa: E402
+from invalid_vectors import invalid  # noqa: E402
+from stream_encoder import MAGIC  # noqa: E402
 from terms import b3  # noqa: E402
-from valid_vectors import expected, valid  # noqa: E402
-from vector_encoder import MAGIC  # noqa: E402
-from vector_samples import Invalid  # noqa: E402
+from valid_add import valid_add  # noqa: E402
+from valid_basics import valid_basics  # noqa: E402
+from valid_beside import valid_beside  # noqa: E402
+from valid_codecs import valid_codecs  # noqa: E402
+from valid_sets import valid_sets  # noqa: E402
+from valid_structure import valid_structure  # noqa: E402
 
-
-def invalid() -> Iterator[Invalid]:
-    """All invalid vectors."""
-    groups = (
-        *(invalid_header, invalid_metadata, invalid_manifest, invalid_layout),
-        *(invalid_tables, invalid_frames, invalid_index, invalid_value, invalid_entries),
-    )
-    for group in groups:
-        yield from group()
+VALID = (valid_basics, valid_codecs, valid_structure, valid_add, valid_beside, valid_sets)
+KINDS = ("valid", "invalid")
 
 
 def dump(value: object) -> bytes:
@@ -50,28 +41,50 @@ def everything() -> dict[str, bytes]:
     """All vectors: path below this folder and bytes."""
     files: dict[str, bytes] = {}
 
-    def add(path: str, data: bytes, result: object) -> None:
-        if f"{path}.safetensors" in files:
+    def add(path: str, data: bytes) -> None:
+        if path in files:
             raise ValueError(path)
-        files[f"{path}.safetensors"] = data
-        files[f"{path}.expected.json"] = dump(result)
+        files[path] = data
 
-    for name, tensors, data in valid():
-        add(f"valid/{name}", data, expected(tensors))
-    for name, why, data in invalid():
-        add(f"invalid/{name}", data, {"rule": name[:5].upper(), "why": why})
+    for group in VALID:
+        for vector in group():
+            for path, data in vector.files.items():
+                add(f"valid/{path}", data)
+            add(f"valid/{vector.name}.expected.json", dump(vector.expected))
+    for name, why, found in invalid():
+        several = {f"{name}.safetensors": found} if isinstance(found, bytes) else found
+        folder = "invalid" if isinstance(found, bytes) else f"invalid/{name}"
+        for path, data in several.items():
+            add(f"{folder}/{path}", data)
+        expected = {"kind": "read", "rule": name[:5].upper(), "why": why}
+        add(f"invalid/{name}.expected.json", dump(expected))
+    for name, expected, data in operations():
+        add(f"invalid/{name}.safetensors", data)
+        add(f"invalid/{name}.expected.json", dump(expected))
     return files
 
 
-def outcome(data: bytes) -> object:
-    """What the reference makes of a file."""
+def outcome(path: str, files: dict[str, bytes]) -> object:
+    """What the reference makes of a file; the part files of a set lie beside it."""
+    beside = Path(path).parent
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "x.safetensors"
-        path.write_bytes(data)
+        for name, data in files.items():
+            if Path(name).parent == beside and (name == path or beside.name not in KINDS):
+                (Path(folder) / Path(name).name).write_bytes(data)
         try:
-            return describe(decode(path))
+            return describe(decode(Path(folder) / Path(path).name))
         except RuleError as error:
             return error.code
+
+
+def stored_files() -> dict[str, bytes]:
+    """All stored vectors: path below this folder and bytes."""
+    return {
+        path.relative_to(HERE).as_posix(): path.read_bytes()
+        for kind in KINDS
+        for path in (HERE / kind).rglob("*")
+        if path.is_file()
+    }
 
 
 def differences() -> Iterator[str]:
@@ -80,29 +93,25 @@ def differences() -> Iterator[str]:
     Builds of Zstandard may compress differently: where a file holds a frame, what a reader makes
     of it has to be the same instead.
     """
-    files = everything()
-    stored = {
-        p.relative_to(HERE).as_posix() for k in ("valid", "invalid") for p in (HERE / k).iterdir()
-    }
-    yield from sorted(f"{name}: only stored" for name in stored - files.keys())
+    files, stored = everything(), stored_files()
+    yield from sorted(f"{name}: only stored" for name in stored.keys() - files.keys())
     for name, data in files.items():
         if name not in stored:
             yield f"{name}: missing"
             continue
-        old = (HERE / name).read_bytes()
+        old = stored[name]
         framed = name.endswith(".safetensors") and MAGIC in old and MAGIC in data
-        if old != data and not (framed and outcome(old) == outcome(data)):
+        if old != data and not (framed and outcome(name, stored) == outcome(name, files)):
             yield f"{name}: differs"
 
 
 def write() -> None:
     """Write the vectors and their index."""
     files = everything()
-    for kind in ("valid", "invalid"):
-        (HERE / kind).mkdir(exist_ok=True)
-        for path in (HERE / kind).iterdir():
-            path.unlink()
+    for kind in KINDS:
+        shutil.rmtree(HERE / kind, ignore_errors=True)
     for name, data in files.items():
+        (HERE / name).parent.mkdir(parents=True, exist_ok=True)
         (HERE / name).write_bytes(data)
     index = {name: b3(data).hex() for name, data in sorted(files.items())}
     (HERE / "index.json").write_bytes(dump(index))

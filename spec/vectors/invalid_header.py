@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from structure import HEADER, MAX_HEADER, SECTIONS
+from header import HEADER, MAX_HEADER, SECTIONS
 from vector_encoder import build
 from vector_samples import Invalid, bare_length, drop, put, simple, swap
 
@@ -77,7 +77,7 @@ def invalid_header() -> Iterator[Invalid]:
     hook = swap('{"__metadata__"', '{"__metadata":' + "[" * 8 + "]" * 8 + ',"__metadata__"')
     yield bad("sd103-depth-9", "depth 9", header_text=hook)
     note = {"note": "x" * (-bare_length(base) % 8)}
-    hook = lambda text: text.rstrip(b" ") + b" " * 8  # noqa: E731 - a text of 8k bytes
+    hook = lambda text: text.rstrip(b" ") + b" " * 8  # noqa: E731 - a hook
     yield bad("sd103-eight-spaces", "8 spaces", extra=note, padded=hook)
 
 
@@ -100,8 +100,10 @@ def invalid_metadata() -> Iterator[Invalid]:
     yield bad("sd104-null", "a value is null", meta=put(None, "sd.base_repo"))
     yield bad("sd104-no-format", "no format", meta=drop("format"))
     yield bad("sd104-format", "another format", meta=put("pt", "format"))
-    for version in ("0.2", "1.0", "0.1.0", "0.01", ""):
-        name = f"sd105-version-{version or 'empty'}"
+    odd = ("0.1", "0.2", "2.0", "10.0", "1", "1.0.0", "1.00", "01.0", "1.", "+1.0", "1.0 ", "")
+    for version in odd:
+        name = f"sd105-version-{version.strip().replace('+', 'plus-') or 'empty'}"
+        name += "-and-space" if version.endswith(" ") else ""
         yield bad(name, f"version {version!r}", meta=put(version, "sd.version"))
     yield bad("sd105-no-version", "no version", meta=drop("sd.version"))
 
@@ -119,9 +121,20 @@ def invalid_metadata() -> Iterator[Invalid]:
         ("size-hex", "sd.manifest_size", "0x10"),
         ("size-empty", "sd.manifest_size", ""),
         ("true", "sd.invertible", "True"),
-        ("profile", "sd.profile", "compact"),
+        ("profile-upper-case", "sd.profile", "Portable"),
+        ("profile-empty", "sd.profile", ""),
+        ("profile-long", "sd.profile", "a" * 33),
+        ("profile-underscore", "sd.profile", "not_portable"),
     ):
         yield bad(f"sd106-{name}", f"{key} is {value!r}", meta=put(value, key))
+
+    for name, why, extra in (
+        ("set-id-alone", "sd.set_id without sd.part", {"sd.set_id": "a" * 64}),
+        ("part-alone", "sd.part without sd.set_id", {"sd.part": "1"}),
+        ("set-id-short", "63 digits", {"sd.set_id": "a" * 63, "sd.part": "1"}),
+        ("part-leading-zero", "sd.part is 01", {"sd.set_id": "a" * 64, "sd.part": "01"}),
+    ):
+        yield bad(f"sd106-{name}", why, extra=extra)
 
     yield bad("sd107-fourth", "a fourth tensor", header=put(_tensor(0, 0), "sd.extra"))
     yield bad("sd107-no-data", "sd.data is missing", header=drop("sd.data"))

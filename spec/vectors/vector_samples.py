@@ -8,9 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 from terms import word_bytes
-from vector_encoder import Hook, P, T, build
+from vector_encoder import Hook, build
+from vector_records import P, R, edited
 
-Invalid = tuple[str, str, bytes]  # name (which begins with the code), why, file
+# Name (which begins with the code), why, and the file, or the files of a set.
+Invalid = tuple[str, str, bytes | dict[str, bytes]]
 WIDTHS = {"U8": 1, "BF16": 2, "F32": 4, "F64": 8}
 SKIPPABLE = b"\x50\x2a\x4d\x18"
 
@@ -18,31 +20,31 @@ SKIPPABLE = b"\x50\x2a\x4d\x18"
 # --- Tensors ---
 
 
-def tensor(name: str, dtype: str, n: int, *parts: P) -> T:
+def tensor(name: str, dtype: str, n: int, *parts: P) -> R:
     """A vector-shaped tensor whose bytes repeat, so that its recipe is short."""
     width = word_bytes(dtype)
-    return T(name, dtype, [n], bytes.fromhex("007f80ff3fc00180")[:width] * n, list(parts))
+    return edited(name, dtype, [n], bytes.fromhex("007f80ff3fc00180")[:width] * n, list(parts))
 
 
-def bias() -> T:
+def bias() -> R:
     """An untouched tensor."""
-    return T("bias", "F32", [2], struct.pack("<ff", 1.0, -0.0))
+    return edited("bias", "F32", [2], struct.pack("<ff", 1.0, -0.0))
 
 
-def flat(name: str = "w") -> T:
+def flat(name: str = "w") -> R:
     """A tensor whose streams are runs of one byte, for Zstandard frames made by hand."""
     part = P("replace", dict.fromkeys(range(300), 7), "gap8", "planes", 0, 9)
     return tensor(name, "U8", 300, part)
 
 
-def one(name: str) -> T:
+def one(name: str) -> R:
     """A touched tensor of one word."""
     return tensor(name, "U8", 1, P("difference", {0: 1}))
 
 
 def simple(
     index: str = "gap8", value: str = "zigzag", width: int = 4, dtype: str = "BF16"
-) -> list[T]:
+) -> list[R]:
     """A tensor of two blocks (256 and 144 words) with entries in both, and an untouched one."""
     entries = {
         0: 1,
@@ -55,7 +57,7 @@ def simple(
     return [bias(), tensor("w", dtype, 400, P("difference", entries, index, value, width))]
 
 
-def bare_length(tensors: list[T]) -> int:
+def bare_length(tensors: list[R]) -> int:
     """The length of the header with an empty note and without padding."""
     file = build(tensors, extra={"note": ""}, padded=lambda text: text.rstrip(b" "))
     return int.from_bytes(file[:8], "little")
@@ -67,7 +69,7 @@ def bare_length(tensors: list[T]) -> int:
 def put(value: object, *path: str | int) -> Hook:
     """A hook that sets the value at a path of a JSON value."""
 
-    def hook(root: Any, *_: object) -> Any:  # noqa: ANN401 - any JSON value
+    def hook(root: Any, *_: object) -> Any:  # noqa: ANN401 - JSON
         root = node = json.loads(json.dumps(root))
         for key in path[:-1]:
             node = node[key]
@@ -80,7 +82,7 @@ def put(value: object, *path: str | int) -> Hook:
 def drop(*path: str | int) -> Hook:
     """A hook that removes a key."""
 
-    def hook(root: Any) -> Any:  # noqa: ANN401 - any JSON value
+    def hook(root: Any) -> Any:  # noqa: ANN401 - JSON
         root = node = json.loads(json.dumps(root))
         for key in path[:-1]:
             node = node[key]

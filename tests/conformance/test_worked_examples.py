@@ -8,13 +8,33 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from streams import read_index, read_values
-from structure import Layout, stream_limits
-from terms import Tensors, b3, fingerprint, text, typed
-from vector_encoder import encode_index, encode_value
+from block_codecs import (
+    INDEX_STREAMS,
+    Coded,
+    index_lengths,
+    lengths_fit,
+    read_values,
+    value_lengths,
+)
+from block_codecs import read_index as read_places
+from decode import decode
+from stream_encoder import encode_index, encode_value
+from streams import read_block
+from terms import Array, Tensors, b3, fingerprint, text, typed
 
 SPEC = Path(__file__).resolve().parents[2] / "spec"
-PAGES = ("gap8", "bitmask", "dense", "packed", "zigzag", "planes")
+PAGES = {  # how many examples: two for each codec, and `raw` is two codecs
+    "gap8": 2,
+    "gap8-split": 2,
+    "bitmask": 2,
+    "range": 2,
+    "dense": 2,
+    "raw": 4,
+    "packed": 2,
+    "zigzag": 2,
+    "planes": 2,
+}
+KEYS = {"index", "value", "op", "block", "word", "width", "k", "indices", "values"}
 Fields = list[tuple[str, str]]
 
 
@@ -50,38 +70,50 @@ FINGERPRINTS = blocks(SPEC / "fingerprints.md", "worked-fingerprint")
 
 @pytest.mark.parametrize("name", PAGES)
 def test_every_page_has_two_examples(name: str) -> None:
-    assert len(blocks(SPEC / "codecs" / f"{name}.md", "worked-example")) >= 2
+    assert len(blocks(SPEC / "codecs" / f"{name}.md", "worked-example")) >= PAGES[name]
+
+
+def test_every_page_is_read() -> None:
+    found = {path.stem for path in (SPEC / "codecs").iterdir()}
+    assert found == {*PAGES, "README"}
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_worked_example(example: dict[str, str]) -> None:
     """Both ways: the reference reads the streams, and the generator's encoder writes them."""
+    assert {key for key in example if not key.isupper()} <= KEYS
     streams = [bytes.fromhex(value) for key, value in example.items() if key.isupper()]
+    arrays = [np.frombuffer(stream, np.uint8) for stream in streams]
     index, value = example.get("index", "gap8"), example.get("value", "zigzag")
     n, width = int(example.get("block", "0")), int(example.get("word", "2"))
     p, op = int(example.get("width", "0")), example.get("op", "difference")
     indices = [int(i) for i in example.get("indices", "").split()]
     words = [int(word, 16) for word in example.get("values", "").split()]
-    part = Layout(op, index, value, p, n, width, len(indices), 24, 0)
-    lengths = [len(stream) for stream in streams]
+    k = int(example.get("k", "0"))
+    count = len(indices) or len(words)
+    part = Coded(op, index, value, p, n, width, count, 24, 0)
+    counts, sizes, lengths = (np.array(row) for row in ([count], [n], [list(map(len, streams))]))
 
-    if index == "dense":
+    if "index" in example and "value" in example:
+        found: tuple[Array, Array] = read_block(part, arrays, n, count)
+        assert (found[0].tolist(), found[1].tolist()) == (indices, words)
         entries = dict(zip(indices, words, strict=True))
-        every = [entries.get(i, 0) for i in range(n)]
-        assert read_index(part, streams, n, len(indices)).tolist() == indices
-        assert read_values(part, streams, n).tolist() == every
-        assert encode_value(value, every, width, p) == streams
-        count, stream_slice = len(indices), slice(0, None)
-    elif "index" in example:
-        count, stream_slice = len(indices), slice(0, 1)
-        assert read_index(part, streams, n, count).tolist() == indices
-        assert encode_index(index, indices, n) == streams
+        run = range(n) if index == "dense" else range(indices[0], indices[-1] + 1)
+        filled = [entries.get(i, 0) for i in run] if index in ("dense", "range") else words
+        encoded = encode_index(index, indices, n, k) + encode_value(value, filled, width, p)
+        assert encoded == streams
+        assert lengths_fit(part, counts, sizes, lengths)
+        return
+    if "index" in example:
+        assert len(streams) == INDEX_STREAMS[index]
+        assert read_places(part, arrays, n, count)[0].tolist() == indices
+        assert encode_index(index, indices, n, k) == streams
+        limits = index_lengths(part, counts, sizes)
     else:
-        count, stream_slice = len(words), slice(1, None)
-        assert read_values(part, streams, count).tolist() == words
+        assert read_values(part, arrays, count).tolist() == words
         assert encode_value(value, words, width, p) == streams
-    limits = stream_limits(part, np.array([count]), np.array([n]))[stream_slice]
-    for length, (low, high, unit) in zip(lengths, limits, strict=True):
+        limits = value_lengths(part, counts)
+    for length, (low, high, unit) in zip(lengths[0], limits, strict=True):
         assert low[0] <= length <= high[0]
         assert length % unit == 0
 
@@ -114,3 +146,19 @@ def test_worked_fingerprint(fields: Fields) -> None:
     assert bytes.fromhex(whole["checkpoint input"]) == hashed
     assert whole["fingerprint"] == b3(hashed, "checkpoint").hex()
     assert whole["fingerprint"] == fingerprint(tensors)
+
+
+def test_worked_content_digest() -> None:
+    """The digests are those of the bytes above them, and of the vector that is named."""
+    (fields,) = blocks(SPEC / "fingerprints.md", "worked-content")
+    whole = joined(fields)
+    delta = decode(SPEC / "vectors" / "valid" / f"{whole['vector']}.safetensors")
+    ((part,),) = [record.parts for record in delta.records]
+    assert part.words is not None
+    for name, array in (("indices", part.indices.astype("<u8")), ("words", part.words)):
+        hashed = bytes.fromhex(whole[f"{name} input"])
+        assert hashed == array.tobytes()
+        assert whole[f"{name} digest"] == b3(hashed, name).hex()
+        assert whole[f"{name} digest"] in whole["content input"]
+    assert whole["content digest"] == b3(bytes.fromhex(whole["content input"]), "content").hex()
+    assert whole["content digest"] == delta.content
