@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -189,16 +190,21 @@ class DeltaFile:
         except FrameError as error:
             raise StreamError("SD402", str(error)) from None
 
+    @cached_property
+    def _blob_distances(self) -> list[int]:
+        """For each blob, from its first byte to the end of the data."""
+        lengths = [blob.nbytes for blob in reversed(self.manifest.attachments.blobs)]
+        return list(accumulate(lengths))[::-1]
+
     def read_blob(self, number: int) -> bytes:
         """The content of a blob.
 
         Raises:
             FormatError: Its frame has another digest, or is broken (SD414).
         """
-        blobs = self.manifest.attachments.blobs
         start, end = self.header.ranges[DATA]
-        first = end - sum(blob.nbytes for blob in blobs[number:])
-        blob = blobs[number]
+        first = end - self._blob_distances[number]
+        blob = self.manifest.attachments.blobs[number]
         if first < start:  # the tables have been checked: SD305 has seen to this
             raise FormatError("SD305", f"{self.path}: blob {number} begins before the data")
         frame = self._file.read(first, blob.nbytes)

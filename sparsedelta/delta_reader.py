@@ -21,7 +21,7 @@ from sparsedelta.limits import MEMORY_BUDGET_BYTES, WORK_BUDGET_BYTES
 from sparsedelta.manifest import Manifest
 from sparsedelta.records import PartRecord, TensorRecord
 from sparsedelta.sets import check_merged, open_parts
-from sparsedelta.slices import TensorSlice
+from sparsedelta.slices import TensorSlice, check_disjoint
 from sparsedelta.table_rules import digest_problems
 from sparsedelta.tables import Tables, TensorTable, touched_leaves
 from sparsedelta.words import Indices, TensorSpec, Words
@@ -255,7 +255,7 @@ class DeltaReader:
         if not 0 <= start <= stop <= spec.words:
             raise UsageError(f"words {start} to {stop} of tensor {name!r}, which has {spec.words}")
         record = self.records[name]
-        given = given_words(record)
+        given = record.given
         entries: list[Part] = []
         carried = np.empty(0, spec.word_dtype)
         for number in range(record.split, len(record.parts)):
@@ -374,25 +374,6 @@ class DeltaReader:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def given_words(record: TensorRecord) -> int:
-    """Words of the target tensor that come from a source tensor: the others are carried."""
-    if record.target is None:
-        return 0
-    if record.base is not None and not record.split:
-        return min(record.base.words, record.target.words)
-    return 0 if record.parts[record.split].reference is None else record.target.words
-
-
-def check_disjoint(path: Path, name: str, indices: Sequence[Indices]) -> None:
-    """Rule SD409: the parts of a tensor do not share an index."""
-    merged = np.sort(np.concatenate(indices)) if len(indices) > 1 else np.empty(0, np.int64)
-    both = merged[1:][merged[1:] == merged[:-1]]
-    if both.size:
-        raise FormatError(
-            "SD409", f"{path}: tensor {name!r}: two parts hold index {both[0]}", hint=DAMAGED
-        )
 
 
 def open_delta(delta: str | Path | DeltaReader) -> DeltaReader:

@@ -86,6 +86,8 @@ def parse_header(text: bytes, file_size: int) -> Header:
         UnsupportedError: Another format version.
     """
     trimmed = text.rstrip(b" ")
+    if not trimmed.lstrip(b" \t\n\r").startswith(b"{"):  # before what its numbers may break
+        raise FormatError("SD102", "the header is not a JSON object")
     try:
         document = parse(trimmed)
     except NotCanonicalError as error:

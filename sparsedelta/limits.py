@@ -43,5 +43,8 @@ WORK_BUDGET_BYTES: Final = 1 << 36
 MEMORY_BUDGET_BYTES: Final = 1 << 33
 """Bytes of entries (8 of index and a word each) that reading a delta into memory may take."""
 
+MAX_PROBLEMS: Final = 100
+"""Problems of one kind that are told of a delta: a stranger's may have a million."""
+
 MAX_COMPANION_BYTES: Final = 1 << 26
 """Size up to which a file beside the weights (config, tokenizer) is copied along, or carried."""

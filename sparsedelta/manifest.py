@@ -5,13 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Final
 
 from sparsedelta.attachments import Attachments, attachment_problems, parse_attachments
 from sparsedelta.errors import UPGRADE, FormatError, UnsupportedError
 from sparsedelta.file_names import file_name_problem, same_ignoring_case
-from sparsedelta.limits import FORMAT_VERSION, MAX_NAME_BYTES, MAX_NAMES, MAX_SET_PARTS
+from sparsedelta.limits import (
+    FORMAT_VERSION,
+    MAX_NAME_BYTES,
+    MAX_NAMES,
+    MAX_PROBLEMS,
+    MAX_SET_PARTS,
+)
 from sparsedelta.manifest_schema import check_schema
 from sparsedelta.record_rules import check_sequence, count_problem, parse_ends, parse_part
 from sparsedelta.records import TensorRecord
@@ -176,13 +182,15 @@ def _collected(items: Iterable[Json], check: Callable[[Json], Json]) -> list[Jso
             found.append(check(item))
         except FormatError as error:
             problems.append(error)
+            if len(problems) == MAX_PROBLEMS:
+                break
     _raise_first(problems)
     return found
 
 
 def _raise_first(problems: Iterable[FormatError]) -> None:
     """Raise the first of several problems, which knows the others."""
-    found = list(problems)
+    found = list(islice(problems, MAX_PROBLEMS))
     if found:
         found[0].others = tuple(found[1:])
         raise found[0]

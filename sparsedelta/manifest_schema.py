@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Final, TypeAlias
 
 from sparsedelta.errors import FormatError
-from sparsedelta.limits import FORMAT_MAJOR, MAX_JSON_INTEGER
+from sparsedelta.limits import FORMAT_MAJOR, MAX_JSON_INTEGER, MAX_PROBLEMS
 from sparsedelta.strict_json import Json
 
 _HEX64: Final = re.compile(r"[0-9a-f]{64}")
@@ -140,7 +141,8 @@ def check_schema(document: Json) -> None:
     Raises:
         FormatError: SD204; ``others`` are what else is wrong.
     """
-    problems = [FormatError("SD204", message) for message in _problems(document)]
+    messages = islice(_problems(document), MAX_PROBLEMS)
+    problems = [FormatError("SD204", message) for message in messages]
     if problems:
         problems[0].others = tuple(problems[1:])
         raise problems[0]

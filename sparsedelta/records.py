@@ -158,6 +158,15 @@ class TensorRecord:
         ops = [part.op for part in self.parts]
         return ops.index(DROP) + 1 if DROP in ops else 0
 
+    @property
+    def given(self) -> int:
+        """Words of the target tensor that come from a source tensor: the others are carried."""
+        if self.target is None:
+            return 0
+        if self.base is not None and not self.split:
+            return min(self.base.words, self.target.words)
+        return 0 if self.parts[self.split].reference is None else self.target.words
+
     def changed(self, number: int) -> TensorSpec:
         """The tensor that a part concerns: dtype and, but for ``resize``, shape are its."""
         is_away = number < self.split

@@ -1,14 +1,17 @@
-"""A run of words of a target tensor, and what leads to it."""
+"""A run of words of a target tensor, what leads to it, and how its parts are applied."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from sparsedelta.delta import ADD, DIFFERENCE, Part
+from sparsedelta.errors import DAMAGED, FormatError
 from sparsedelta.rounding import add_scaled
-from sparsedelta.words import TensorSpec, Words
+from sparsedelta.words import Indices, TensorSpec, Words
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,3 +86,13 @@ def apply_parts(
             words[at] += part.words
         else:
             words[at] = part.words
+
+
+def check_disjoint(path: Path, name: str, indices: Sequence[Indices]) -> None:
+    """Rule SD409: the parts of a tensor do not share an index."""
+    merged = np.sort(np.concatenate(indices)) if len(indices) > 1 else np.empty(0, np.int64)
+    both = merged[1:][merged[1:] == merged[:-1]]
+    if both.size:
+        raise FormatError(
+            "SD409", f"{path}: tensor {name!r}: two parts hold index {both[0]}", hint=DAMAGED
+        )

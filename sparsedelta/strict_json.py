@@ -43,14 +43,6 @@ def _reject_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is not JSON")
 
 
-def _integer(digits: str) -> int:
-    if len(digits) > _MAX_DIGITS:  # int() takes quadratic time, and refuses from 4,300 on
-        raise NotCanonicalError(f"the number {digits[:_MAX_DIGITS]}… is out of range")
-    if digits == "-0":
-        raise NotCanonicalError("the number -0 is no count")
-    return int(digits)
-
-
 def parse(data: bytes, *, max_depth: int = MAX_JSON_DEPTH) -> Json:
     """Parse one UTF-8 JSON document.
 
@@ -60,15 +52,29 @@ def parse(data: bytes, *, max_depth: int = MAX_JSON_DEPTH) -> Json:
         ValueError: Not UTF-8, or not JSON.
     """
     text = data.decode("utf-8")
+    refused: list[str] = []
+
+    def integer(digits: str) -> int:
+        # Told at the end: what breaks the grammar further on is the graver fault.
+        if len(digits) > _MAX_DIGITS:  # int() takes quadratic time, and refuses from 4,300 on
+            refused.append(f"the number {digits[:_MAX_DIGITS]}… is out of range")
+        elif digits == "-0":
+            refused.append("the number -0 is no count")
+        else:
+            return int(digits)
+        return 0
+
     try:
         document = json.loads(
             text,
             object_pairs_hook=_unique,
             parse_constant=_reject_constant,
-            parse_int=_integer,
+            parse_int=integer,
         )
     except RecursionError:
         raise NotCanonicalError(f"nested deeper than {max_depth} levels") from None
+    if refused:
+        raise NotCanonicalError(refused[0])
     _check_tree(document, max_depth, may_hold_surrogates="\\u" in text)
     return document
 

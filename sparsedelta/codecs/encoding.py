@@ -101,7 +101,8 @@ class Encoding:
 
     def describe(self) -> str:
         """The codecs in words, such as ``gap8 + packed(width=1)``."""
-        return f"{_describe(self.index)} + {_describe(self.value)}"
+        # Codecs are frozen and hash, which a protocol cannot say.
+        return f"{_describe(self.index)} + {_describe(self.value)}"  # type: ignore[arg-type]
 
     @property
     def needs_base(self) -> bool:

@@ -39,7 +39,7 @@ _Codec = TypeVar("_Codec")
 
 def codec_to_json(codec: IndexCodec | ValueCodec) -> dict[str, Json]:
     """The id and the parameters of a codec."""
-    return dict(_items(codec))
+    return dict(_items(codec))  # type: ignore[arg-type]  # frozen, and so hashable
 
 
 @lru_cache(maxsize=256)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from decimal import Decimal
 from pathlib import Path
@@ -25,6 +26,7 @@ from sparsedelta.console import format_bytes, progress_bar
 from sparsedelta.errors import printable
 
 if TYPE_CHECKING:
+    from sparsedelta.manifest import Manifest
     from sparsedelta.operations.diff import DiffReport
 
 _SIZE: Final = re.compile(r"(?P<number>[0-9]+(\.[0-9]+)?) *(?P<unit>|[kKmMgGtT]?[bB])", re.ASCII)
@@ -136,12 +138,7 @@ def diff(
         click.echo(printable(f"note: {note}"), err=True)
     manifest = report.manifest
     carried = sum(record.carried for record in manifest.tensors)
-    total = len(manifest.tensors) + len(manifest.untouched)
-    tensors = (
-        f"{len(manifest.tensors)} tensors"
-        if manifest.lean
-        else (f"{len(manifest.tensors)} of {total} tensors")
-    )
+    kinds = report.kinds
     print_result(
         {
             "delta": str(out),
@@ -156,16 +153,26 @@ def diff(
             "invertible": manifest.invertible,
             "lean": manifest.lean,
             "carried": carried,
+            "kinds": kinds,
             "dry_run": dry_run,
             **({"sizes": [asdict(sizes) for sizes in report.sizes]} if explain else {}),
         },
         f"{'would write' if dry_run else 'wrote'} {out}: {format_bytes(report.size)}"
-        f"{ratio(report.checkpoint_bytes, report.size)}, {manifest.nnz:,} entries in {tensors}"
+        f"{ratio(report.checkpoint_bytes, report.size)}, {manifest.nnz:,} entries in "
+        f"{_tensors(manifest, kinds)}"
         + (f", {carried:,} words carried whole" if carried else bits(report.size, manifest.nnz)),
         *(_explained(report) if explain else ()),
         as_json=as_json,
         quiet=quiet,
     )
+
+
+def _tensors(manifest: Manifest, kinds: Mapping[str, int]) -> str:
+    total = len(manifest.tensors) + len(manifest.untouched)
+    of = "" if manifest.lean else f" of {total}"
+    structural = kinds.keys() - {"changed"}
+    listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    return f"{len(manifest.tensors)}{of} tensors{f' ({listed})' if structural else ''}"
 
 
 def _pairs(option: str, form: str, pairs: tuple[str, ...]) -> list[tuple[str, str]]:

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from sparsedelta.delta import RESIZE, Part
-from sparsedelta.delta_reader import DeltaReader, check_disjoint
+from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.digests import Digest, segment_digest
 from sparsedelta.errors import VerificationError
 from sparsedelta.limits import SEGMENT_WORDS
 from sparsedelta.records import PartRecord, TensorRecord
-from sparsedelta.slices import apply_parts
+from sparsedelta.slices import apply_parts, check_disjoint
 from sparsedelta.words import Bytes, TensorSpec, as_words
 
 

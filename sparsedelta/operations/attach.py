@@ -22,7 +22,7 @@ from sparsedelta.file_names import (
     is_weights_name,
     same_ignoring_case,
 )
-from sparsedelta.limits import MAX_BLOB_BYTES, MAX_BLOBS_BYTES, MAX_INDEX_BYTES
+from sparsedelta.limits import MAX_BLOBS_BYTES, MAX_INDEX_BYTES
 from sparsedelta.writer import DeltaWriter
 
 _AUTO_SHARE: Final = 100
@@ -175,20 +175,25 @@ def find_carried(
         UsageError: An end is no directory.
         CheckpointError: A file cannot be read.
     """
-    found, notes = {}, []
+    found = {}
     for key, reader in (("base", base), ("target", target)):
         if not isinstance(reader, FileCheckpoint) or not reader.is_directory:
             raise UsageError(
                 f"{reader.location} is no directory: there are no files beside its weights",
                 hint="leave out --with-files, or name the directory that holds the checkpoint",
             )
-        found[key], left = _files_of(reader)
-        notes += left
+        found[key] = _files_of(reader)
     old, new = found["base"], found["target"]
-    carried = []
+    carried, notes = [], []
     for name in sorted(old.keys() | new.keys()):
         before, after = old.get(name), new.get(name)
         if before == after:
+            continue
+        problem = file_name_problem(name)
+        if problem is None and is_weights_name(name):
+            problem = "is one of weights"
+        if problem:
+            notes.append(f"{name} is not carried: its name {problem}")
             continue
         carried.append(
             CarriedFile(
@@ -200,27 +205,20 @@ def find_carried(
     twice = same_ignoring_case(file.name for file in carried)
     if twice is not None:
         raise UsageError(f"two files beside the weights are both {twice!r}, if case is ignored")
-    return tuple(carried), tuple(dict.fromkeys(notes))
+    return tuple(carried), tuple(notes)
 
 
-def _files_of(reader: FileCheckpoint) -> tuple[dict[str, bytes], list[str]]:
-    companions = find_companions(reader)
-    files, notes = {}, []
-    for relative in companions.copied:
+def _files_of(reader: FileCheckpoint) -> dict[str, bytes]:
+    files = {}
+    for relative in find_companions(reader).copied:
         path = reader.root / relative
-        problem = file_name_problem(str(relative))
-        if problem is None and is_weights_name(relative.name):
-            continue  # the index: it belongs to the layout
-        if problem is None and path.stat().st_size > MAX_BLOB_BYTES:
-            problem = "is too large"
-        if problem:
-            notes.append(f"{relative} is not carried: its name {problem}")
-            continue
+        if path == reader.index:
+            continue  # it belongs to the layout
         try:
-            files[relative.name] = path.read_bytes()
+            files[str(relative)] = path.read_bytes()  # small: see MAX_COMPANION_BYTES
         except OSError as error:
             raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
-    return files, notes
+    return files
 
 
 def _carried_end(content: bytes, writer: DeltaWriter, *, is_kept: bool) -> CarriedEnd:

@@ -15,6 +15,7 @@ from sparsedelta.errors import UsageError
 from sparsedelta.files import check_output
 from sparsedelta.manifest import PORTABLE, PROFILES, Manifest
 from sparsedelta.operations.attach import find_carried, record_layout
+from sparsedelta.operations.info import record_kinds
 from sparsedelta.operations.pairing import pair_tensors
 from sparsedelta.operations.scanning import Recipe, ScannedTensor, scan_tensors
 from sparsedelta.parallel import OrderedMap
@@ -58,6 +59,11 @@ class DiffReport:
     checkpoint_bytes: int
     sizes: tuple[PartSizes, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """Number of touched tensors of each kind, such as changed, renamed, resized, new."""
+        return record_kinds(self.manifest.tensors)
 
 
 def diff(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -175,7 +175,7 @@ def _describe(reader: DeltaReader) -> DeltaInfo:
         untouched=len(manifest.untouched),
         touched_words=sum(tensor.words for tensor in tensors),
         touched_bytes=sum(map(_larger_bytes, manifest.tensors)),
-        kinds=dict(sorted(Counter(tensor.kind for tensor in tensors).items())),
+        kinds=record_kinds(manifest.tensors),
         files=tuple(file.name for file in manifest.attachments.files),
         layout=layout,
         parts=tuple(part.name for part in place.parts) if place else (),
@@ -194,7 +194,7 @@ def _tensor(record: TensorRecord) -> TensorInfo:
     sparse = [number for number, part in record.coded if part.op in SPARSE_OPS]
     return TensorInfo(
         name=record.name,
-        kind=_kind(record),
+        kind=record_kind(record),
         base=EndInfo.of(record.base),
         target=EndInfo.of(record.target),
         words=max((record.domain(number) for number in sparse), default=0),
@@ -205,7 +205,13 @@ def _tensor(record: TensorRecord) -> TensorInfo:
     )
 
 
-def _kind(record: TensorRecord) -> str:
+def record_kinds(records: Iterable[TensorRecord]) -> dict[str, int]:
+    """Number of records of each kind."""
+    return dict(sorted(Counter(map(record_kind, records)).items()))
+
+
+def record_kind(record: TensorRecord) -> str:
+    """What becomes of a tensor, in a word; see :class:`TensorInfo`."""
     ops = [part.op for part in record.parts]
     if DROP in ops:
         return "dropped" if record.target is None else "replaced"

@@ -107,8 +107,11 @@ def result_files(
 def _recorded(reader: DeltaReader, end: LayoutEnd, results: Results) -> ResultFiles:
     files = []
     specs: dict[str, TensorSpec] = {}
+    empty: dict[int, FileLayout] = {}  # headers without tensors: they may be those of many files
     for file in end.files:
-        layout = read_header(reader, file.header, file.name)
+        layout = empty.get(file.header) or read_header(reader, file.header, file.name)
+        if not layout.tensors:
+            empty[file.header] = layout
         files.append((file.name, layout))
         for stored in layout.tensors:
             if stored.spec.name in specs:
@@ -195,25 +198,29 @@ def _with_carried(
 ) -> ResultFiles:
     contents = dict(files.contents)
     written, dropped = [], set(files.dropped)
+    blobs: dict[int, tuple[bytes, str]] = {}  # one may be the content of many files
     for file in carried:
         end = file.base if reverse else file.target
         if end is None:
             dropped.add(file.name)
         elif end.blob is not None:
-            contents[file.name] = read_carried_file(reader, file.name, end.blob, end.digest)
+            if end.blob not in blobs:
+                content = reader.read_blob(end.blob)
+                blobs[end.blob] = content, plain_digest(content).hex()
+            content, digest = blobs[end.blob]
+            check_carried(reader, file.name, digest, end.digest)
+            contents[file.name] = content
             written.append(file.name)
     return replace(files, contents=contents, dropped=frozenset(dropped), carried=tuple(written))
 
 
-def read_carried_file(reader: DeltaReader, name: str, blob: int, digest: str) -> bytes:
-    """The content of a carried file.
+def check_carried(reader: DeltaReader, name: str, found: str, expected: str) -> None:
+    """Rule SD416: a carried file has its digest.
 
     Raises:
-        FormatError: SD414, or it has another digest (SD416).
+        FormatError: It has another.
     """
-    content = reader.read_blob(blob)
-    if plain_digest(content).hex() != digest:
+    if found != expected:
         raise FormatError(
             "SD416", f"{reader.path}: the carried file {name} has another digest", hint=DAMAGED
         )
-    return content

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from sparsedelta.attachments import LayoutEnd
@@ -16,6 +17,7 @@ from sparsedelta.delta import (
     tensor_content,
 )
 from sparsedelta.delta_reader import DeltaReader
+from sparsedelta.digests import plain_digest
 from sparsedelta.errors import (
     FormatError,
     IdentityError,
@@ -23,8 +25,10 @@ from sparsedelta.errors import (
     StructureError,
     WrongBaseError,
 )
-from sparsedelta.operations.apply import prove, touched_specs
-from sparsedelta.operations.result_files import misfit, read_carried_file, read_header
+from sparsedelta.limits import MAX_PROBLEMS
+from sparsedelta.operations.apply import prove
+from sparsedelta.operations.result_files import check_carried, misfit, read_header
+from sparsedelta.operations.standpoint import touched_specs
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress, silent
 from sparsedelta.records import PartRecord, TensorRecord
@@ -90,7 +94,7 @@ def validate(
         of_base, is_bounded = _against_base(reader, base, threads)
         with OrderedMap(threads) as pool:
             found = _problems(reader, pool, progress, is_bounded=is_bounded)
-            problems = (*map(_problem, found), *of_base)
+            problems = (*map(_problem, islice(found, MAX_PROBLEMS)), *of_base)
         manifest = reader.manifest
         return ValidationReport(
             path=str(delta),
@@ -135,7 +139,7 @@ def _problems(
     reader: DeltaReader, pool: OrderedMap, progress: Progress, *, is_bounded: bool
 ) -> Iterator[FormatError]:
     try:
-        found = list(reader.table_problems())
+        found = list(islice(reader.table_problems(), MAX_PROBLEMS))
         if found:  # lengths and counts that lie cannot guide a decoder
             yield from found
             return
@@ -149,7 +153,9 @@ def _problems(
     done = _Progress(progress, sum(record.nbytes for record in reader.manifest.tensors))
     for file in reader.files:
         records = file.manifest.tensors
-        found = list(_broken_blocks(reader, records, pool, done, contents))
+        broken_blocks = _broken_blocks(reader, records, pool, done, contents)
+        found = list(islice(broken_blocks, MAX_PROBLEMS))
+        broken_blocks.close()
         if not found:
             found = list(_broken_whole(reader, file, contents))
         broken = broken or bool(found)
@@ -175,10 +181,12 @@ def _broken_whole(
 
 
 def _broken_blobs(reader: DeltaReader) -> Iterator[FormatError]:
+    # Each blob is decoded once here, however many files refer to it.
     attachments = reader.manifest.attachments
+    digests: list[str] = []
     for number in range(len(attachments.blobs)):
         try:
-            reader.read_blob(number)
+            digests.append(plain_digest(reader.read_blob(number)).hex())
         except FormatError as error:
             yield error
             return
@@ -190,7 +198,7 @@ def _broken_blobs(reader: DeltaReader) -> Iterator[FormatError]:
         for found in (file.base, file.target):
             if found is not None and found.blob is not None:
                 try:
-                    read_carried_file(reader, file.name, found.blob, found.digest)
+                    check_carried(reader, file.name, digests[found.blob], found.digest)
                 except FormatError as error:
                     yield error
 
@@ -199,8 +207,14 @@ def _broken_layout(reader: DeltaReader, end: LayoutEnd, *, target: bool) -> Iter
     manifest = reader.manifest
     found: dict[str, TensorSpec] = {}
     try:
+        empty: set[int] = set()  # headers without tensors: they may be those of many files
         for file in end.files:
-            for stored in read_header(reader, file.header, file.name).tensors:
+            if file.header in empty:
+                continue
+            tensors = read_header(reader, file.header, file.name).tensors
+            if not tensors:
+                empty.add(file.header)
+            for stored in tensors:
                 if stored.spec.name in found:
                     raise misfit(reader, f"{stored.spec.name!r:.100} is in two files")
                 found[stored.spec.name] = stored.spec
@@ -236,7 +250,7 @@ def _broken_blocks(
     pool: OrderedMap,
     progress: _Progress,
     contents: dict[str, bytes],
-) -> Iterator[FormatError]:
+) -> Generator[FormatError, None, None]:
     # One pass: what decodes enters the content digest, what does not is a problem.
 
     def decode(item: tuple[TensorRecord, int, int]) -> tuple[Indices, Words] | FormatError:
