@@ -136,6 +136,8 @@ FATES: Final = (
     "changes its shape",
     "is copied",
     "is copied and trained",
+    "loses its copy",
+    "leaves its copy",
 )
 """What may become of a tensor of the base; each may meet any other in one pair."""
 
@@ -184,7 +186,7 @@ def structured_pairs(draw: st.DrawFn, *, trained: bool = True) -> tuple[Tensors,
         draw: Given by Hypothesis.
         trained: Whether tensors with another name may have changed words too.
     """
-    names = iter(draw(st.lists(tensor_names, min_size=16, max_size=16, unique=True)))
+    names = iter(draw(st.lists(tensor_names, min_size=12, max_size=12, unique=True)))
     base: Tensors = {}
     target: Tensors = {}
     for _ in range(draw(st.integers(0, 5))):
@@ -195,6 +197,11 @@ def structured_pairs(draw: st.DrawFn, *, trained: bool = True) -> tuple[Tensors,
         fate = draw(st.sampled_from(FATES))
         if fate == "goes":
             continue
+        if "its copy" in fate:
+            twin = TensorSpec(next(names), spec.dtype, spec.shape)
+            base[twin.name] = (twin, data)
+            if fate == "leaves its copy":
+                target[twin.name] = (twin, _trained(draw, spec, data))
         other = _reshaped(draw, spec, fate) if fate in FATES[5:9] else None
         if other is not None:
             kept = _trained(draw, spec, data)[: other.nbytes]

@@ -1,0 +1,77 @@
+"""The atheris harnesses, without atheris: each over its own seeds, and over what hypothesis makes."""
+
+from __future__ import annotations
+
+import random
+
+import fuzz_codecs
+import fuzz_delta
+import fuzz_header
+import fuzz_manifest
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mutations import mutate_bytes, mutate_json
+from sections import canonical
+
+
+@pytest.mark.parametrize("harness", [fuzz_header, fuzz_manifest, fuzz_codecs, fuzz_delta])
+def test_a_harness_runs_over_its_seeds(harness: object) -> None:
+    seeds = list(harness.seeds())  # type: ignore[attr-defined]
+    assert len(seeds) > 100
+    for seed in seeds:
+        harness.one_input(seed)  # type: ignore[attr-defined]
+
+
+def test_the_seeds_of_the_codecs_are_true_blocks() -> None:
+    """Every encoding of every width decodes what it has written."""
+    reached = {seed[0] for seed in fuzz_codecs.seeds()}
+    assert reached == set(range(len(fuzz_codecs.ENCODINGS)))
+
+
+CODEC_SEEDS = list(fuzz_codecs.seeds())
+HEADER_SEEDS = list(fuzz_header.seeds())
+MANIFEST_SEEDS = list(fuzz_manifest.seeds())
+
+
+@settings(max_examples=1500)
+@given(st.binary(min_size=fuzz_codecs.HEAD.size, max_size=300))
+def test_both_readers_decode_any_block_alike(data: bytes) -> None:
+    fuzz_codecs.one_input(data)
+
+
+@settings(max_examples=1500)
+@given(st.sampled_from(CODEC_SEEDS), st.randoms(use_true_random=False))
+def test_both_readers_decode_a_changed_block_alike(seed: bytes, rng: random.Random) -> None:
+    body = seed[fuzz_codecs.HEAD.size :]
+    fuzz_codecs.one_input(seed[: fuzz_codecs.HEAD.size] + mutate_bytes(rng, body))
+
+
+@settings(max_examples=500)
+@given(st.sampled_from(HEADER_SEEDS), st.randoms(use_true_random=False))
+def test_both_readers_judge_a_changed_header_alike(seed: bytes, rng: random.Random) -> None:
+    fuzz_header.one_input(seed[:1] + mutate_bytes(rng, seed[1:]))
+
+
+@settings(max_examples=500)
+@given(st.sampled_from(MANIFEST_SEEDS), st.randoms(use_true_random=False))
+def test_both_readers_judge_a_changed_manifest_alike(seed: bytes, rng: random.Random) -> None:
+    manifest = fuzz_manifest.json.loads(seed)
+    for _ in range(rng.randint(1, 3)):
+        mutate_json(rng, manifest)
+    fuzz_manifest.one_input(canonical(manifest))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(0, 2**53) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=300)
+@given(JSON, st.sampled_from(("base", "set", "layout", "tensors", "blobs", "files", "metadata")))
+def test_both_readers_judge_any_value_in_a_manifest_alike(value: object, key: str) -> None:
+    manifest = fuzz_manifest.json.loads(MANIFEST_SEEDS[0])
+    fuzz_manifest.one_input(canonical(manifest | {key: value}))
+    fuzz_manifest.one_input(canonical(value))
