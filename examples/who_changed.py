@@ -24,12 +24,16 @@ def main() -> None:
         print(f"{reader.manifest.base[:12]}… -> {reader.manifest.target[:12]}…")
         steps: Counter[str] = Counter()
         for name, record in reader.records.items():
-            (part,) = reader.read_tensor(name).parts
-            share = part.nnz / record.spec.words
+            parts = reader.read_tensor(name).parts
+            if [part.op for part in parts] != ["difference"]:
+                print(f"{', '.join(part.op for part in parts)}  {name}")
+                continue
+            _, words = parts[0].entries
+            share = words.size / record.spec.words
             # A difference is a word: seen as a signed number, it says how many steps of the dtype
             # a weight went up or down.
-            moved = part.words.view(f"i{part.words.itemsize}")
-            up = np.count_nonzero(moved > 0) / part.nnz
+            moved = words.view(f"i{words.itemsize}")
+            up = np.count_nonzero(moved > 0) / words.size
             print(f"{share:8.3%} changed, {up:4.0%} upwards  {name}")
             steps["one step"] += int(np.count_nonzero(np.abs(moved) == 1))
             steps["more"] += int(np.count_nonzero(np.abs(moved) != 1))

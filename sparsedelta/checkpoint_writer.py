@@ -162,8 +162,13 @@ def find_companions(source: FileCheckpoint) -> Companions:
     return Companions(tuple(copied), tuple(left))
 
 
+def is_weights_file(path: Path) -> bool:
+    """Whether a file holds weights, by its name."""
+    return path.suffix in _WEIGHT_SUFFIXES
+
+
 def _is_foreign(path: Path, source: FileCheckpoint) -> bool:
-    if path.suffix in _WEIGHT_SUFFIXES or path.stat().st_size > MAX_COMPANION_BYTES:
+    if is_weights_file(path) or path.stat().st_size > MAX_COMPANION_BYTES:
         return True
     return path.name.endswith(".index.json") and path != source.index
 

@@ -63,6 +63,17 @@ class Part:
             raise ValueError(f"indices {self.indices.shape} and words {found} do not match")
 
     @property
+    def entries(self) -> tuple[Indices, Words]:
+        """Indices and words of a sparse op.
+
+        Raises:
+            ValueError: The op is dense: it has no indices.
+        """
+        if self.indices is None or self.words is None:
+            raise ValueError(f"a part of op {self.op!r} has no entries")
+        return self.indices, self.words
+
+    @property
     def nnz(self) -> int:
         """Number of entries; 0 for a dense op."""
         return 0 if self.indices is None else int(self.indices.size)

@@ -25,15 +25,16 @@ from sparsedelta.codecs import (
     ValueCodec,
 )
 from sparsedelta.codecs.frames import encode_frame
-from sparsedelta.delta import EntryHasher, PartContent
+from sparsedelta.delta import EntryHasher, PartContent, tensor_content
+from sparsedelta.digests import Digest
 from sparsedelta.errors import UsageError
 from sparsedelta.limits import MAX_BLOCK_LOG2, MIN_BLOCK_LOG2
 from sparsedelta.measure import BaseWords, PartBlocks, row_bytes
 from sparsedelta.parallel import OrderedMap
-from sparsedelta.records import BarePart, PartRecord
+from sparsedelta.records import BarePart, PartRecord, TensorRecord
 from sparsedelta.smallest import choose
 from sparsedelta.tables import row
-from sparsedelta.words import Indices, Words
+from sparsedelta.words import Indices, TensorSpec, Words
 
 BLOCK_ENTRIES: Final = 1 << 15
 """Entries that a block should hold: fewer cost bytes (a frame has its own entropy tables), more
@@ -73,6 +74,41 @@ class EncodedPart:
         if not isinstance(self.record, PartRecord):
             raise TypeError(f"a part of op {self.record.op!r} that carries nothing")
         return self.record
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedTensor:
+    """A touched tensor, ready to be written.
+
+    Attributes:
+        base: The tensor in the base, or None.
+        target: The tensor in the target, or None.
+        parts: Its parts.
+        base_segments: Segment digests of the base tensor.
+        target_segments: Segment digests of the target tensor.
+    """
+
+    base: TensorSpec | None
+    target: TensorSpec | None
+    parts: tuple[EncodedPart, ...]
+    base_segments: tuple[Digest, ...]
+    target_segments: tuple[Digest, ...]
+
+    @property
+    def record(self) -> TensorRecord:
+        """Its record in the manifest."""
+        return TensorRecord(self.base, self.target, tuple(part.record for part in self.parts))
+
+    @property
+    def tables(self) -> bytes:
+        """What it adds to the tables."""
+        digests = b"".join((*self.base_segments, *self.target_segments))
+        return digests + b"".join(part.rows for part in self.parts)
+
+    @property
+    def content(self) -> bytes:
+        """What of it enters the content digest."""
+        return tensor_content(self.base, self.target, (part.content for part in self.parts))
 
 
 def choose_block_log2(words: int, nnz: int) -> int:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import shlex
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -198,9 +199,8 @@ def staged(path: Path, *, force: bool, directory: bool = False) -> Iterator[Path
     """
     with output_errors(path):
         stage = Path(tempfile.mkdtemp(prefix=".sparsedelta.", suffix=".tmp", dir=path.parent))
-    placed: list[Path] = []
+    work = stage / path.name
     try:
-        work = stage / path.name
         with output_errors(path):
             if directory:
                 work.mkdir()
@@ -208,16 +208,57 @@ def staged(path: Path, *, force: bool, directory: bool = False) -> Iterator[Path
             others = [other for other in sorted(stage.iterdir()) if other != work]
             for each in (work, *others):
                 _sync_tree(each)
-            for other in others:
-                _take_name(other, path.parent / other.name, stage, force=force)
-                placed.append(path.parent / other.name)
-            _take_name(work, path, stage, force=force)
-            placed.clear()
+            if others:
+                _take_names(work, others, path, force=force)
+            else:
+                _take_name(work, path, stage, force=force)
             _sync(path.parent)
     finally:
-        for other in placed:  # without their root they are of no use
-            other.unlink(missing_ok=True)
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def _take_names(work: Path, others: Sequence[Path], path: Path, *, force: bool) -> None:
+    """Name the part files of a set, then their root: while a root is there, its parts are too."""
+    stage = work.parent
+    targets = [path.parent / other.name for other in others]
+    moved: list[tuple[Path, Path]] = []
+    with _locked(path.parent):
+        try:
+            for old in (path, *targets) if force else ():  # the old root goes first
+                moved.append((stage / f"replaced-{len(moved)}", old))
+                with contextlib.suppress(FileNotFoundError):
+                    old.rename(moved[-1][0])
+            for other, target in zip(others, targets, strict=True):
+                _take_name(other, target, stage, force=force)
+            _sync(path.parent)
+            _take_name(work, path, stage, force=force)
+        finally:
+            if not _has_taken(work, path):
+                for other, target in zip(others, targets, strict=True):
+                    if _has_taken(other, target):  # without the root it is of no use
+                        target.unlink(missing_ok=True)
+                for spare, old in reversed(moved):  # and comes back last
+                    if os.path.lexists(spare) and not os.path.lexists(old):
+                        spare.rename(old)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Wait while another process gives names to a set here: their files must not get mixed."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # file systems that know no locks
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _has_taken(work: Path, path: Path) -> bool:
+    """Whether what was made at ``work`` has the name ``path``: moved there, or linked."""
+    if not os.path.lexists(work):
+        return os.path.lexists(path)
+    return os.path.lexists(path) and os.path.samestat(work.lstat(), path.lstat())
 
 
 def _take_name(work: Path, path: Path, stage: Path, *, force: bool) -> None:

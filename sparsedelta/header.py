@@ -86,16 +86,14 @@ def parse_header(text: bytes, file_size: int) -> Header:
         UnsupportedError: Another format version.
     """
     trimmed = text.rstrip(b" ")
-    if not trimmed.lstrip(b" \t\n\r").startswith(b"{"):  # before what its numbers may break
-        raise FormatError("SD102", "the header is not a JSON object")
+    if not (trimmed.lstrip(b" \t\n\r").startswith(b"{") and trimmed.endswith(b"}")):
+        raise FormatError("SD102", "the header is not one JSON object, followed by spaces only")
     try:
         document = parse(trimmed)
     except NotCanonicalError as error:
         raise FormatError("SD103", f"the header: {error}") from None
     except ValueError as error:
         raise FormatError("SD102", f"the header is no strict JSON: {error}") from None
-    if not isinstance(document, dict) or not trimmed.endswith(b"}"):
-        raise FormatError("SD102", "the header is not one JSON object, followed by spaces only")
     _check_canonical(document, text)
     metadata = _check_metadata(document.get("__metadata__"))
     return Header(metadata, _check_tensors(document, len(text), file_size))

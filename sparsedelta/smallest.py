@@ -7,8 +7,9 @@ only by a few bytes a block, are left out beforehand:
 - ``bitmask`` below one in 64, where even run lengths of its zeros lose to gaps;
 - ``dense`` below one in 8, and ``range`` where its runs are as thin, or as good as whole blocks;
 - ``raw`` indices above one in 765, where a byte of ``gap8`` per entry and one per 255 words are
-  less than four bytes per entry;
-- packed widths that more than half of the values would escape.
+  less than four bytes per entry.
+
+Values are never judged beforehand: escapes of a narrow width may still compress well.
 
 A part of up to 24 blocks with entries is measured whole, and the choice among its candidates is
 exact. Of a larger one a sample is measured (see :class:`~sparsedelta.measure.Sample`), and a larger
@@ -34,7 +35,6 @@ from sparsedelta.codecs import (
     Gap8,
     GapSplit,
     IndexCodec,
-    Packed,
     Range,
     RawIndices,
     UnfitError,
@@ -48,7 +48,6 @@ _SPLIT_UP_TO: Final = 16
 _BITMASK_FROM: Final = 64
 _RUN_FROM: Final = 8
 _RAW_UP_TO: Final = 765
-_ESCAPES_UP_TO: Final = 2
 
 _NEAR: Final = 64
 """Sizes of a sample that differ by one part in so many say little about the whole."""
@@ -134,8 +133,7 @@ def _candidates(
             raise UnfitError(str(error)) from None
     survey = _survey(blocks, sample, pool)
     indices = _indices(blocks, op, survey, pool) if choice is None else [choice.index]
-    values = [v for v in VALUE_NAMES.values() if not isinstance(v, Packed) or v in survey.packed]
-    pairs = [_allowed(op, index, value) for index in indices for value in values]
+    pairs = [_allowed(op, index, value) for index in indices for value in VALUE_NAMES.values()]
     return [encoding for encoding in pairs if encoding is not None]
 
 
@@ -181,33 +179,18 @@ class _Survey:
         entries: Number of entries.
         words: Words of the blocks with entries.
         runs: Words from the first to the last entry of each block, added up.
-        packed: Codecs of which few enough values escape.
     """
 
     entries: int
     words: int
     runs: int
-    packed: list[ValueCodec]
 
 
 def _survey(blocks: PartBlocks, sample: Sample, pool: OrderedMap) -> _Survey:
-    packed = [value for value in VALUE_NAMES.values() if isinstance(value, Packed)]
-    dtype = blocks.changes.spec.word_dtype
-    limit = int(np.iinfo(dtype).max) // 2
-    tops = [min((1 << value.width) - 1, limit) for value in packed]
-
-    def look(number: int) -> list[int]:
-        block, indices, values = blocks.read(number, base=False)
-        # |d| <= top, both signs at once: d + top wraps around into [0, 2 * top].
-        kept = [np.count_nonzero(values + dtype.type(top) <= dtype.type(2 * top)) for top in tops]
-        return [indices.size, block.words, Range().span(indices, block)[1], *map(int, kept)]
+    def look(number: int) -> tuple[int, int, int]:
+        block, indices, _ = blocks.read(number, base=False)
+        return indices.size, block.words, Range().span(indices, block)[1]
 
     with pool.mapped(look, sample.numbers) as looks:
         columns = zip(*looks, strict=True)
-        entries, words, runs, *kept = (sample.total(column) for column in columns)
-    few_escapes = [
-        value
-        for value, held in zip(packed, kept, strict=True)
-        if value.width == 0 or (entries - held) * _ESCAPES_UP_TO <= entries
-    ]
-    return _Survey(entries, words, runs, [*few_escapes])
+        return _Survey(*(sample.total(column) for column in columns))

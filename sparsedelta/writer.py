@@ -17,19 +17,19 @@ import numpy as np
 
 from sparsedelta.attachments import Attachments, Blob, CarriedFile, Layout
 from sparsedelta.codecs.frames import encode_frame
-from sparsedelta.delta import content_digest, tensor_content
+from sparsedelta.delta import content_digest
 from sparsedelta.digests import (
     Digest,
     checkpoint_fingerprint,
     plain_digest,
     tensor_digest,
 )
-from sparsedelta.encode import EncodedPart
+from sparsedelta.encode import EncodedTensor
 from sparsedelta.errors import StructureError, UsageError
 from sparsedelta.file_names import CHECKPOINT_SUFFIX, file_name_problem
 from sparsedelta.files import check_output, output_errors, staged, write_all
 from sparsedelta.header import DATA, MANIFEST, TABLES, build_header
-from sparsedelta.limits import MAX_MANIFEST_BYTES
+from sparsedelta.limits import MAX_BLOBS, MAX_BLOBS_BYTES, MAX_MANIFEST_BYTES, MAX_SET_PARTS
 from sparsedelta.manifest import (
     PORTABLE,
     Manifest,
@@ -40,44 +40,8 @@ from sparsedelta.manifest import (
 )
 from sparsedelta.records import TensorRecord
 from sparsedelta.strict_json import canonical
-from sparsedelta.words import TensorSpec
 
 _COPY_BYTES: Final = 1 << 22
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedTensor:
-    """A touched tensor, ready to be written.
-
-    Attributes:
-        base: The tensor in the base, or None.
-        target: The tensor in the target, or None.
-        parts: Its parts.
-        base_segments: Segment digests of the base tensor.
-        target_segments: Segment digests of the target tensor.
-    """
-
-    base: TensorSpec | None
-    target: TensorSpec | None
-    parts: tuple[EncodedPart, ...]
-    base_segments: tuple[Digest, ...]
-    target_segments: tuple[Digest, ...]
-
-    @property
-    def record(self) -> TensorRecord:
-        """Its record in the manifest."""
-        return TensorRecord(self.base, self.target, tuple(part.record for part in self.parts))
-
-    @property
-    def tables(self) -> bytes:
-        """What it adds to the tables."""
-        digests = b"".join((*self.base_segments, *self.target_segments))
-        return digests + b"".join(part.rows for part in self.parts)
-
-    @property
-    def content(self) -> bytes:
-        """What of it enters the content digest."""
-        return tensor_content(self.base, self.target, (part.content for part in self.parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,10 +105,11 @@ class DeltaWriter:
                     f"metadata {key!r:.80}: expected text that UTF-8 can hold, found {value!r:.80}",
                     hint="metadata maps strings to strings: convert numbers with str()",
                 )
-        if max_shard_size is not None and file_name_problem(path.name):
-            raise UsageError(
-                f"{path}: the files of a set need a simple name: letters, digits and _ . + -"
-            )
+        if max_shard_size is not None:
+            for name in (path.name, self._part_name(MAX_SET_PARTS, MAX_SET_PARTS)):
+                problem = file_name_problem(name)
+                if problem:
+                    raise UsageError(f"{path}: the files of a set need a simple name: it {problem}")
         self._untouched: dict[str, Digest] = {}
         self._touched: dict[str, _Written] = {}
         self._frames: list[bytes] = []
@@ -207,12 +172,22 @@ class DeltaWriter:
 
         Returns:
             Its position, for a layout or a carried file.
+
+        Raises:
+            StructureError: There would be more of them than a delta can hold.
         """
         frame = encode_frame(np.frombuffer(content, np.uint8))
         found = Blob(len(frame), len(content), plain_digest(frame).hex())
         if found not in self._blobs:
             self._blobs.append(found)
             self._frames.append(frame)
+            total = sum(blob.size for blob in self._blobs)
+            if len(self._blobs) > MAX_BLOBS or total > MAX_BLOBS_BYTES:
+                raise StructureError(
+                    f"{self._path}: {len(self._blobs)} headers and files of {total} bytes, at most "
+                    f"{MAX_BLOBS} of {MAX_BLOBS_BYTES} are allowed",
+                    hint="leave out --with-files, or record no layout: --layout never",
+                )
         return self._blobs.index(found)
 
     def attach(self, layout: Layout | None, files: Sequence[CarriedFile]) -> None:
@@ -255,6 +230,10 @@ class DeltaWriter:
                     self._write(work.parent / name, head, span)
         return whole
 
+    def _part_name(self, number: int, count: int) -> str:
+        stem = self._path.name.removesuffix(CHECKPOINT_SUFFIX)
+        return f"{stem}-{number:05d}-of-{count:05d}{CHECKPOINT_SUFFIX}"
+
     def _groups(self) -> list[list[str]]:
         """Names of the records of each part file: one group if all fit."""
         limit = self._max_shard_size
@@ -272,11 +251,10 @@ class DeltaWriter:
     def _set(
         self, whole: Manifest, groups: list[list[str]], data: int
     ) -> Iterator[tuple[str, Manifest, bytes, tuple[int, int]]]:
-        stem = self._path.name.removesuffix(CHECKPOINT_SUFFIX)
         listed = []
         start = 0
         for number, names in enumerate(groups, start=1):
-            name = f"{stem}-{number:05d}-of-{len(groups):05d}{CHECKPOINT_SUFFIX}"
+            name = self._part_name(number, len(groups))
             touched = {name: self._touched[name] for name in names}
             records = tuple(written.record for written in touched.values())
             tables = self._tables(touched, untouched=False)

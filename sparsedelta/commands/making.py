@@ -29,8 +29,16 @@ if TYPE_CHECKING:
     from sparsedelta.manifest import Manifest
     from sparsedelta.operations.diff import DiffReport
 
-_SIZE: Final = re.compile(r"(?P<number>[0-9]+(\.[0-9]+)?) *(?P<unit>|[kKmMgGtT]?[bB])", re.ASCII)
-_UNITS: Final = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_SIZE: Final = re.compile(r"(?P<number>[0-9]+(\.[0-9]+)?) *(?P<unit>|[kKmMgGtT]?i?[bB])", re.ASCII)
+_UNITS: Final = {
+    **{f"{prefix}IB": 1 << (10 * power) for power, prefix in enumerate("KMGT", start=1)},
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+}
 
 
 @click.command()

@@ -78,6 +78,8 @@ def _transform(
         text = f"nothing to do: {source} already is the {end} of {delta}; {wrote} {out} as a copy"
     if report.files and not quiet:
         click.echo(printable(f"note: {wrote} from the delta: {', '.join(report.files)}"), err=True)
+    for name, why in report.unwritten.items() if not quiet else ():
+        click.echo(printable(f"note: {name} is not written: {why}"), err=True)
     for name in report.left_behind if not quiet else ():
         note = f"note: {name} is not copied: it may hold the old weights, is large, or a link"
         click.echo(printable(note), err=True)

@@ -5,11 +5,12 @@ Here it is decided which checkpoint is at hand; the pass over it is in :mod:`ste
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from sparsedelta.attachments import Attachments
 from sparsedelta.checkpoint import FileCheckpoint
 from sparsedelta.delta_reader import DeltaReader, open_delta
 from sparsedelta.errors import (
@@ -33,11 +34,13 @@ class ApplyReport:
 
     Attributes:
         fingerprint: Fingerprint of the output, verified.
-        changed: Whether a word was changed; False if the input already was the wanted checkpoint.
+        changed: Whether there was something to do; False if the input already was the wanted
+            checkpoint.
         tensors: Number of tensors that were changed.
         nnz: Number of entries that were applied.
         nbytes: Bytes of all tensors of the output.
         files: Names of the carried files that were written beside the weights.
+        unwritten: Names of carried files that were not written, and why.
         left_behind: Files beside the weights that were not copied: other weights, or too large.
     """
 
@@ -47,6 +50,7 @@ class ApplyReport:
     nnz: int
     nbytes: int
     files: Sequence[str]
+    unwritten: Mapping[str, str]
     left_behind: Sequence[str]
 
 
@@ -185,7 +189,7 @@ def _transform(
             walk.check_structure()
             files = walk.files(with_files=with_files)
             _check_out(out, checkpoint, reader, files, force=force)
-            changed = bool(reader.records)
+            changed = bool(reader.records) or reader.manifest.attachments != Attachments()
             run = Pass(checkpoint, None if dry_run else out, pool, progress, force)
             left_behind = run(walk.step, files)
         except (DiffersError, WrongBaseError) as error:
@@ -207,6 +211,7 @@ def _transform(
             nnz=manifest.nnz if changed else 0,
             nbytes=sum(stored.spec.nbytes for _, f in files.files for stored in f.tensors),
             files=files.carried,
+            unwritten=files.unwritten,
             left_behind=left_behind,
         )
 

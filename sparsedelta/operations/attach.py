@@ -11,7 +11,7 @@ import numpy as np
 
 from sparsedelta.attachments import CarriedEnd, CarriedFile, Layout, LayoutEnd, LayoutFile
 from sparsedelta.checkpoint import CheckpointFile, CheckpointReader, FileCheckpoint
-from sparsedelta.checkpoint_writer import find_companions
+from sparsedelta.checkpoint_writer import find_companions, is_weights_file
 from sparsedelta.codecs.frames import encode_frame
 from sparsedelta.digests import plain_digest
 from sparsedelta.errors import CheckpointError, UsageError
@@ -22,7 +22,7 @@ from sparsedelta.file_names import (
     is_weights_name,
     same_ignoring_case,
 )
-from sparsedelta.limits import MAX_BLOBS_BYTES, MAX_INDEX_BYTES
+from sparsedelta.limits import MAX_BLOBS_BYTES, MAX_COMPANION_BYTES, MAX_INDEX_BYTES
 from sparsedelta.writer import DeltaWriter
 
 _AUTO_SHARE: Final = 100
@@ -118,7 +118,7 @@ def _pays(ends: Mapping[str, FileCheckpoint | None], spooled: int) -> bool:
 def _facts(end: FileCheckpoint) -> object:
     index = None if end.index is None else (end.index.name, _read_index(end.index))
     names = [(file.name, file.layout.prefix) for file in end.files]
-    return [p for _, p in names] if len(names) == 1 and index is None else (names, index)
+    return (names, index) if end.is_directory else [prefix for _, prefix in names]
 
 
 def _read_index(path: Path) -> bytes:
@@ -175,16 +175,20 @@ def find_carried(
         UsageError: An end is no directory.
         CheckpointError: A file cannot be read.
     """
-    found = {}
+    found, notes = {}, []
     for key, reader in (("base", base), ("target", target)):
         if not isinstance(reader, FileCheckpoint) or not reader.is_directory:
             raise UsageError(
                 f"{reader.location} is no directory: there are no files beside its weights",
                 hint="leave out --with-files, or name the directory that holds the checkpoint",
             )
-        found[key] = _files_of(reader)
+        found[key], large = _files_of(reader)
+        notes += [
+            f"{name} is not carried: it is larger than {MAX_COMPANION_BYTES} bytes"
+            for name in large
+        ]
     old, new = found["base"], found["target"]
-    carried, notes = [], []
+    carried = []
     for name in sorted(old.keys() | new.keys()):
         before, after = old.get(name), new.get(name)
         if before == after:
@@ -205,12 +209,13 @@ def find_carried(
     twice = same_ignoring_case(file.name for file in carried)
     if twice is not None:
         raise UsageError(f"two files beside the weights are both {twice!r}, if case is ignored")
-    return tuple(carried), tuple(notes)
+    return tuple(carried), tuple(dict.fromkeys(notes))
 
 
-def _files_of(reader: FileCheckpoint) -> dict[str, bytes]:
+def _files_of(reader: FileCheckpoint) -> tuple[dict[str, bytes], list[str]]:
+    companions = find_companions(reader)
     files = {}
-    for relative in find_companions(reader).copied:
+    for relative in companions.copied:
         path = reader.root / relative
         if path == reader.index:
             continue  # it belongs to the layout
@@ -218,7 +223,12 @@ def _files_of(reader: FileCheckpoint) -> dict[str, bytes]:
             files[str(relative)] = path.read_bytes()  # small: see MAX_COMPANION_BYTES
         except OSError as error:
             raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
-    return files
+    large = [
+        name
+        for name in companions.left_behind
+        if (reader.root / name).is_file() and not is_weights_file(reader.root / name)
+    ]
+    return files, large
 
 
 def _carried_end(content: bytes, writer: DeltaWriter, *, is_kept: bool) -> CarriedEnd:

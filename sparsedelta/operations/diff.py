@@ -11,6 +11,7 @@ from typing import Literal
 from sparsedelta.checkpoint import CheckpointReader, open_checkpoint
 from sparsedelta.choice import parse_choice
 from sparsedelta.digests import tensor_digest
+from sparsedelta.encode import EncodedTensor
 from sparsedelta.errors import UsageError
 from sparsedelta.files import check_output
 from sparsedelta.manifest import PORTABLE, PROFILES, Manifest
@@ -20,7 +21,7 @@ from sparsedelta.operations.pairing import pair_tensors
 from sparsedelta.operations.scanning import Recipe, ScannedTensor, scan_tensors
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress, silent
-from sparsedelta.writer import DeltaWriter, EncodedTensor
+from sparsedelta.writer import DeltaWriter
 
 LayoutMode = Literal["auto", "always", "never"]
 
@@ -128,12 +129,15 @@ def diff(
     """
     if profile not in PROFILES:
         raise UsageError(
-            f"profile {profile!r} is not available in this release, expected one of {PROFILES}",
+            f"profile {profile!r} is not available in this release, expected "
+            f"{' or '.join(PROFILES)}",
             hint="use --profile portable",
         )
     if max_shard_size is not None and max_shard_size < 1:
         raise UsageError(f"a shard size of {max_shard_size} bytes, expected at least 1")
-    recipe = Recipe(one_way, forget or one_way, parse_choice(codec) if codec else None, explain)
+    recipe = Recipe(
+        one_way, forget or one_way, parse_choice(codec) if codec is not None else None, explain
+    )
     out = Path(out)
     with ExitStack() as stack:
         old = open_checkpoint(base)

@@ -33,6 +33,7 @@ class ResultFiles:
         dropped: Names of files beside the source's weights that the result does not have.
         sha256: SHA-256 of checkpoint files, as far as the delta records them.
         carried: Names of the carried files among ``contents``.
+        unwritten: Names of carried files that the result should have and does not, and why.
     """
 
     files: tuple[tuple[str, FileLayout], ...]
@@ -41,6 +42,7 @@ class ResultFiles:
     dropped: frozenset[str] = frozenset()
     sha256: Mapping[str, str] = field(default_factory=dict)
     carried: tuple[str, ...] = ()
+    unwritten: Mapping[str, str] = field(default_factory=dict)
 
     def companions(self, found: Companions) -> Iterable[Path]:
         """Those of the files beside the source's weights that are copied."""
@@ -99,8 +101,11 @@ def result_files(
         files = replace(files, is_directory=is_directory, dropped=frozenset(gone))
     else:
         files = _edited(checkpoint, results)
-    if not with_files or not files.is_directory:
+    if not with_files:
         return files
+    if not files.is_directory:
+        why = "the output is a single file"
+        return replace(files, unwritten={file.name: why for file in attachments.files})
     return _with_carried(files, reader, attachments.files, reverse=reverse)
 
 
@@ -198,12 +203,17 @@ def _with_carried(
 ) -> ResultFiles:
     contents = dict(files.contents)
     written, dropped = [], set(files.dropped)
+    unwritten: dict[str, str] = {}
     blobs: dict[int, tuple[bytes, str]] = {}  # one may be the content of many files
     for file in carried:
         end = file.base if reverse else file.target
         if end is None:
             dropped.add(file.name)
-        elif end.blob is not None:
+        elif end.blob is None:
+            # That of the other end would contradict the weights.
+            dropped.add(file.name)
+            unwritten[file.name] = "the delta does not hold its content (--forget)"
+        else:
             if end.blob not in blobs:
                 content = reader.read_blob(end.blob)
                 blobs[end.blob] = content, plain_digest(content).hex()
@@ -211,7 +221,13 @@ def _with_carried(
             check_carried(reader, file.name, digest, end.digest)
             contents[file.name] = content
             written.append(file.name)
-    return replace(files, contents=contents, dropped=frozenset(dropped), carried=tuple(written))
+    return replace(
+        files,
+        contents=contents,
+        dropped=frozenset(dropped),
+        carried=tuple(written),
+        unwritten=unwritten,
+    )
 
 
 def check_carried(reader: DeltaReader, name: str, found: str, expected: str) -> None:

@@ -14,14 +14,13 @@ from sparsedelta.choice import CodecChoice
 from sparsedelta.codecs import Planes, RawWords
 from sparsedelta.delta import DIFFERENCE, DROP, NEW, REPLACE, RESIZE, bare_content
 from sparsedelta.digests import Digest, segment_digest
-from sparsedelta.encode import EncodedPart, encode_part, encode_words
+from sparsedelta.encode import EncodedPart, EncodedTensor, encode_part, encode_words
 from sparsedelta.limits import SEGMENT_WORDS
 from sparsedelta.operations.pairing import Pair
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress
 from sparsedelta.records import BarePart
 from sparsedelta.words import TensorSpec, Words, as_words, difference
-from sparsedelta.writer import EncodedTensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from sparsedelta.delta import (
     bare_content,
 )
 from sparsedelta.digests import Digest, segment_digest, tensor_digest
-from sparsedelta.encode import EncodedPart, encode_part, encode_words
+from sparsedelta.encode import EncodedPart, EncodedTensor, encode_part, encode_words
 from sparsedelta.errors import FormatError, StructureError
 from sparsedelta.files import check_output
 from sparsedelta.limits import SEGMENT_WORDS
@@ -39,7 +39,7 @@ from sparsedelta.record_rules import check_sequence, count_problem
 from sparsedelta.records import BarePart, TensorRecord
 from sparsedelta.slices import apply_parts
 from sparsedelta.words import TensorSpec, Words, as_words
-from sparsedelta.writer import DeltaWriter, EncodedTensor
+from sparsedelta.writer import DeltaWriter
 
 
 def write_delta(

@@ -72,7 +72,8 @@ def check_part(part: Part, expected: dict[str, Any]) -> None:
 def check_end(spec: TensorSpec | None, expected: dict[str, Any] | None) -> None:
     """Compare a tensor at one end."""
     if expected is None or spec is None:
-        assert spec is expected is None
+        assert spec is None
+        assert expected is None
         return
     assert (spec.dtype, list(spec.shape)) == (expected["dtype"], expected["shape"])
 
@@ -110,7 +111,7 @@ def bytes_of(description: dict[str, Any]) -> bytes:
     """The bytes that an expected.json describes."""
     if "hex" in description:
         return bytes.fromhex(description["hex"])
-    return bytes.fromhex(description["repeat"]) * description["times"]
+    return bytes.fromhex(description["repeat"]) * int(description["times"])
 
 
 def write_checkpoint(path: Path, tensors: list[dict[str, Any]]) -> Path:

@@ -592,10 +592,10 @@ def lying_delta(pair: Pair) -> Path:
 
     from sparsedelta.changes import Changes  # noqa: PLC0415
     from sparsedelta.digests import segment_digest  # noqa: PLC0415
-    from sparsedelta.encode import encode_part  # noqa: PLC0415
+    from sparsedelta.encode import EncodedTensor, encode_part  # noqa: PLC0415
     from sparsedelta.parallel import OrderedMap  # noqa: PLC0415
     from sparsedelta.words import TensorSpec  # noqa: PLC0415
-    from sparsedelta.writer import DeltaWriter, EncodedTensor  # noqa: PLC0415
+    from sparsedelta.writer import DeltaWriter  # noqa: PLC0415
 
     old, new = bytes(100), bytes([1, *bytes(99)])
     write_file(pair.base, {"w": Stored("U8", (100,), old)})

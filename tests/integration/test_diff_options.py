@@ -280,7 +280,7 @@ def test_explaining_does_not_change_the_delta(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize(
-    "size", ["", "x", "-1", "1e9", "nan", "inf", "5GiB", "5 G", "0x10", "1,5GB", "٣MB", "1MB2"]
+    "size", ["", "x", "-1", "1e9", "nan", "inf", "5Gi", "5 G", "0x10", "1,5GB", "٣MB", "1MB2"]
 )
 def test_sizes_that_are_none_are_refused(pair: Pair, size: str) -> None:
     assert "expected a size such as 500MB or 5GB" in refused(pair, 2, "--max-shard-size", size)

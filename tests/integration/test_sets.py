@@ -403,6 +403,6 @@ def test_a_name_that_is_too_long_for_its_parts_is_an_error_that_leaves_nothing(
     ends: tuple[Path, Path], tmp_path: Path
 ) -> None:
     (tmp_path / "set").mkdir()
-    with pytest.raises(OutputError, match="too long"):
+    with pytest.raises(UsageError, match="longer than 255"):
         sparsedelta.diff(*ends, tmp_path / "set" / ("r" * 250), max_shard_size=PART_BYTES)
     assert tree(tmp_path / "set") == {}

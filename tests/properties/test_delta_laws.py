@@ -19,10 +19,10 @@ from sparsedelta.changes import Changes
 from sparsedelta.choice import CodecChoice
 from sparsedelta.codecs import Bitmask, Dense, Encoding, Gap8, Packed, Planes, ValueCodec, Zigzag
 from sparsedelta.digests import segment_digest
-from sparsedelta.encode import encode_part
+from sparsedelta.encode import EncodedTensor, encode_part
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.words import Indices, TensorSpec, Words, as_words
-from sparsedelta.writer import DeltaWriter, EncodedTensor
+from sparsedelta.writer import DeltaWriter
 
 Pair = tuple[Tensors, Tensors]
 
@@ -99,8 +99,8 @@ def test_a_delta_holds_exactly_the_support(pair: Pair, one_way: bool) -> None:  
     assert set(delta.tensors) == set(expected)
     for name, (indices, old, new) in expected.items():
         (part,) = delta.tensors[name].parts
-        assert np.array_equal(part.indices, indices)
-        assert np.array_equal(part.words, new if one_way else new - old)
+        assert np.array_equal(part.entries[0], indices)
+        assert np.array_equal(part.entries[1], new if one_way else new - old)
 
 
 @given(pair=checkpoint_pairs())
@@ -221,8 +221,8 @@ def test_content_is_independent_of_codec_and_block_size(
                 contents.add(write_single(path, changes, encoding, block_log2))
                 with sparsedelta.DeltaReader(path) as reader:
                     delta = reader.read()
-                assert np.array_equal(delta.tensors["w"].parts[0].indices, indices)
-                assert np.array_equal(delta.tensors["w"].parts[0].words, values)
+                assert np.array_equal(delta.tensors["w"].parts[0].entries[0], indices)
+                assert np.array_equal(delta.tensors["w"].parts[0].entries[1], values)
     assert len(contents) == 1
 
 
@@ -254,5 +254,5 @@ def test_segments_and_blocks_larger_and_smaller_than_each_other(
             assert (tmp_path / "o").read_bytes() == target.read_bytes()
             with sparsedelta.DeltaReader(tmp_path / "d") as reader:
                 (record,) = reader.manifest.tensors
-                assert record.parts[0].block_log2 == block_log2
+                assert [part.block_log2 for _, part in record.coded] == [block_log2]
                 assert len(reader.tables.tensors["w"].base_segments) == 10

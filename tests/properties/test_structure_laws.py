@@ -224,7 +224,7 @@ def test_the_delta_of_equals_touches_nothing(pair: Pair, one: Form, other: Form)
         assert (manifest.nnz, manifest.tensors) == (0, ())
         assert manifest.base == manifest.target
         report = sparsedelta.apply(base, folder / "d", folder / "there")
-        assert not report.changed
+        assert (report.tensors, report.nnz) == (0, 0)
         assert files_of(folder / "there") == files_of(target)
 
 

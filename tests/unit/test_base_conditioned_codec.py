@@ -18,11 +18,11 @@ from sparsedelta.choice import CodecChoice
 from sparsedelta.codecs import INDEX_CODECS, Bitmask, Block, StreamError, Zigzag
 from sparsedelta.codecs.base import Bounds, Counts
 from sparsedelta.digests import segment_digest
-from sparsedelta.encode import encode_part
+from sparsedelta.encode import EncodedTensor, encode_part
 from sparsedelta.errors import StructureError, WrongBaseError
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.words import Bytes, Indices, Words, as_words
-from sparsedelta.writer import DeltaWriter, EncodedTensor
+from sparsedelta.writer import DeltaWriter
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ WIDTHS = {"U8": 1, "BF16": 2, "F32": 4, "F64": 8}
 
 def decoded(part: EncodedPart, words: int, word_bytes: int) -> tuple[Indices, Words]:
     """The entries of a part, from its rows and frames, with the checks of its lengths."""
-    record = part.record
+    record = part.coded
     streams = record.encoding.stream_count(word_bytes)
     sizes = block_words(words, record.block_log2)
     rows = np.frombuffer(part.rows, np.uint8).reshape(sizes.size, 4 + 16 * streams)
@@ -85,9 +85,9 @@ def test_forced_codecs_of_a_difference(dtype: str, index: str, value: str | None
             encode(changes, choice=choice)
         return
     part = encode(changes, choice=choice, block_log2=10)
-    assert part.record.encoding.index.id == index
+    assert part.coded.encoding.index.id == index
     if value is not None:
-        assert part.record.encoding.value == VALUE_NAMES[value]
+        assert part.coded.encoding.value == VALUE_NAMES[value]
     found = decoded(part, 5000, WIDTHS[dtype])
     assert np.array_equal(found[0], indices)
     assert np.array_equal(found[1], values)
@@ -128,7 +128,7 @@ def test_runs_are_chosen_only_where_every_block_has_one() -> None:
         values = rng.integers(0, 1 << 16, indices.size).astype("<u2")
         spec = TensorSpec("w", "BF16", (words,))
         part = encode(Changes.from_entries(spec, indices, values), "replace", block_log2=8)
-        assert (part.record.encoding.index.id == "range") == (block is None)
+        assert (part.coded.encoding.index.id == "range") == (block is None)
         assert np.array_equal(decoded(part, words, 2)[0], indices)
 
 
@@ -169,7 +169,7 @@ def test_sizes_are_exact(density: float) -> None:
         part = encode(changes, choice=choice)
         assert part.record.nbytes + len(part.rows) == size
         assert part.sizes[text] == size
-    chosen = plain.record.encoding.describe()
+    chosen = plain.coded.encoding.describe()
     assert plain.sizes[chosen] == min(plain.sizes.values())
     assert plain.sizes[chosen] <= min(explained.sizes.values()) * 1.01
 
@@ -194,7 +194,7 @@ def test_a_sample_costs_next_to_nothing(density: float) -> None:
     """Against measuring all blocks: below 0.1 %."""
     changes, *_ = some_changes(1 << 19, density)
     part = encode(changes, explain=True, block_log2=11)
-    size = part.sizes[part.record.encoding.describe()]
+    size = part.sizes[part.coded.encoding.describe()]
     assert size <= 1.001 * min(part.sizes.values())
 
 
@@ -253,15 +253,15 @@ def test_words_of_dense_ops(op: str, word_bytes: int, words: int) -> None:
                     words, word_bytes, op, reader(data), pool=pool, choice=choice,
                     block_log2=block_log2,
                 )  # fmt: skip
-            assert part.record.encoding.op == part.content.op == op
-            assert part.record.encoding.index == Dense()
-            assert part.record.nnz == part.content.nnz == words
+            assert part.coded.encoding.op == part.content.op == op
+            assert part.coded.encoding.index == Dense()
+            assert part.coded.nnz == part.content.nnz == words
             assert (part.content.indices, part.content.words) == digests(nothing, data)
             indices, found = decoded(part, words, word_bytes)
             assert indices.tolist() == list(range(words))
             assert np.array_equal(found, data)
             size = part.record.nbytes + len(part.rows)
-            assert part.sizes[part.record.encoding.describe()] == size == min(part.sizes.values())
+            assert part.sizes[part.coded.encoding.describe()] == size == min(part.sizes.values())
 
 
 def test_words_that_compress_are_planes_and_others_raw() -> None:
@@ -271,8 +271,8 @@ def test_words_that_compress_are_planes_and_others_raw() -> None:
     with OrderedMap(1) as pool:
         raw = encode_words(5000, 4, "new", reader(noise), pool=pool)
         planes = encode_words(5000, 4, "new", reader(weights), pool=pool)
-    assert raw.record.encoding.describe() == "dense + raw"
-    assert planes.record.encoding.describe() == "dense + planes"
+    assert raw.coded.encoding.describe() == "dense + raw"
+    assert planes.coded.encoding.describe() == "dense + planes"
     assert set(raw.sizes) == set(planes.sizes) == {"dense + raw", "dense + planes"}
 
 
@@ -289,5 +289,5 @@ def test_dense_blocks_are_segments() -> None:
         part = encode_words(
             (1 << 22) + 5, 1, "drop", lambda start, stop: np.zeros(stop - start, "<u1"), pool=pool
         )
-    assert part.record.block_log2 == 22
+    assert part.coded.block_log2 == 22
     assert len(part.rows) == 2 * (4 + 16)

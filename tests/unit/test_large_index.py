@@ -9,10 +9,10 @@ import numpy as np
 import sparsedelta
 from sparsedelta.changes import Changes
 from sparsedelta.digests import segment_count
-from sparsedelta.encode import encode_part
+from sparsedelta.encode import EncodedTensor, encode_part
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.words import TensorSpec
-from sparsedelta.writer import DeltaWriter, EncodedTensor
+from sparsedelta.writer import DeltaWriter
 
 
 def test_a_tensor_above_2_to_the_31_words(tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_a_tensor_above_2_to_the_31_words(tmp_path: Path) -> None:
         writer.finish()
     with sparsedelta.DeltaReader(path) as reader:
         (found,) = reader.read_tensor("experts").parts
-    assert found.indices.dtype == np.int64
-    assert found.indices.tolist() == indices.tolist()
-    assert found.words.tolist() == values.tolist()
+    assert found.entries[0].dtype == np.int64
+    assert found.entries[0].tolist() == indices.tolist()
+    assert found.entries[1].tolist() == values.tolist()
     assert path.stat().st_size < 64 * 1024
