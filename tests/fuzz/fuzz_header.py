@@ -17,9 +17,9 @@ with harness.instrumented():
     from sparsedelta.errors import FormatError
     from sparsedelta.header import header_length, parse_header
 
-from header import read_header  # noqa: E402 (both readers after their paths are known)
-from sources import names, source  # noqa: E402
-from terms import RuleError  # noqa: E402
+from header import read_header
+from sources import names, source
+from terms import RuleError
 
 MAX_DATA: Final = 1 << 16
 MAX_DEPTH: Final = 8

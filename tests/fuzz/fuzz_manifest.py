@@ -15,12 +15,12 @@ with harness.instrumented():
     from sparsedelta.manifest import parse_manifest
     from sparsedelta.strict_json import parse_canonical
 
-from beside import read_blobs, read_files, read_layout, read_set  # noqa: E402
-from manifest import read_manifest  # noqa: E402
-from operations import read_records  # noqa: E402
-from sections import digest  # noqa: E402
-from sources import names, source  # noqa: E402
-from terms import RuleError  # noqa: E402
+from beside import read_blobs, read_files, read_layout, read_set
+from manifest import read_manifest
+from operations import read_records
+from sections import digest
+from sources import names, source
+from terms import RuleError
 
 FACTS = ("base", "target", "content", "nnz", "invertible", "profile", "version")
 

@@ -11,7 +11,7 @@ import contextlib
 import copy
 import random
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Final
@@ -68,19 +68,17 @@ def mutate_bytes(rng: random.Random, data: bytes) -> bytes:
     return bytes(changed)
 
 
+def _places(node: Any) -> Iterator[tuple[Any, Any]]:  # noqa: ANN401 (any JSON)
+    """Every value of a document, by what holds it and its key there."""
+    if isinstance(node, dict | list):  # an earlier mutation may have left something else
+        for key, value in list(node.items() if isinstance(node, dict) else enumerate(node)):
+            yield node, key
+            yield from _places(value)
+
+
 def mutate_json(rng: random.Random, document: Any) -> None:  # noqa: ANN401 (any JSON)
     """Change, remove, add, move or repeat one value somewhere in a document."""
-    places: list[tuple[Any, Any]] = []
-
-    def walk(node: Any) -> None:  # noqa: ANN401
-        items = list(node.items()) if isinstance(node, dict) else list(enumerate(node))
-        for key, value in items:
-            places.append((node, key))
-            if isinstance(value, dict | list):
-                walk(value)
-
-    if isinstance(document, dict | list):  # an earlier mutation may have left something else
-        walk(document)
+    places = list(_places(document))
     if not places:
         return
     node, key = rng.choice(places)

@@ -1,7 +1,8 @@
-"""The atheris harnesses, without atheris: each over its own seeds, and over what hypothesis makes."""
+"""The atheris harnesses, without atheris: over their seeds, and over what hypothesis makes."""
 
 from __future__ import annotations
 
+import json
 import random
 
 import fuzz_codecs
@@ -47,6 +48,27 @@ def test_both_readers_decode_a_changed_block_alike(seed: bytes, rng: random.Rand
     fuzz_codecs.one_input(seed[: fuzz_codecs.HEAD.size] + mutate_bytes(rng, body))
 
 
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        (b'{"a":-0"b"}', "SD102"),
+        (b'{"a":999999999999999999999,}', "SD102"),
+        (b"999999999999999999999", "SD102"),
+        (b'"\\ud800"', "SD102"),
+        (b'{"a":"\\ud800"}\t', "SD102"),
+        (b'{"a":-0,"a":1}', "SD102"),
+        (b'{"a":-0}', "SD103"),
+        (b'{"a":999999999999999999999}', "SD103"),
+        (b'{"a":"\\ud800"}', "SD103"),
+        (b'\t{"a":"b"}', "SD103"),
+    ],
+)
+def test_what_is_no_json_is_told_before_what_is_not_canonical(text: bytes, rule: str) -> None:
+    """Found by atheris: a number that is not canonical was told before a broken text behind it."""
+    fuzz_header.one_input(b"\xff" + text)
+    assert fuzz_header.of_package(fuzz_header.whole(text)) == rule
+
+
 @settings(max_examples=500)
 @given(st.sampled_from(HEADER_SEEDS), st.randoms(use_true_random=False))
 def test_both_readers_judge_a_changed_header_alike(seed: bytes, rng: random.Random) -> None:
@@ -56,7 +78,7 @@ def test_both_readers_judge_a_changed_header_alike(seed: bytes, rng: random.Rand
 @settings(max_examples=500)
 @given(st.sampled_from(MANIFEST_SEEDS), st.randoms(use_true_random=False))
 def test_both_readers_judge_a_changed_manifest_alike(seed: bytes, rng: random.Random) -> None:
-    manifest = fuzz_manifest.json.loads(seed)
+    manifest = json.loads(seed)
     for _ in range(rng.randint(1, 3)):
         mutate_json(rng, manifest)
     fuzz_manifest.one_input(canonical(manifest))
@@ -72,6 +94,6 @@ JSON = st.recursive(
 @settings(max_examples=300)
 @given(JSON, st.sampled_from(("base", "set", "layout", "tensors", "blobs", "files", "metadata")))
 def test_both_readers_judge_any_value_in_a_manifest_alike(value: object, key: str) -> None:
-    manifest = fuzz_manifest.json.loads(MANIFEST_SEEDS[0])
+    manifest = json.loads(MANIFEST_SEEDS[0])
     fuzz_manifest.one_input(canonical(manifest | {key: value}))
     fuzz_manifest.one_input(canonical(value))

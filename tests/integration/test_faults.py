@@ -1,18 +1,22 @@
-"""Signals, full disks, failing renames, changing inputs: an output is whole, or it is not there."""
+"""Signals, kills, full disks, failing renames, changing inputs: an output is whole or absent."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +30,7 @@ from checkpoint_files import (
     Stored,
     Tensors,
     base_tensors,
+    call,
     environment,
     failed,
     hint_of,
@@ -688,3 +693,639 @@ def test_no_worker_writes_to_a_file_that_was_closed(
 def test_the_limit_on_file_sizes_is_not_ours() -> None:
     """The tests above limit their children only."""
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+# --- kill -9 at any moment ---
+
+MOMENTS: Final = 50
+"""Kills per scenario, spread over what the command takes."""
+
+ZYGOTE: Final = """
+import json, os, signal, sys, time
+import sparsedelta
+from sparsedelta import apply, diff
+sys.stdout.write("ready\\n")
+sys.stdout.flush()
+for line in sys.stdin:
+    name, arguments, options, delay = json.loads(line)
+    begin = time.monotonic()
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            {"apply": apply, "diff": diff}[name](*arguments, **options)
+            code = 0
+        finally:
+            os._exit(code)
+    if delay is not None:
+        time.sleep(delay)
+        os.kill(child, signal.SIGKILL)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(json.dumps([status, time.monotonic() - begin]), flush=True)
+"""
+
+
+class Killer:
+    """Runs operations in processes that it kills; the imports are done once."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", ZYGOTE],
+            env=environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._read() == "ready\n"
+
+    def _read(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline()
+
+    def run(self, delay: float | None, name: str, *paths: Path, **options: object) -> list[Any]:
+        """Exit status and seconds of an operation that is killed after a delay."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps([name, [*map(str, paths)], options, delay]) + "\n")
+        self._process.stdin.flush()
+        found = json.loads(self._read())
+        assert isinstance(found, list)
+        return found
+
+    def close(self) -> None:
+        """End it."""
+        self._process.communicate(timeout=TIMEOUT)
+
+
+@pytest.fixture(scope="module")
+def killer() -> Iterator[Killer]:
+    killer = Killer()
+    yield killer
+    killer.close()
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two ends in shards, one file of the base, a delta and a set: as large as takes a moment."""
+    folder = tmp_path_factory.mktemp("wide")
+    rng = np.random.default_rng(0)
+    base: Tensors = {}
+    for number in range(12):
+        words = rng.integers(0, 1 << 16, 100_000, np.uint16)
+        base[f"w{number:02}"] = Stored("BF16", (100_000,), words.tobytes())
+    groups = [list(base)[start : start + 4] for start in (0, 4, 8)]
+    target = tuned(base, tuple(base))
+    write_shards(folder / "base", *split(base, *groups))
+    write_shards(folder / "target", *split(target, *groups))
+    (folder / "base" / "config.json").write_text("{}")
+    write_file(folder / "base.safetensors", base)
+    write_file(folder / "target.safetensors", target)
+    base_path, target_path = folder / "base", folder / "target"
+    sparsedelta.diff(base_path, target_path, folder / "delta.safetensors")
+    (folder / "set").mkdir()
+    out = folder / "set" / "d.safetensors"
+    sparsedelta.diff(base_path, target_path, out, max_shard_size=20_000)
+    assert len(list((folder / "set").iterdir())) > 4
+    return folder
+
+
+def visible(folder: Path) -> Tree:
+    """What is there under names that a program would take for a result."""
+    return {name: data for name, data in tree(folder).items() if not name.startswith(".")}
+
+
+Tree = dict[str, bytes | str]
+
+
+def leave_empty(folder: Path) -> None:
+    """What is there before a command, unless something else is said."""
+
+
+def kill_at_moments(
+    killer: Killer,
+    name: str,
+    inputs: tuple[Path, ...],
+    out: Path,
+    *,
+    check: Callable[[Tree, Tree], None],
+    prepare: Callable[[Path], None] = leave_empty,
+    **options: object,
+) -> None:
+    """Kill an operation at moments spread over its whole duration, and look at what is there.
+
+    Args:
+        killer: What kills.
+        name: The operation.
+        inputs: Its inputs.
+        out: Its output, in a folder of its own.
+        check: Given what is there and what the whole result is.
+        prepare: Puts there what is there before.
+        options: Options of the operation.
+    """
+    before = {path: tree(path) if path.is_dir() else path.read_bytes() for path in inputs}
+
+    def anew() -> None:
+        shutil.rmtree(out.parent, ignore_errors=True)
+        out.parent.mkdir()
+        prepare(out.parent)
+
+    durations = []
+    for _ in range(3):
+        anew()
+        status, seconds = killer.run(None, name, *inputs, out, **options)
+        assert status == 0
+        durations.append(seconds)
+    whole = visible(out.parent)
+    rng = np.random.default_rng(len(name))
+    outcomes = set()
+    for number in range(MOMENTS):
+        anew()
+        delay = 1.1 * sorted(durations)[1] * (number + rng.random()) / MOMENTS
+        status, _ = killer.run(delay, name, *inputs, out, **options)
+        assert status in (0, -signal.SIGKILL)
+        outcomes.add(status)
+        check(visible(out.parent), whole)
+    assert -signal.SIGKILL in outcomes, "no moment was early enough"
+    after = {path: tree(path) if path.is_dir() else path.read_bytes() for path in inputs}
+    assert after == before
+    # What they left is no obstacle.
+    status, _ = killer.run(None, name, *inputs, out, **options | {"force": True})
+    assert status == 0
+    assert visible(out.parent) == whole
+    shutil.rmtree(out.parent)
+
+
+def whole_or_nothing(found: Tree, whole: Tree) -> None:
+    assert found in ({}, whole)
+
+
+def no_root_before_its_parts(found: Tree, whole: Tree) -> None:
+    """Each file is whole, and the root comes last."""
+    assert found.items() <= whole.items()
+    assert "d.safetensors" not in found or found == whole
+
+
+@pytest.mark.parametrize("source", ["file", "shards"])
+def test_a_kill_during_diff_leaves_a_whole_delta_or_none(
+    killer: Killer, wide: Path, tmp_path: Path, source: str
+) -> None:
+    suffix = ".safetensors" if source == "file" else ""
+    ends = (wide / f"base{suffix}", wide / f"target{suffix}")
+    kill_at_moments(
+        killer, "diff", ends, tmp_path / "new" / "d.safetensors", check=whole_or_nothing
+    )
+
+
+def test_a_kill_during_diff_leaves_no_root_without_its_parts(
+    killer: Killer, wide: Path, tmp_path: Path
+) -> None:
+    ends, out = (wide / "base", wide / "target"), tmp_path / "new" / "d.safetensors"
+    kill_at_moments(
+        killer, "diff", ends, out, check=no_root_before_its_parts, max_shard_size=20_000
+    )
+
+
+def test_a_kill_while_a_set_is_replaced_leaves_no_root_with_parts_of_another(
+    killer: Killer, wide: Path, tmp_path: Path
+) -> None:
+    """Old and new part files have the same names: the old root goes before they do."""
+    ends, out = (wide / "base", wide / "target"), tmp_path / "new" / "d.safetensors"
+    old = tmp_path / "old"
+    old.mkdir()
+    sparsedelta.diff(ends[1], ends[0], old / "d.safetensors", max_shard_size=20_000)
+    before = visible(old)
+
+    def prepare(folder: Path) -> None:
+        for path in old.iterdir():
+            shutil.copy(path, folder)
+
+    def check(found: Tree, whole: Tree) -> None:
+        assert found.keys() <= whole.keys()
+        assert "d.safetensors" not in found or found in (before, whole)
+        assert all(data in (before[name], whole[name]) for name, data in found.items())
+
+    kill_at_moments(
+        killer,
+        "diff",
+        ends,
+        out,
+        check=check,
+        prepare=prepare,
+        max_shard_size=20_000,
+        force=True,
+    )
+
+
+@pytest.mark.parametrize("delta", ["delta.safetensors", "set/d.safetensors"])
+@pytest.mark.parametrize("base", ["base", "base.safetensors"])
+def test_a_kill_during_apply_leaves_a_whole_checkpoint_or_none(
+    killer: Killer, wide: Path, tmp_path: Path, base: str, delta: str
+) -> None:
+    inputs = (wide / base, wide / delta)
+    out = tmp_path / "new" / "out.safetensors"
+    kill_at_moments(killer, "apply", inputs, out, check=whole_or_nothing)
+
+
+def test_a_kill_while_a_file_is_replaced_leaves_the_old_or_the_new(
+    killer: Killer, wide: Path, tmp_path: Path
+) -> None:
+    def prepare(folder: Path) -> None:
+        (folder / "out.safetensors").write_bytes(b"old")
+
+    def check(found: Tree, whole: Tree) -> None:
+        assert found in ({"out.safetensors": b"old"}, whole)
+
+    kill_at_moments(
+        killer,
+        "apply",
+        (wide / "base.safetensors", wide / "delta.safetensors"),
+        tmp_path / "new" / "out.safetensors",
+        check=check,
+        prepare=prepare,
+        force=True,
+    )
+
+
+# --- a set that is being written ---
+
+
+def sets_of(pair: Pair, out: Path, **options: Any) -> None:  # noqa: ANN401 (passed on)
+    sparsedelta.diff(pair.base, pair.target, out, max_shard_size=1, **options)
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("fault", [interrupt_first, interrupt_then, break_down])
+@pytest.mark.parametrize("step", range(6))
+@pytest.mark.parametrize("name", ["link", "rename", "replace"])
+def test_a_failing_step_of_a_set_leaves_the_old_or_the_new(
+    pair: Pair,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    step: int,
+    fault: Callable[[Callable[[], None]], None],
+    *,
+    old: bool,
+) -> None:
+    """Whichever step fails, there is a whole set with its root, or as before."""
+    folder = pair.folder / "new"
+    folder.mkdir()
+    out = folder / "d.safetensors"
+    if old:
+        sets_of(Pair(pair.folder, pair.target, pair.base, pair.delta), out)
+    before = tree(folder)
+    real: Callable[..., None] = getattr(os, name)
+    calls = [0]
+
+    def faulty(source: Path, target: Path, **options: Any) -> None:  # noqa: ANN401 (passed on)
+        calls[0] += 1
+        if calls[0] == step + 1:
+            fault(lambda: real(source, target, **options))
+        else:
+            real(source, target, **options)
+
+    monkeypatch.setattr(os, name, faulty)
+    with suppress(sparsedelta.OutputError, KeyboardInterrupt):
+        sets_of(pair, out, force=old)
+    monkeypatch.undo()
+    found = tree(folder)
+    if found != before:
+        assert sparsedelta.validate(out).ok
+        with sparsedelta.DeltaReader(out) as reader:
+            assert reader.manifest.target == sparsedelta.fingerprint(pair.target).fingerprint
+
+
+# --- two processes, one output ---
+
+
+def race(*commands: list[str | Path]) -> list[Run]:
+    """Run commands at the same time."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "sparsedelta", *map(str, command)],
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for command in commands
+    ]
+    runs = [ended(process) for process in processes]
+    return [Run(run.code, run.out, without_progress(run.err)) for run in runs]
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("kind", ["delta", "set", "file", "folder"])
+def test_two_processes_with_one_output_leave_a_whole_one(
+    wide: Path, tmp_path: Path, kind: str, *, force: bool
+) -> None:
+    """One of them wins, whole; without ``--force`` the other says that it exists."""
+    out = tmp_path / "out.safetensors"
+    base, target = (wide / name for name in ("base", "target"))
+    options: list[str | Path] = ["-o", out, *(["--force"] if force else [])]
+    commands: list[list[str | Path]]
+    if kind in ("delta", "set"):
+        options += ["--max-shard-size", "20000"] if kind == "set" else []
+        commands = [["diff", base, target, *options], ["diff", target, base, *options]]
+    else:
+        suffix = ".safetensors" if kind == "file" else ""
+        delta = wide / "delta.safetensors"
+        commands = [
+            ["apply", wide / f"base{suffix}", delta, *options],
+            ["revert", wide / f"target{suffix}", delta, *options],
+        ]
+    runs = race(*commands)
+    assert [run.code for run in runs].count(0) >= 1
+    for run in runs:
+        if run.code:
+            assert "exists" in failed(run, 1) or force, run.err
+    assert {name for name in names(tmp_path) if name.startswith(".")} == set()
+    if kind in ("delta", "set"):
+        assert sparsedelta.validate(out).ok
+    else:
+        ends = {sparsedelta.fingerprint(end).fingerprint for end in (base, target)}
+        assert sparsedelta.fingerprint(out).fingerprint in ends
+
+
+def test_sets_that_replace_each_other_again_and_again_are_never_mixed(
+    pair: Pair, tmp_path: Path
+) -> None:
+    """Their part files have the same names, and each root lists the digests of its own."""
+    out = pair.folder / "d.safetensors"
+    back = Pair(pair.folder, pair.target, pair.base, pair.delta)
+    for _ in range(20):
+        with ThreadPoolExecutor(2) as pool:
+            for done in [pool.submit(sets_of, each, out, force=True) for each in (pair, back)]:
+                done.result()
+        assert sparsedelta.validate(out).ok
+
+
+# --- folders and files that refuse ---
+
+UNPRIVILEGED: Final = "import os; os.getuid() or (os.setgid(65534), os.setuid(65534)); "
+
+
+PRELOADED: Final = """
+import difflib, pkgutil, importlib, sparsedelta, sparsedelta.cli
+for found in pkgutil.walk_packages(sparsedelta.__path__, "sparsedelta."):
+    if not found.name.endswith("__main__"):
+        importlib.import_module(found.name)
+"""
+"""Python itself may lie where nobody else can read it: all is loaded before the rights go."""
+
+
+def as_nobody(*arguments: str | Path) -> Run:
+    """Run a command without the rights of root, to whom nothing is unreadable."""
+    done = subprocess.run(
+        [sys.executable, "-c", PRELOADED + UNPRIVILEGED + MAIN, *map(str, arguments)],
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    return Run(done.returncode, done.stdout, without_progress(done.stderr))
+
+
+@pytest.fixture
+def shared(pair: Pair) -> Iterator[Pair]:
+    """The pair where anyone can read it: folders of pytest are closed to others."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    for path in pair.folder.iterdir():
+        shutil.copy(path, folder)
+    found = [folder / path.name for path in (pair.base, pair.target, pair.delta)]
+    yield Pair(folder, *found)
+    folder.chmod(0o755)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("command", ["diff", "apply"])
+def test_a_read_only_folder_is_an_error_of_the_output(shared: Pair, command: str) -> None:
+    shared.folder.chmod(0o555)
+    other = shared.target if command == "diff" else shared.delta
+    run = as_nobody(command, shared.base, other, "-o", shared.out)
+    assert f"cannot write {shared.out}: Permission denied" in failed(run, 1)
+    assert not shared.out.exists()
+
+
+@pytest.mark.parametrize("command", ["diff", "apply", "validate"])
+def test_an_unreadable_input_is_an_error_that_names_it(shared: Pair, command: str) -> None:
+    shared.folder.chmod(0o777)
+    path = shared.target if command == "diff" else shared.delta
+    path.chmod(0)
+    words = [path] if command == "validate" else [shared.base, path, "-o", shared.out]
+    run = as_nobody(command, *words)
+    assert run.code in (1, 2), run.err
+    assert "Traceback" not in run.err
+    assert str(path) in run.err
+    assert "Permission denied" in run.err or "not readable" in run.err
+    assert not shared.out.exists()
+
+
+def test_an_unreadable_folder_is_an_error_that_names_it(shared: Pair) -> None:
+    closed = shared.folder / "closed"
+    closed.mkdir()
+    closed.chmod(0)
+    cases: list[list[str | Path]] = [
+        ["apply", closed, shared.delta, "-o", shared.out],
+        ["apply", shared.base, closed / "delta", "-o", shared.out],
+        ["validate", closed / "delta"],
+        ["diff", shared.base, closed / "target", "-o", shared.out],
+        ["diff", shared.base, shared.target, "-o", closed / "out"],
+    ]
+    for words in cases:
+        run = as_nobody(*words)
+        assert run.code in (1, 2), run.err
+        assert "Traceback" not in run.err
+        assert str(closed) in run.err
+        assert "Permission denied" in run.err or "not readable" in run.err
+    closed.chmod(0o755)
+
+
+UNSHARE: Final = shutil.which("unshare")
+
+
+def mountable() -> bool:
+    """Whether a file system of one's own can be mounted here, out of sight of all others."""
+    if UNSHARE is None:
+        return False
+    command = [UNSHARE, "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not mountable(), reason="no right to mount: RLIMIT_FSIZE above has to do")
+@pytest.mark.parametrize("size", ["16k", "200k", "600k", "1500k", "2000k"])
+@pytest.mark.parametrize("kind", ["diff", "set", "file", "folder"])
+def test_a_disk_that_is_really_full_is_left_empty(
+    wide: Path, tmp_path: Path, kind: str, size: str
+) -> None:
+    """A file system of a few pages, which is gone with the process that mounted it."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    out = disk / "out.safetensors"
+    if kind in ("diff", "set"):
+        words = ["diff", wide / "base", wide / "target", "-o", out]
+        words += ["--max-shard-size", "20000"] if kind == "set" else []
+    else:
+        base = wide / ("base.safetensors" if kind == "file" else "base")
+        words = ["apply", base, wide / "delta.safetensors", "-o", out]
+    script = (
+        'mount -t tmpfs -o size="$1",nr_inodes=64 none "$2" && shift && folder=$1 && shift && '
+        '"$@"; code=$?; echo "left: $(ls -A "$folder")"; exit $code'
+    )
+    run = subprocess.run(
+        [
+            str(UNSHARE),
+            "--mount",
+            "sh",
+            "-c",
+            script,
+            "sh",
+            size,
+            str(disk),
+            sys.executable,
+            "-m",
+            "sparsedelta",
+            *map(str, words),
+        ],
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    if run.returncode == 0:
+        assert kind in ("diff", "set"), "a checkpoint does not fit"
+        return
+    assert run.returncode == 1, run.stderr
+    assert "Traceback" not in run.stderr
+    assert f"cannot write {out}: No space left on device" in run.stderr
+    assert run.stdout.splitlines()[-1] == "left: "
+
+
+# --- inputs that are no files ---
+
+
+def fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def folder(path: Path) -> None:
+    path.mkdir()
+
+
+def loop(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def terminal(path: Path) -> None:
+    path.symlink_to("/dev/tty")
+
+
+def dangling(path: Path) -> None:
+    path.symlink_to(path.with_name("nowhere"))
+
+
+def socket_file(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server, contextlib.chdir(path.parent):
+        server.bind(path.name)
+
+
+def nothing(path: Path) -> None:
+    """Leave the name free."""
+
+
+KINDS: Final = (fifo, folder, loop, device, terminal, dangling, socket_file, nothing)
+ODD: Final = ("plain", "a\nb", "\x1b[31mred", "-x", "a b'\"$;", "\udcff", "n" * 300)
+
+
+def words_of(pair: Pair, place: str, odd: Path) -> list[list[str | Path]]:
+    """Commands in which a path stands in some place."""
+    base, target, delta, out = pair.base, pair.target, pair.delta, pair.out
+    if place == "delta":
+        return [
+            ["apply", base, odd, "-o", out],
+            ["revert", target, odd, "-o", out],
+            ["validate", odd],
+            ["info", odd],
+        ]
+    if place == "base":
+        return [
+            ["apply", odd, delta, "-o", out],
+            ["diff", odd, target, "-o", out],
+            ["diff", base, odd, "-o", out],
+            ["fingerprint", odd],
+            ["validate", delta, "--base", odd],
+        ]
+    return [["apply", base, delta, "-o", odd], ["diff", base, target, "-o", odd]]
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("place", ["delta", "base"])
+def test_an_input_that_is_no_file_is_an_error(
+    pair: Pair, place: str, kind: Callable[[Path], None], name: str
+) -> None:
+    """Neither a traceback nor a reader that waits for a pipe to speak."""
+    odd = pair.folder / "odd" / name
+    odd.parent.mkdir()
+    with suppress(OSError):  # some systems refuse some names: then there is nothing
+        kind(odd)
+    before = tree(pair.folder)
+    for words in words_of(pair, place, odd):
+        run = call(*words)
+        assert run.code in (1, 2, 3), (words, run)
+        message = failed(run, run.code)
+        assert "\x1b" not in message
+        assert "\n\n" not in message
+    assert tree(pair.folder) == before
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("name", ["plain", "a\nb", "\x1b[31mred", "a b'\"$;"])
+@pytest.mark.parametrize("kind", [fifo, device, loop, socket_file])
+def test_an_output_that_is_no_file_is_never_written_to(
+    pair: Pair, kind: Callable[[Path], None], name: str, *, force: bool
+) -> None:
+    odd = pair.folder / "odd" / name
+    odd.parent.mkdir()
+    kind(odd)
+    before = tree(pair.folder)
+    for words in words_of(pair, "out", odd):
+        run = call(*words, *(["--force"] if force else []))
+        failed(run, 1)
+        assert tree(pair.folder) == before
+
+
+def test_part_files_that_are_links_are_no_part_files(wide: Path, tmp_path: Path) -> None:
+    """Section 11: a delta from a stranger does not lead a reader elsewhere."""
+    copy = tmp_path / "set"
+    shutil.copytree(wide / "set", copy)
+    part = min(copy.glob("d-*.safetensors"))
+    for place in (fifo, folder, loop, dangling, device, socket_file, nothing):
+        part.unlink()
+        place(part)
+        report = sparsedelta.validate(copy / "d.safetensors")
+        assert [problem.rule for problem in report.problems] == ["SD601"]
+        with pytest.raises(sparsedelta.FormatError, match="SD601"):
+            sparsedelta.apply(wide / "base", copy / "d.safetensors", tmp_path / "out")
+        with suppress(FileNotFoundError):
+            part.rmdir() if part.is_dir() and not part.is_symlink() else part.unlink()
+        part.touch()
+
+
+def test_a_set_behind_a_link_is_read_where_the_link_lies(wide: Path, tmp_path: Path) -> None:
+    """Snapshots of the Hub are folders of links, so that a root may be one; so may its parts."""
+    hub = tmp_path / "hub"
+    hub.mkdir()
+    for path in (wide / "set").iterdir():
+        (hub / path.name).symlink_to(path)
+    report = sparsedelta.validate(hub / "d.safetensors")
+    rules = [problem.rule for problem in report.problems]
+    assert rules in ([], ["SD601"]), rules
