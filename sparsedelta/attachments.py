@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
@@ -183,11 +183,11 @@ def _blob_problems(blobs: Sequence[Blob]) -> Iterator[str]:
 def _layout_problems(attachments: Attachments) -> Iterator[str]:
     for key, end in (attachments.layout or {}).items():
         if end is not None:
-            for problem in _end_problems(end, len(attachments.blobs)):
+            for problem in _end_problems(end, attachments.blobs):
                 yield f"layout of the {key}: {problem}"
 
 
-def _end_problems(end: LayoutEnd, blobs: int) -> Iterator[str]:
+def _end_problems(end: LayoutEnd, blobs: Sequence[Blob]) -> Iterator[str]:
     if not end.files:
         yield "no files"
     wanted = [(file.name, CHECKPOINT_SUFFIX, file.header) for file in end.files]
@@ -197,8 +197,8 @@ def _end_problems(end: LayoutEnd, blobs: int) -> Iterator[str]:
         problem = file_name_problem(name)
         if problem is None and not name.endswith(suffix):
             problem = f"does not end with {suffix}"
-        if problem is None and blob >= blobs:
-            problem = f"refers to blob {blob} of {blobs}"
+        if problem is None and blob >= len(blobs):
+            problem = f"refers to blob {blob} of {len(blobs)}"
         if problem:
             yield f"the file name {name!r:.300} {problem}"
     for before, after in pairwise(end.files):
@@ -207,6 +207,14 @@ def _end_problems(end: LayoutEnd, blobs: int) -> Iterator[str]:
     twice = same_ignoring_case(name for name, _, _ in wanted)
     if twice is not None:
         yield f"{twice!r} stands there twice, if case is ignored"
+    # One blob may stand for many files: what a small delta can make of it is bounded here.
+    yield from _too_large("headers and index", (b for _, _, b in wanted), blobs)
+
+
+def _too_large(what: str, used: Iterable[int], blobs: Sequence[Blob]) -> Iterator[str]:
+    total = sum(blobs[blob].size for blob in used if blob < len(blobs))
+    if total > MAX_BLOBS_BYTES:
+        yield f"{what} of {total} bytes, at most {MAX_BLOBS_BYTES} are allowed"
 
 
 def _file_problems(attachments: Attachments) -> Iterator[str]:
@@ -225,6 +233,10 @@ def _file_problems(attachments: Attachments) -> Iterator[str]:
     twice = same_ignoring_case(file.name for file in files)
     if twice is not None:
         yield f"the carried file {twice!r} stands there twice, if case is ignored"
+    for key in ENDS:
+        ends = (getattr(file, key) for file in files)
+        used = (end.blob for end in ends if end is not None and end.blob is not None)
+        yield from _too_large(f"carried files of the {key}", used, attachments.blobs)
 
 
 def _content_problem(file: CarriedFile, blobs: Sequence[Blob]) -> str | None:

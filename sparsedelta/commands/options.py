@@ -37,7 +37,7 @@ threads = click.option(
     metavar="N",
     help="Worker threads. [default: the cores of this process]",
 )
-PATH: Final = click.Path(path_type=Path)
+PATH: Final = click.Path(path_type=Path, readable=False)  # our own error says more
 reading = options(as_json, quiet, threads)
 writing = options(as_json, quiet, threads, force, dry_run)
 

@@ -63,6 +63,9 @@ def read_layout(manifest: Any) -> None:  # noqa: ANN401 - JSON
             need("SD214", ok and index["blob"] < number, f"the index of the {end}")
             names.append(index["name"])
         need("SD214", differ(names), f"two files of the {end} of one name")
+        used = [file["header"] for file in side["files"]] + ([index["blob"]] if index else [])
+        total = sum(manifest["blobs"][blob]["size"] for blob in used)
+        need("SD214", total <= MAX_ALL_BLOBS, f"the headers of the {end} are too large")
 
 
 def read_files(manifest: Any) -> None:  # noqa: ANN401 - JSON
@@ -80,6 +83,10 @@ def read_files(manifest: Any) -> None:  # noqa: ANN401 - JSON
             if end is not None and end["blob"] is not None:
                 ok = end["blob"] < len(blobs) and blobs[end["blob"]]["size"] == end["size"]
                 need("SD215", ok, f"the blob of {name}")
+    for side in ("base", "target"):
+        ends = [file[side] for file in manifest["files"]]
+        total = sum(end["size"] for end in ends if end and end["blob"] is not None)
+        need("SD215", total <= MAX_ALL_BLOBS, f"the files of the {side} are too large")
 
 
 def read_set(manifest: Any) -> None:  # noqa: ANN401 - JSON

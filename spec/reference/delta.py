@@ -120,7 +120,10 @@ def step(part: Part, end: End, words: Array, start: dict[str, Array], *, back: b
     if part.op in ("new", "drop"):
         if (part.op == "new") == back:  # the tensor goes
             return words[:0]
-        return (start[part.of] if part.words is None else part.words).copy()
+        if part.words is None:  # a lean delta may copy from nowhere
+            need("SD308", part.of in start, f"no tensor {part.of!r} to copy from")
+            return start[part.of].copy()
+        return part.words.copy()
     if part.op == "resize":
         grown = words[: end.words]
         return grown if len(grown) == end.words else np.concatenate([words, _carried(part)])

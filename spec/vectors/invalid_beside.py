@@ -122,6 +122,14 @@ def invalid_layouts() -> Iterator[Invalid]:
         ("case", "two names that differ in case only", ("A.safetensors", "a.safetensors")),
     ):
         yield broken(name, why, named(*names))
+
+    def heavy(manifest: Any) -> Any:  # noqa: ANN401
+        files = [{"name": f"{k}.safetensors", "header": 0, "sha256": None} for k in range(9)]
+        manifest = put(2**27, "blobs", 0, "size")(manifest)
+        return put({"files": files, "index": None}, "layout", "base")(manifest)
+
+    how = {"blobs": layout.blobs, "layout": layout.value, "facts": heavy}
+    yield bad("sd214-heavy", "a blob of 2^27 bytes for nine files", records, **how)
     many = len(layout.blobs)
     yield broken("header", "no such blob", put(many, "files", 0, "header"))
     yield broken("index-blob", "no such blob", put(many, "index", "blob"))
@@ -177,6 +185,12 @@ def invalid_files() -> Iterator[Invalid]:
         ("removed-size", "another size", [row(base=old | {"size": 4}, target=None)]),
     ):
         yield bad(f"sd215-{name}", why, base, blobs=blobs, files=listed)
+    for side in ("base", "target"):
+        ends = {"base": old, "target": new} | {side: {"blob": 0, "digest": "0" * 64, "size": 2**27}}
+        listed = [row(f"{k}.json", **ends) for k in range(9)]
+        why = "a blob of 2^27 bytes for nine files"
+        large = put(2**27, "blobs", 0, "size")
+        yield bad(f"sd215-heavy-{side}", why, base, blobs=blobs, files=listed, facts=large)
     for name, listed in (
         ("target", [row(target=content(b"news", 1))]),
         ("base", [row(base=content(b"odd", 0))]),

@@ -26,8 +26,8 @@ const INDEX = ".safetensors.index.json";
 export function checkBeside(manifest) {
   checkBlobs(manifest);
   if (manifest.layout !== null) {
-    checkLayoutEnd(manifest.layout.base, manifest.blobs.length);
-    checkLayoutEnd(manifest.layout.target, manifest.blobs.length);
+    checkLayoutEnd(manifest.layout.base, manifest.blobs);
+    checkLayoutEnd(manifest.layout.target, manifest.blobs);
   }
   checkFiles(manifest);
   checkSet(manifest);
@@ -44,7 +44,7 @@ function checkBlobs({ blobs }) {
   rule(all <= MOST_BLOB_BYTES, "SD213", `blobs of ${all} bytes`);
 }
 
-/** @param {LayoutEnd | null} end @param {number} blobs */
+/** @param {LayoutEnd | null} end @param {{size: number}[]} blobs */
 function checkLayoutEnd(end, blobs) {
   if (end === null) {
     return;
@@ -59,7 +59,9 @@ function checkLayoutEnd(end, blobs) {
     used.push(end.index.blob);
   }
   rule(differIgnoringCase(names), "SD214", "two names differ in case only");
-  rule(used.every((blob) => blob < blobs), "SD214", "there is no such blob");
+  rule(used.every((blob) => blob < blobs.length), "SD214", "there is no such blob");
+  const total = used.reduce((sum, blob) => sum + blobs[blob].size, 0);
+  rule(total <= MOST_BLOB_BYTES, "SD214", `headers and index of ${total} bytes`);
 }
 
 /** @param {Manifest} manifest */
@@ -77,6 +79,11 @@ function checkFiles({ files, blobs }) {
         rule(blobs[end.blob]?.size === end.size, "SD215", `the blob of ${name} is not there, or of another size`);
       }
     }
+  }
+  for (const side of /** @type {const} */ (["base", "target"])) {
+    // One blob may be the content of many files.
+    const total = files.reduce((sum, file) => sum + (file[side]?.blob == null ? 0 : (file[side]?.size ?? 0)), 0);
+    rule(total <= MOST_BLOB_BYTES, "SD215", `carried files of ${total} bytes`);
   }
 }
 
