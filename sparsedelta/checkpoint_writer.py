@@ -32,6 +32,8 @@ _WEIGHT_SUFFIXES: Final = frozenset(
         ".pb",
         ".pt",
         ".pth",
+        ".pickle",
+        ".pkl",
         ".tflite",
     }
 )
@@ -164,7 +166,7 @@ def find_companions(source: FileCheckpoint) -> Companions:
 
 def is_weights_file(path: Path) -> bool:
     """Whether a file holds weights, by its name."""
-    return path.suffix in _WEIGHT_SUFFIXES
+    return path.suffix.lower() in _WEIGHT_SUFFIXES
 
 
 def _is_foreign(path: Path, source: FileCheckpoint) -> bool:

@@ -7,6 +7,7 @@ Results go to stdout, progress and errors to stderr. Exit codes: 0 ok, 1 failure
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import resource
 import signal
@@ -74,6 +75,9 @@ def run(command: click.Command, name: str, arguments: list[str] | None = None) -
     """Run a click command; map our errors and an interrupt to exit codes."""
     _interrupt_once()
     _allow_many_files()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name must not break a terminal of another age
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = command.main(args=arguments, prog_name=name, standalone_mode=False)
     except click.ClickException as error:

@@ -188,8 +188,9 @@ class DeltaReader:
 
     def _check_memory(self, records: Iterable[TensorRecord], budget: int) -> None:
         needed = sum(
-            record.nnz * (8 + record.spec.word_bytes) + record.carried * record.spec.word_bytes
+            part.nnz * (record.word_bytes(number) + 8 * (part.op in SPARSE_OPS))
             for record in records
+            for number, part in record.coded
         )
         if needed > budget:
             raise FormatError(

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from sparsedelta.errors import CheckpointError, OutputError
+from sparsedelta.limits import MAX_COMPANION_BYTES
 
 _FORCE: Final = "--force replaces it (force=True in Python)"
 _OPEN_FILES: Final = "more files than this process may have open: raise the limit with ulimit -n"
@@ -141,6 +142,24 @@ def _check_replacement(path: Path, *, force: bool, directory: bool) -> None:
             "replaced",
             hint=f"name a new one: -o {shlex.quote(str(path / 'NAME'))}",
         )
+    elif not path.is_symlink():
+        kept = _not_ours(path)
+        if kept is not None:
+            raise OutputError(
+                f"the output {path} is a directory that holds more than a checkpoint: {kept.name} "
+                "would be lost, so it is not replaced",
+                hint=f"name a new one: -o {shlex.quote(str(path / 'NAME'))}",
+            )
+
+
+def _not_ours(path: Path) -> Path | None:
+    """An entry of a directory that no checkpoint written here would have, or None."""
+    for entry in sorted(path.iterdir()):
+        if entry.name.startswith(".") or not entry.is_file():
+            return entry
+        if entry.suffix != ".safetensors" and entry.stat().st_size > MAX_COMPANION_BYTES:
+            return entry
+    return None
 
 
 def _mkdir_hint(folder: Path) -> str | None:

@@ -303,6 +303,8 @@ def name_problem(name: str) -> str | None:
         return f"is {length} bytes long, 1 to {MAX_NAME_BYTES} are allowed"
     if _CONTROL.search(name):
         return "holds a control character"
+    if any("\ud800" <= char <= "\udfff" for char in name):
+        return "is no text that UTF-8 can hold"
     return None
 
 

@@ -15,7 +15,13 @@ from typing import IO, Final, Self
 
 import numpy as np
 
-from sparsedelta.attachments import Attachments, Blob, CarriedFile, Layout
+from sparsedelta.attachments import (
+    Attachments,
+    Blob,
+    CarriedFile,
+    Layout,
+    attachment_problems,
+)
 from sparsedelta.codecs.frames import encode_frame
 from sparsedelta.delta import content_digest
 from sparsedelta.digests import (
@@ -40,8 +46,11 @@ from sparsedelta.manifest import (
 )
 from sparsedelta.records import TensorRecord
 from sparsedelta.strict_json import canonical
+from sparsedelta.table_rules import digest_problems
+from sparsedelta.tables import parse_tables
 
 _COPY_BYTES: Final = 1 << 22
+_FEWER_FILES: Final = "leave out --with-files, or record no layout: --layout never"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +122,8 @@ class DeltaWriter:
         self._untouched: dict[str, Digest] = {}
         self._touched: dict[str, _Written] = {}
         self._frames: list[bytes] = []
-        self._blobs: list[Blob] = []
+        self._blobs: dict[Blob, int] = {}
+        self._blob_bytes = 0
         self._spool: IO[bytes] | None = None
         self.attachments = Attachments()
         self.spooled = 0
@@ -179,20 +189,31 @@ class DeltaWriter:
         frame = encode_frame(np.frombuffer(content, np.uint8))
         found = Blob(len(frame), len(content), plain_digest(frame).hex())
         if found not in self._blobs:
-            self._blobs.append(found)
+            self._blobs[found] = len(self._blobs)
             self._frames.append(frame)
-            total = sum(blob.size for blob in self._blobs)
-            if len(self._blobs) > MAX_BLOBS or total > MAX_BLOBS_BYTES:
+            self._blob_bytes += found.size
+            if len(self._blobs) > MAX_BLOBS or self._blob_bytes > MAX_BLOBS_BYTES:
                 raise StructureError(
-                    f"{self._path}: {len(self._blobs)} headers and files of {total} bytes, at most "
-                    f"{MAX_BLOBS} of {MAX_BLOBS_BYTES} are allowed",
-                    hint="leave out --with-files, or record no layout: --layout never",
+                    f"{self._path}: {len(self._blobs)} headers and files of {self._blob_bytes} "
+                    f"bytes, at most {MAX_BLOBS} of {MAX_BLOBS_BYTES} are allowed",
+                    hint=_FEWER_FILES,
                 )
-        return self._blobs.index(found)
+        return self._blobs[found]
+
+    @property
+    def renames(self) -> bool:
+        """Whether a tensor has changed its name so far."""
+        return any(written.record.renamed for written in self._touched.values())
 
     def attach(self, layout: Layout | None, files: Sequence[CarriedFile]) -> None:
-        """Say which files the ends have; their blobs have been added."""
+        """Say which files the ends have; their blobs have been added.
+
+        Raises:
+            StructureError: A delta cannot hold them.
+        """
         self.attachments = Attachments(tuple(self._blobs), layout, tuple(files))
+        for problem in attachment_problems(self.attachments):
+            raise StructureError(f"{self._path}: {problem.message}", hint=_FEWER_FILES)
 
     def finish(self, *, dry_run: bool = False) -> Manifest:
         """Write the file, or the files of the set, and give them their names.
@@ -211,6 +232,7 @@ class DeltaWriter:
         data = self.spooled
         self._append(self._frames)
         whole = self._manifest()
+        self._check(whole)
         groups = self._groups()
         if len(groups) <= 1:
             pieces = [(self._path.name, whole, self._tables(self._touched), (0, self.spooled))]
@@ -229,6 +251,12 @@ class DeltaWriter:
                 for name, head, span in files:
                     self._write(work.parent / name, head, span)
         return whole
+
+    def _check(self, whole: Manifest) -> None:
+        """What is about to be written has to be what a reader takes, whoever made the parts."""
+        tables = parse_tables(self._tables(self._touched), whole)
+        for problem in digest_problems(tables, whole, is_part=False):
+            raise StructureError(f"{self._path}: no delta can hold this: {problem.message}")
 
     def _part_name(self, number: int, count: int) -> str:
         stem = self._path.name.removesuffix(CHECKPOINT_SUFFIX)

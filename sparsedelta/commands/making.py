@@ -52,7 +52,7 @@ _UNITS: Final = {
     show_default=True,
     help="portable: readable without the base. compact: comes with a later release.",
 )
-@click.option("--one-way", is_flag=True, help="Store new words: larger, and cannot be reverted.")
+@click.option("--one-way", is_flag=True, help="Store new words, none of what goes: not revertible.")
 @click.option(
     "--forget", is_flag=True, help="Do not store tensors and rows that go: cannot be reverted."
 )

@@ -16,13 +16,12 @@ from sparsedelta.delta_reader import DeltaReader, open_delta
 from sparsedelta.errors import (
     DeltaGivenError,
     NotInvertibleError,
-    StructureError,
     WrongBaseError,
 )
 from sparsedelta.files import check_output
 from sparsedelta.operations.arrows import DiffersError
 from sparsedelta.operations.result_files import ResultFiles, same_files
-from sparsedelta.operations.standpoint import Standpoint, changed_meanwhile
+from sparsedelta.operations.standpoint import Standpoint, changed_meanwhile, refuse_part
 from sparsedelta.operations.steps import Pass, Step
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress, silent
@@ -79,7 +78,7 @@ def apply(
             directory.
         threads: Worker threads; None for the cores of this process.
         force: Replace an existing output.
-        dry_run: Do and verify everything, write nothing.
+        dry_run: Do and verify everything but a recorded SHA-256 of files; write nothing.
         with_files: Write the files that the delta carries, if the output is a directory.
         progress: Told how many bytes were done, and of how many.
 
@@ -217,12 +216,7 @@ def _transform(
 
 
 def _check_direction(reader: DeltaReader, *, reverse: bool) -> None:
-    if reader.is_part:
-        place = reader.manifest.place
-        raise StructureError(
-            f"{reader.path} is part file {place.part if place else 0} of a set, a part of a delta",
-            hint="name the root of the set: it lies beside it, and lists the part files",
-        )
+    refuse_part(reader)
     if reverse and not reader.manifest.invertible:
         lost = next(record for record in reader.manifest.tensors if not record.invertible)
         raise NotInvertibleError(

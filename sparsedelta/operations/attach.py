@@ -72,7 +72,7 @@ def record_layout(
         ends[key] = None if problem or not isinstance(reader, FileCheckpoint) else reader
     if not any(ends.values()):
         return None, tuple(notes)
-    if not is_wanted and not _pays(ends, writer.spooled):
+    if not is_wanted and not writer.renames and not _pays(ends, writer.spooled):
         return None, tuple(notes)
     layout = {
         key: None if end is None else _end(end, writer, sha256=sha256) for key, end in ends.items()
@@ -175,7 +175,8 @@ def find_carried(
         UsageError: An end is no directory.
         CheckpointError: A file cannot be read.
     """
-    found, notes = {}, []
+    found: dict[str, dict[str, Path]] = {}
+    notes: list[str] = []
     for key, reader in (("base", base), ("target", target)):
         if not isinstance(reader, FileCheckpoint) or not reader.is_directory:
             raise UsageError(
@@ -190,7 +191,8 @@ def find_carried(
     old, new = found["base"], found["target"]
     carried = []
     for name in sorted(old.keys() | new.keys()):
-        before, after = old.get(name), new.get(name)
+        # A pair at a time: a folder may hold many files.
+        before, after = _content(old.get(name)), _content(new.get(name))
         if before == after:
             continue
         problem = file_name_problem(name)
@@ -212,23 +214,27 @@ def find_carried(
     return tuple(carried), tuple(dict.fromkeys(notes))
 
 
-def _files_of(reader: FileCheckpoint) -> tuple[dict[str, bytes], list[str]]:
+def _files_of(reader: FileCheckpoint) -> tuple[dict[str, Path], list[str]]:
+    """Paths of small files by name (those in sub-folders by their relative path); large ones."""
     companions = find_companions(reader)
-    files = {}
-    for relative in companions.copied:
-        path = reader.root / relative
-        if path == reader.index:
-            continue  # it belongs to the layout
-        try:
-            files[str(relative)] = path.read_bytes()  # small: see MAX_COMPANION_BYTES
-        except OSError as error:
-            raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+    files = {str(relative): reader.root / relative for relative in companions.copied}
+    if reader.index is not None:
+        files.pop(reader.index.name, None)  # it belongs to the layout
     large = [
         name
         for name in companions.left_behind
         if (reader.root / name).is_file() and not is_weights_file(reader.root / name)
     ]
     return files, large
+
+
+def _content(path: Path | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        return path.read_bytes()  # small: see MAX_COMPANION_BYTES
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
 
 
 def _carried_end(content: bytes, writer: DeltaWriter, *, is_kept: bool) -> CarriedEnd:

@@ -23,6 +23,7 @@ from sparsedelta.delta_reader import DeltaReader, open_delta
 from sparsedelta.errors import StructureError
 from sparsedelta.files import check_output, staged
 from sparsedelta.operations.rows import verified_spans
+from sparsedelta.operations.standpoint import refuse_part
 from sparsedelta.progress import Progress, silent
 from sparsedelta.records import PartRecord, TensorRecord
 from sparsedelta.safetensors_header import build_layout
@@ -73,7 +74,7 @@ def export_raw(
         out: The file to write.
         base: Its base: values are then new elements, and its touched tensors are verified.
         force: Replace an existing output.
-        progress: Told how many records were written, and of how many.
+        progress: Told how many bytes were written, and of how many.
 
     Raises:
         StructureError: Without a base: a tensor whose new words cannot be told without it.
@@ -90,6 +91,7 @@ def export_raw(
         if checkpoint is not None and checkpoint is not base:
             stack.callback(checkpoint.close)
         paths = () if checkpoint is None else checkpoint.paths
+        refuse_part(reader)
         check_output(out, force=force, inputs=(*reader.paths, *paths))
         kind = _value_kind(reader, with_base=checkpoint is not None)
         records = [record for record in reader.manifest.tensors if record.target is not None]
@@ -104,10 +106,12 @@ def export_raw(
             staged(out, force=force) as work,
             CheckpointWriter([(out.name, layout)], work, is_directory=False) as writer,
         ):
-            for number, record in enumerate(records, start=1):
+            done = 0
+            for record in records:
                 for piece in _pieces(reader, checkpoint, record):
                     writer.write(*piece)
-                progress(number, len(records))
+                    done += piece[2].size
+                    progress(done, layout.size)
         whole = sum(map(_is_whole, records))
         return ExportReport(
             size=layout.size,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sparsedelta.checkpoint import CheckpointReader, segments
 from sparsedelta.digests import Digest, segment_digest, tensor_digest
@@ -198,18 +199,20 @@ class _Finder:
     ) -> Iterator[tuple[str, str]]:
         """Tensors of the same dtype and shape of which a sample has at least half equal words."""
         groups = self._by_spec(among)
-        taken: set[str] = set()
+        tables: dict[object, tuple[Words, NDArray[np.bool_]]] = {}
         for name in names:
-            spec = self._wanted.specs[name]
-            candidates = [c for c in groups.get(_kind(spec), ()) if c not in taken]
-            if not candidates or not spec.words:
+            kind = _kind(self._wanted.specs[name])
+            candidates = groups.get(kind)
+            if not candidates or not self._wanted.specs[name].words:
                 continue
-            ours = self._sample(name, is_wanted=True)
-            theirs = np.stack([self._sample(c, is_wanted=False) for c in candidates])
-            shares = (theirs == ours).mean(axis=1)
-            best = int(shares.argmax())
-            if shares[best] >= _ALIKE:
-                taken.update([candidates[best]] if once else ())
+            if kind not in tables:
+                samples = np.stack([self._sample(c, is_wanted=False) for c in candidates])
+                tables[kind] = samples, np.ones(len(candidates), np.bool_)
+            samples, free = tables[kind]
+            equal = np.count_nonzero(samples == self._sample(name, is_wanted=True), axis=1) * free
+            best = int(equal.argmax())
+            if equal[best] >= _ALIKE * samples.shape[1]:
+                free[best] = not once
                 yield name, candidates[best]
 
     def _by_spec(self, names: Iterable[str]) -> dict[object, list[str]]:

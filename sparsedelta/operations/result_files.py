@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sparsedelta.attachments import CarriedFile, LayoutEnd
 from sparsedelta.checkpoint import FileCheckpoint
-from sparsedelta.checkpoint_writer import CheckpointWriter, Companions
+from sparsedelta.checkpoint_writer import CheckpointWriter, Companions, is_weights_file
 from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.digests import plain_digest
 from sparsedelta.errors import DAMAGED, CheckpointError, FormatError, VerificationError
@@ -105,7 +105,9 @@ def result_files(
         return files
     if not files.is_directory:
         why = "the output is a single file"
-        return replace(files, unwritten={file.name: why for file in attachments.files})
+        end_key = "base" if reverse else "target"
+        missing = (file.name for file in attachments.files if getattr(file, end_key) is not None)
+        return replace(files, unwritten=dict.fromkeys(missing, why))
     return _with_carried(files, reader, attachments.files, reverse=reverse)
 
 
@@ -209,6 +211,8 @@ def _with_carried(
         end = file.base if reverse else file.target
         if end is None:
             dropped.add(file.name)
+        elif is_weights_file(Path(file.name)):
+            unwritten[file.name] = "it may hold other weights, or code"
         elif end.blob is None:
             # That of the other end would contradict the weights.
             dropped.add(file.name)

@@ -12,6 +12,7 @@ from sparsedelta.delta_reader import DeltaReader, open_delta
 from sparsedelta.digests import segment_digest, tensor_digest
 from sparsedelta.errors import UsageError, WrongBaseError
 from sparsedelta.operations.arrows import Arrow, DiffersError, arrows_of, follow, stays
+from sparsedelta.operations.standpoint import refuse_part
 from sparsedelta.words import Bytes, TensorSpec, Words, as_words
 
 
@@ -50,6 +51,7 @@ def read_rows(
     try:
         reader = open_delta(delta)
         try:
+            refuse_part(reader)
             return _read(checkpoint, reader, name, start, stop)
         finally:
             if reader is not delta:
@@ -86,6 +88,7 @@ def verified_spans(
     Yields:
         First word, word behind the last, the run's bytes.
     """
+    refuse_part(reader)
     arrow = _arrow(checkpoint, reader, name)
     for begin, end in arrow.spans():
         yield begin, end, _span(checkpoint, reader, arrow, begin, end)

@@ -10,7 +10,13 @@ from sparsedelta.checkpoint import FileCheckpoint
 from sparsedelta.delta import DROP, NEW
 from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.digests import Digest, checkpoint_fingerprint
-from sparsedelta.errors import DAMAGED, CheckpointError, FormatError, WrongBaseError
+from sparsedelta.errors import (
+    DAMAGED,
+    CheckpointError,
+    FormatError,
+    StructureError,
+    WrongBaseError,
+)
 from sparsedelta.operations.identity import tensor_digests
 from sparsedelta.operations.result_files import ResultFiles, result_files
 from sparsedelta.operations.steps import Step
@@ -19,6 +25,20 @@ from sparsedelta.words import TensorSpec
 
 _NAMED_TENSORS: Final = 3
 """How many differing tensors an error names."""
+
+
+def refuse_part(reader: DeltaReader) -> None:
+    """Refuse one part file of a set by itself, wherever a whole delta is needed.
+
+    Raises:
+        StructureError: It is one.
+    """
+    if reader.is_part:
+        place = reader.manifest.place
+        raise StructureError(
+            f"{reader.path} is part file {place.part if place else 0} of a set, a part of a delta",
+            hint="name the root of the set: it lies beside it, and lists the part files",
+        )
 
 
 def changed_meanwhile(checkpoint: FileCheckpoint) -> CheckpointError:

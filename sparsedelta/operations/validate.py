@@ -22,13 +22,12 @@ from sparsedelta.errors import (
     FormatError,
     IdentityError,
     NotFiniteError,
-    StructureError,
     WrongBaseError,
 )
 from sparsedelta.limits import MAX_PROBLEMS
 from sparsedelta.operations.apply import prove
 from sparsedelta.operations.result_files import check_carried, misfit, read_header
-from sparsedelta.operations.standpoint import touched_specs
+from sparsedelta.operations.standpoint import refuse_part, touched_specs
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress, silent
 from sparsedelta.records import PartRecord, TensorRecord
@@ -78,7 +77,8 @@ def validate(
 
     Args:
         delta: The delta file.
-        base: Its base; if given, applying is proven to give the target, without writing it.
+        base: Its base; if given, applying is proven to give the target, without writing it. The
+            SHA-256 of files is compared only when they are written.
         threads: Worker threads; None for the cores of this process.
         progress: Told how many bytes of streams were decoded, and of how many.
 
@@ -91,40 +91,39 @@ def validate(
         problems = (_problem(error), *map(_problem, error.others))
         return ValidationReport(str(delta), problems, 0, 0, base_checked=False)
     with reader:
-        of_base, is_bounded = _against_base(reader, base, threads)
+        of_base, is_bounded = _against_base(reader, base, threads, progress)
         with OrderedMap(threads) as pool:
             found = _problems(reader, pool, progress, is_bounded=is_bounded)
-            problems = (*map(_problem, islice(found, MAX_PROBLEMS)), *of_base)
+            of_file = [_problem(problem) for problem in islice(found, MAX_PROBLEMS)]
+            known = {problem.rule for problem in of_file}
+            # What stopped the proof is told once, with what else is broken in the same way.
+            problems = (*of_file, *(problem for problem in of_base if problem.rule not in known))
         manifest = reader.manifest
         return ValidationReport(
             path=str(delta),
             problems=problems,
             tensors=len(manifest.tensors),
             nnz=manifest.nnz,
-            base_checked=base is not None and not problems,
+            base_checked=base is not None and not of_base and not problems,
         )
 
 
 def _against_base(
-    reader: DeltaReader, base: str | Path | None, threads: int | None
+    reader: DeltaReader, base: str | Path | None, threads: int | None, progress: Progress
 ) -> tuple[list[Problem], bool]:
     # What is wrong with the base, and whether its size bounds the work of decoding: only once its
     # tensors are known to be those of the delta.
     if base is None:
         return [], False
-    if reader.is_part:
-        raise StructureError(
-            f"{reader.path} is a part file of a set: only the whole set can be proven on a base",
-            hint="name the root of the set, or leave out --base",
-        )
+    refuse_part(reader)
     try:
-        report = prove(base, reader, threads=threads)
+        report = prove(base, reader, threads=threads, progress=progress)
     except IdentityError as error:
         return [Problem(error.rule, error.message)], False
     except NotFiniteError as error:
         return [Problem("SD505", error.message)], True
-    except FormatError:
-        return [], False  # found again below, with all others
+    except FormatError as error:
+        return [_problem(error)], False
     if reader.records and not report.changed:
         message = f"{base} is the target of {reader.path}, not its base (SD501)"
         return [Problem(WrongBaseError.rule, message)], True

@@ -7,6 +7,7 @@ of it, so that the file promises exactly what applying it does.
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -30,15 +31,15 @@ from sparsedelta.delta import (
 )
 from sparsedelta.digests import Digest, segment_digest, tensor_digest
 from sparsedelta.encode import EncodedPart, EncodedTensor, encode_part, encode_words
-from sparsedelta.errors import FormatError, StructureError
+from sparsedelta.errors import FormatError, StructureError, UsageError
 from sparsedelta.files import check_output
 from sparsedelta.limits import SEGMENT_WORDS
 from sparsedelta.manifest import Manifest
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.record_rules import check_sequence, count_problem
 from sparsedelta.records import BarePart, TensorRecord
-from sparsedelta.slices import apply_parts
-from sparsedelta.words import TensorSpec, Words, as_words
+from sparsedelta.slices import apply_parts, check_disjoint
+from sparsedelta.words import Indices, TensorSpec, Words, as_words
 from sparsedelta.writer import DeltaWriter
 
 
@@ -76,6 +77,8 @@ def write_delta(
         OutputError: The output exists, or cannot be written.
     """
     out = Path(out)
+    if max_shard_size is not None and max_shard_size < 1:
+        raise UsageError(f"a shard size of {max_shard_size} bytes, expected at least 1")
     records = sorted(tensors, key=lambda tensor: tensor.name)
     with ExitStack() as stack:
         checkpoint = open_checkpoint(base)
@@ -183,8 +186,13 @@ def _digests(checkpoint: CheckpointReader, spec: TensorSpec) -> Iterator[Digest]
 
 
 def _encoded(ends: _Ends, tensor: TensorDelta, pool: OrderedMap) -> EncodedTensor:
+    _check_form(tensor)
     parts = tuple(_encoded_part(ends, tensor, number, pool) for number in range(len(tensor.parts)))
-    _check(tensor, TensorRecord(tensor.base, tensor.target, tuple(p.record for p in parts)))
+    record = TensorRecord(tensor.base, tensor.target, tuple(p.record for p in parts))
+    problem = count_problem(record)
+    if problem:
+        raise StructureError(f"tensor {tensor.name!r}: {problem}")
+    _check_old_words(ends, tensor, record)
     base, target = tensor.base, tensor.target
     made: list[Digest] = []
     if target is not None:
@@ -195,26 +203,93 @@ def _encoded(ends: _Ends, tensor: TensorDelta, pool: OrderedMap) -> EncodedTenso
     return EncodedTensor(base, target, parts, old, tuple(made))
 
 
-def _check(tensor: TensorDelta, record: TensorRecord) -> None:
+def _check_form(tensor: TensorDelta) -> None:
+    """Everything that can be said of the parts before a word of them is encoded."""
+    where = f"tensor {tensor.name!r}"
     try:
-        check_sequence(record.to_json(), tensor.base, tensor.target)
+        check_sequence(_outline(tensor), tensor.base, tensor.target)
     except FormatError as error:
         raise StructureError(f"no delta can hold this: {error.message}") from None
-    problem = count_problem(record)
-    if problem:
-        raise StructureError(f"tensor {tensor.name!r}: {problem}")
+    outline = TensorRecord(
+        tensor.base, tensor.target, tuple(BarePart(p.op, p.reference) for p in tensor.parts)
+    )
+    supports: dict[bool, list[Indices]] = {}
     for number, part in enumerate(tensor.parts):
-        if part.indices is None or part.words is None:
+        if part.words is None:
             continue
-        ascend = bool(np.all(part.indices[1:] > part.indices[:-1]))
-        inside = part.indices[0] >= 0 and part.indices[-1] < record.domain(number)
-        if not ascend or not inside:
+        spec = outline.changed(number)
+        dtype = TensorSpec("", part.dtype, ()).word_dtype if part.dtype else spec.word_dtype
+        if part.words.dtype != dtype or part.words.ndim != 1:
             raise StructureError(
-                f"tensor {tensor.name!r}, {part.op}: indices must ascend strictly, from 0 on and "
-                f"below {record.domain(number)}"
+                f"{where}, {part.op}: words are {part.words.dtype}, {part.words.ndim}-dimensional, "
+                f"expected {dtype}, flat"
             )
-        if part.op == DIFFERENCE and not part.words.all():
-            raise StructureError(f"tensor {tensor.name!r}: a difference of 0 is no entry")
+        if part.indices is not None:
+            supports.setdefault(number < outline.split, []).append(part.indices)
+            _check_entries(where, part, outline.domain(number))
+    for indices in supports.values():
+        try:
+            check_disjoint(Path(), tensor.name, indices)
+        except FormatError as error:
+            raise StructureError(f"{where}: {error.message}") from None
+
+
+def _outline(tensor: TensorDelta) -> dict[str, object]:
+    renamed = None not in (tensor.base, tensor.target) and tensor.base != tensor.target
+    source = tensor.base.name if renamed and tensor.base is not None else tensor.name
+    parts: list[dict[str, object]] = []
+    for part in tensor.parts:
+        document: dict[str, object] = {"op": part.op}
+        if part.words is not None:
+            document["nnz"] = int(part.words.size)
+        if part.reference is not None:
+            document["from" if part.op == NEW else "to"] = part.reference
+        if part.op == ADD:
+            document |= {"dtype": part.dtype, "scale": struct.pack(">d", part.scale).hex()}
+        elif part.dtype is not None:
+            document["dtype"] = part.dtype
+        parts.append(document)
+    return {
+        "name": tensor.name,
+        "from": source if source != tensor.name else None,
+        "parts": parts,
+    }
+
+
+def _check_entries(where: str, part: Part, domain: int) -> None:
+    indices, words = part.entries
+    if not indices.size:
+        raise StructureError(f"{where}: a {part.op} without entries: leave it out")
+    ascend = bool(np.all(indices[1:] > indices[:-1]))
+    if indices.dtype != np.int64 or not ascend or indices[0] < 0 or indices[-1] >= domain:
+        raise StructureError(
+            f"{where}, {part.op}: indices must be int64 and ascend strictly, from 0 on and below "
+            f"{domain}"
+        )
+    if part.op == DIFFERENCE and not words.all():
+        raise StructureError(f"{where}: a difference of 0 is no entry")
+
+
+def _check_old_words(ends: _Ends, tensor: TensorDelta, record: TensorRecord) -> None:
+    """Words that ``drop`` and ``resize`` carry are those that revert brings back."""
+    base = tensor.base
+    if base is None:
+        return
+    for number, part in enumerate(tensor.parts):
+        if part.words is None or part.op not in (DROP, RESIZE):
+            continue
+        if part.op == RESIZE and tensor.target is not None and tensor.target.words >= base.words:
+            continue
+        first = base.words - record.domain(number)
+        for start in range(first, base.words, SEGMENT_WORDS):
+            stop = min(start + SEGMENT_WORDS, base.words)
+            if not np.array_equal(
+                ends.base_words(base, start, stop), part.words[start - first : stop - first]
+            ):
+                raise StructureError(
+                    f"tensor {tensor.name!r}: the words that {part.op} carries are not those of "
+                    f"{ends.base.location}"
+                )
 
 
 def _encoded_part(ends: _Ends, tensor: TensorDelta, number: int, pool: OrderedMap) -> EncodedPart:

@@ -308,7 +308,7 @@ def test_a_part_alone_is_not_applied_and_the_root_is_asked_for(
 
 
 def test_a_part_alone_is_not_proven_on_a_base(root: Path, ends: tuple[Path, Path]) -> None:
-    with pytest.raises(StructureError, match="part file of a set") as caught:
+    with pytest.raises(StructureError, match=r"part file [0-9]+ of a set") as caught:
         sparsedelta.validate(parts(root)[0], base=ends[0])
     assert "root" in (caught.value.hint or "")
 
