@@ -237,8 +237,8 @@ class DeltaReader:
             stop: Row behind the last.
 
         Raises:
-            KeyError: The target has no touched tensor of this name.
-            UsageError: The rows are out of range, or no whole number of words.
+            UsageError: The target has no touched tensor of this name; the rows are out of range,
+                or no whole number of words.
             FormatError: A rule of SD3xx or SD4xx is broken.
         """
         spec = self._target(name)
@@ -270,10 +270,16 @@ class DeltaReader:
         return TensorSlice(spec, start, stop, given, tuple(entries), carried)
 
     def _target(self, name: str) -> TensorSpec:
-        target = self.records[name].target
-        if target is None:
-            raise KeyError(name)
-        return target
+        record = self.records.get(name)
+        if record is None or record.target is None:
+            what = "does not touch" if record is None else "drops"
+            raise UsageError(
+                f"{self.path} {what} a tensor {name!r}",
+                hint="tensors that stay are read from the base: sparsedelta.read_rows(BASE, …)"
+                if record is None
+                else "sparsedelta info DELTA --tensors lists what becomes of each tensor",
+            )
+        return record.target
 
     def _entries_within(self, record: TensorRecord, number: int, start: int, stop: int) -> Part:
         part = record.parts[number]

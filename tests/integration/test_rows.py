@@ -198,7 +198,7 @@ def test_a_tensor_that_the_target_lacks_has_no_rows(folder: Path, delta: str, na
     with DeltaReader(folder / delta) as reader:
         with pytest.raises(UsageError, match=f"the target of .* has no tensor '{name}'"):
             sparsedelta.read_rows(folder / "base", reader, name, 0, 1)
-        with pytest.raises(KeyError, match=name):
+        with pytest.raises(UsageError, match=name):
             reader.rows(name, 0, 1)
 
 
