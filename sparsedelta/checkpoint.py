@@ -14,6 +14,7 @@ from typing import Protocol, Self
 
 import numpy as np
 
+from sparsedelta.digests import Digest, segment_digest
 from sparsedelta.errors import CheckpointError, DeltaGivenError, printable
 from sparsedelta.file_names import CHECKPOINT_SUFFIX, INDEX_SUFFIX
 from sparsedelta.files import InputFile
@@ -184,6 +185,11 @@ def segments(spec: TensorSpec) -> Iterator[tuple[int, int]]:
     """First and end word of each segment of a tensor (spec section 4)."""
     for start in range(0, spec.words, SEGMENT_WORDS):
         yield start, min(start + SEGMENT_WORDS, spec.words)
+
+
+def segment_digests(reader: CheckpointReader, name: str) -> Iterator[Digest]:
+    """Digests of the segments of a tensor, in order, each computed when it is asked for."""
+    return (segment_digest(reader.read(name, *run).data) for run in segments(reader.specs[name]))
 
 
 def _find_files(path: Path) -> tuple[Path | None, list[Path]]:

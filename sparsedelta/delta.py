@@ -143,6 +143,11 @@ class TensorDelta:
         return sum(part.nnz for part in self.parts)
 
     @property
+    def split(self) -> int:
+        """Number of parts that lead away from the base tensor; the others make the target."""
+        return parts_away([part.op for part in self.parts])
+
+    @property
     def invertible(self) -> bool:
         """Whether :meth:`invert` can work."""
         return all(map(has_inverse, self.parts))
@@ -158,16 +163,20 @@ class TensorDelta:
                 raise NotInvertibleError(
                     f"tensor {self.name!r}: a part of op {part.op!r} holds no old words"
                 )
-        ops = [part.op for part in self.parts]
-        if DROP not in ops and NEW not in ops:
+        if all(part.op not in (DROP, NEW) for part in self.parts):
             return TensorDelta(self.target, self.base, tuple(map(_undo, self.parts)))
         # What is dropped comes back as new, and the other way round: the two sides change places.
-        split = ops.index(DROP) + 1 if DROP in ops else 0
+        split = self.split
         *changes, drop = self.parts[:split] or (None,)
         back = () if drop is None else (_undo(drop), *(_undo(p) for p in changes if p is not None))
         new, *following = self.parts[split:] or (None,)
         away = () if new is None else (*map(_undo, following), _undo(new))
         return TensorDelta(self.target, self.base, (*away, *back))
+
+
+def parts_away(ops: Sequence[str]) -> int:
+    """How many of a record's parts, by their ops, lead away from the base: up to ``drop``."""
+    return ops.index(DROP) + 1 if DROP in ops else 0
 
 
 def has_inverse(part: Part) -> bool:

@@ -166,8 +166,13 @@ class DeltaReader:
         record = self.records[name]
         self._check_memory([record], budget)
         tensor = self._read_record(record)
-        self.check_disjoint(record)
+        self._check_entries(tensor)
         return tensor
+
+    def _check_entries(self, tensor: TensorDelta) -> None:
+        made = tensor.parts[tensor.split :]
+        indices = [part.indices for part in made if part.indices is not None]
+        check_disjoint(self.path, tensor.name, indices)
 
     def _read_record(self, record: TensorRecord) -> TensorDelta:
         parts = tuple(self._read_part(record, number) for number in range(len(record.parts)))
@@ -215,8 +220,8 @@ class DeltaReader:
         for file in self.files:
             records = file.manifest.tensors
             own = {record.name: self._read_record(record) for record in records}
-            for record in records:
-                self.check_disjoint(record)
+            for tensor in own.values():
+                self._check_entries(tensor)
             contents |= Delta(self.manifest.base, self.manifest.target, own, {}).contents
             self.check_content(file, contents)
             tensors |= own

@@ -8,7 +8,17 @@ from collections.abc import Sequence
 from typing import Final
 
 from sparsedelta.codecs import INDEX_CODECS, VALUE_CODECS, Encoding
-from sparsedelta.delta import ADD, DENSE_OPS, DIFFERENCE, DROP, NEW, OPS, REPLACE, RESIZE
+from sparsedelta.delta import (
+    ADD,
+    DENSE_OPS,
+    DIFFERENCE,
+    DROP,
+    NEW,
+    OPS,
+    REPLACE,
+    RESIZE,
+    parts_away,
+)
 from sparsedelta.errors import UPGRADE, FormatError, UnsupportedError
 from sparsedelta.limits import MAX_BLOCK_LOG2, MIN_BLOCK_LOG2
 from sparsedelta.records import BarePart, PartRecord, TensorRecord
@@ -73,7 +83,7 @@ def _sequence_problem(
         problem = _part_problem(part)
         if problem:
             return f"{part['op']}: {problem}"
-    split = ops.index(DROP) + 1 if DROP in ops else 0
+    split = parts_away(ops)
     away, made = parts[:split], parts[split:]
     if split or NEW in ops:
         fits = (base is not None) == bool(away) and (target is not None) == bool(made)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sparsedelta.codecs import Encoding
-from sparsedelta.delta import ADD, DENSE_OPS, DROP, NEW, REPLACE, RESIZE, SPARSE_OPS
+from sparsedelta.delta import ADD, DENSE_OPS, NEW, REPLACE, RESIZE, SPARSE_OPS, parts_away
 from sparsedelta.strict_json import Json
 from sparsedelta.words import TensorSpec
 
@@ -155,8 +155,7 @@ class TensorRecord:
     @property
     def split(self) -> int:
         """Number of parts that lead away from the base tensor; the others make the target."""
-        ops = [part.op for part in self.parts]
-        return ops.index(DROP) + 1 if DROP in ops else 0
+        return parts_away([part.op for part in self.parts])
 
     @property
     def given(self) -> int:

@@ -14,8 +14,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsedelta.checkpoint import CheckpointReader, segments
-from sparsedelta.digests import Digest, segment_digest, tensor_digest
+from sparsedelta.checkpoint import CheckpointReader, segment_digests
+from sparsedelta.digests import Digest, tensor_digest
 from sparsedelta.errors import StructureError, UsageError
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.words import TensorSpec, Words, as_words
@@ -231,9 +231,7 @@ class _Finder:
             known = self._digests.get((is_wanted, name))
             if known is not None:
                 return known
-            spec = reader.specs[name]
-            found = (segment_digest(reader.read(name, *run).data) for run in segments(spec))
-            return tensor_digest(spec, found)
+            return tensor_digest(reader.specs[name], segment_digests(reader, name))
 
         with self._pool.mapped(digest, names) as digests:
             found = list(digests)

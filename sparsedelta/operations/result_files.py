@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -112,18 +112,8 @@ def result_files(
 
 
 def _recorded(reader: DeltaReader, end: LayoutEnd, results: Results) -> ResultFiles:
-    files = []
-    specs: dict[str, TensorSpec] = {}
-    empty: dict[int, FileLayout] = {}  # headers without tensors: they may be those of many files
-    for file in end.files:
-        layout = empty.get(file.header) or read_header(reader, file.header, file.name)
-        if not layout.tensors:
-            empty[file.header] = layout
-        files.append((file.name, layout))
-        for stored in layout.tensors:
-            if stored.spec.name in specs:
-                raise misfit(reader, f"{stored.spec.name!r:.100} is in two files")
-            specs[stored.spec.name] = stored.spec
+    files = list(read_layouts(reader, end))
+    specs = {stored.spec.name: stored.spec for _, layout in files for stored in layout.tensors}
     for name in sorted(specs.keys() | results.keys()):
         expected = results[name][0] if name in results else None
         if specs.get(name) != expected:
@@ -137,16 +127,28 @@ def _recorded(reader: DeltaReader, end: LayoutEnd, results: Results) -> ResultFi
     )
 
 
-def read_header(reader: DeltaReader, blob: int, name: str) -> FileLayout:
-    """The layout of a recorded checkpoint file.
+def read_layouts(reader: DeltaReader, end: LayoutEnd) -> Iterator[tuple[str, FileLayout]]:
+    """Name and layout of each recorded checkpoint file of an end, one after the other.
 
     Raises:
-        FormatError: SD414 or SD415.
+        FormatError: SD414 or SD415; also for a tensor that is in two files.
     """
-    try:
-        return parse_layout(reader.read_blob(blob), name)
-    except CheckpointError as error:
-        raise misfit(reader, error.message) from None
+    seen: set[str] = set()
+    empty: dict[int, FileLayout] = {}  # headers without tensors: they may be those of many files
+    for file in end.files:
+        layout = empty.get(file.header)
+        if layout is None:
+            try:
+                layout = parse_layout(reader.read_blob(file.header), file.name)
+            except CheckpointError as error:
+                raise misfit(reader, error.message) from None
+        if not layout.tensors:
+            empty[file.header] = layout
+        for stored in layout.tensors:
+            if stored.spec.name in seen:
+                raise misfit(reader, f"{stored.spec.name!r:.100} is in two files")
+            seen.add(stored.spec.name)
+        yield file.name, layout
 
 
 def misfit(reader: DeltaReader, message: str) -> FormatError:

@@ -26,7 +26,7 @@ from sparsedelta.errors import (
 )
 from sparsedelta.limits import MAX_PROBLEMS
 from sparsedelta.operations.apply import prove
-from sparsedelta.operations.result_files import check_carried, misfit, read_header
+from sparsedelta.operations.result_files import check_carried, misfit, read_layouts
 from sparsedelta.operations.standpoint import refuse_part, touched_specs
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress, silent
@@ -206,17 +206,8 @@ def _broken_layout(reader: DeltaReader, end: LayoutEnd, *, target: bool) -> Iter
     manifest = reader.manifest
     found: dict[str, TensorSpec] = {}
     try:
-        empty: set[int] = set()  # headers without tensors: they may be those of many files
-        for file in end.files:
-            if file.header in empty:
-                continue
-            tensors = read_header(reader, file.header, file.name).tensors
-            if not tensors:
-                empty.add(file.header)
-            for stored in tensors:
-                if stored.spec.name in found:
-                    raise misfit(reader, f"{stored.spec.name!r:.100} is in two files")
-                found[stored.spec.name] = stored.spec
+        for _, layout in read_layouts(reader, end):
+            found.update((stored.spec.name, stored.spec) for stored in layout.tensors)
     except FormatError as error:
         yield error
         return

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from sparsedelta.changes import Changes
-from sparsedelta.checkpoint import CheckpointReader, open_checkpoint, segments
+from sparsedelta.checkpoint import CheckpointReader, open_checkpoint, segment_digests, segments
 from sparsedelta.delta import (
     ADD,
     DIFFERENCE,
@@ -101,7 +101,7 @@ def write_delta(
             writer.add(_encoded(ends, tensor, pool))
         for name in sorted(checkpoint.specs.keys() - ends.touched):
             spec = checkpoint.specs[name]
-            writer.add_untouched(name, tensor_digest(spec, _digests(checkpoint, spec)))
+            writer.add_untouched(name, tensor_digest(spec, segment_digests(checkpoint, name)))
         return writer.finish()
 
 
@@ -144,16 +144,11 @@ class _Ends:
         return _made_words(self, record, start, stop)
 
 
-def _split(tensor: TensorDelta) -> int:
-    ops = [part.op for part in tensor.parts]
-    return ops.index(DROP) + 1 if DROP in ops else 0
-
-
 def _made_words(ends: _Ends, tensor: TensorDelta, start: int, stop: int) -> Words:
     """Words ``[start, stop)`` of the target tensor of a record."""
     target = tensor.target
     assert target is not None  # noqa: S101 (the caller has looked)
-    parts = tensor.parts[_split(tensor) :]
+    parts = tensor.parts[tensor.split :]
     first = parts[0] if parts else None
     source, carried = tensor.base, None
     if first is not None and first.op == NEW:
@@ -181,10 +176,6 @@ def _within(part: Part, start: int, stop: int) -> Part:
     return replace(part, indices=part.indices[first:last], words=part.words[first:last])
 
 
-def _digests(checkpoint: CheckpointReader, spec: TensorSpec) -> Iterator[Digest]:
-    return (segment_digest(checkpoint.read(spec.name, *run).data) for run in segments(spec))
-
-
 def _encoded(ends: _Ends, tensor: TensorDelta, pool: OrderedMap) -> EncodedTensor:
     _check_form(tensor)
     parts = tuple(_encoded_part(ends, tensor, number, pool) for number in range(len(tensor.parts)))
@@ -199,7 +190,7 @@ def _encoded(ends: _Ends, tensor: TensorDelta, pool: OrderedMap) -> EncodedTenso
         for start in range(0, target.words, SEGMENT_WORDS):
             words = _made_words(ends, tensor, start, min(start + SEGMENT_WORDS, target.words))
             made.append(segment_digest(words.view(np.uint8).data))
-    old = () if base is None else tuple(_digests(ends.base, base))
+    old = () if base is None else tuple(segment_digests(ends.base, base.name))
     return EncodedTensor(base, target, parts, old, tuple(made))
 
 
@@ -294,7 +285,7 @@ def _check_old_words(ends: _Ends, tensor: TensorDelta, record: TensorRecord) -> 
 
 def _encoded_part(ends: _Ends, tensor: TensorDelta, number: int, pool: OrderedMap) -> EncodedPart:
     part = tensor.parts[number]
-    is_away = number < _split(tensor)
+    is_away = number < tensor.split
     spec = tensor.base if is_away else tensor.target
     if spec is None:
         raise StructureError(f"tensor {tensor.name!r}: {part.op} of a tensor that is not there")
@@ -317,7 +308,7 @@ def _encoded_part(ends: _Ends, tensor: TensorDelta, number: int, pool: OrderedMa
         )
     assert part.indices is not None  # noqa: S101 (sparse)
     domain = spec
-    if tensor.base is not None and tensor.target is not None and not _split(tensor):
+    if tensor.base is not None and tensor.target is not None and not tensor.split:
         domain = min(tensor.base, tensor.target, key=lambda end: end.words)
     dtype = part.dtype if part.op == ADD and part.dtype is not None else domain.dtype
     changes = Changes.from_entries(
