@@ -20,7 +20,7 @@ from gallop.recipe import recipe_metadata
 from gallop.report import SelectionReport
 from gallop.targets import eligible_targets
 from gallop.train import TrainConfig, choose_mask, finetune, settings
-from sparsedelta.files import check_output, staged
+from sparsedelta.outputs import check_output, staged
 
 __all__ = ["run_select", "run_train"]
 

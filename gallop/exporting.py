@@ -18,8 +18,8 @@ from gallop.errors import ExportError, OutsideMaskError
 from gallop.mask import IndexArray, Mask
 from gallop.recipe import recipe_metadata
 from sparsedelta.checkpoint import CheckpointReader, open_checkpoint, segments
-from sparsedelta.files import check_output
 from sparsedelta.operations.diff import DiffReport, diff
+from sparsedelta.outputs import check_output
 from sparsedelta.state_dict import StateDictReader
 from sparsedelta.words import Bytes, TensorSpec
 

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from gallop.errors import MaskError
 from sparsedelta.errors import OutputError
-from sparsedelta.files import staged
+from sparsedelta.outputs import staged
 
 __all__ = ["read_tensors", "replace_file"]
 

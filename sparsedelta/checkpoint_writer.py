@@ -13,8 +13,8 @@ from typing import Final, Self
 from sparsedelta.checkpoint import FileCheckpoint
 from sparsedelta.errors import CheckpointError
 from sparsedelta.file_names import CHECKPOINT_SUFFIX
-from sparsedelta.files import write_all
 from sparsedelta.limits import MAX_COMPANION_BYTES
+from sparsedelta.outputs import write_all
 from sparsedelta.safetensors_header import FileLayout, StoredTensor
 from sparsedelta.words import Bytes
 

@@ -12,14 +12,12 @@ import os
 import resource
 import signal
 import sys
+from importlib import import_module
 from typing import Final, NoReturn
 
 import click
 
 import sparsedelta
-from sparsedelta.commands.looking import fingerprint, info, validate
-from sparsedelta.commands.making import diff, export
-from sparsedelta.commands.using import apply, revert
 from sparsedelta.errors import SparseDeltaError, printable
 
 _EXIT_INTERRUPTED: Final = 130
@@ -27,17 +25,39 @@ _OPEN_FILES: Final = 1 << 14
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+_COMMANDS: Final = {
+    "diff": "making",
+    "apply": "using",
+    "revert": "using",
+    "validate": "looking",
+    "info": "looking",
+    "fingerprint": "looking",
+    "export": "making",
+}
+"""The module of each command, in the order in which help lists them."""
+
+
+class _Commands(click.Group):
+    """Commands that are imported when they are asked for: a short one does not pay for the rest."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (as click calls it)
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        home = _COMMANDS.get(cmd_name)
+        if home is None:
+            return None
+        command = getattr(import_module(f"sparsedelta.commands.{home}"), cmd_name)
+        return command if isinstance(command, click.Command) else None
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(sparsedelta.__version__, prog_name="sparsedelta")
 def cli() -> None:
     """Bit-exact, invertible sparse deltas between model checkpoints.
 
     A checkpoint is a .safetensors file, or a directory with one file or with shards and an index.
     """
-
-
-for _command in (diff, apply, revert, validate, info, fingerprint, export):
-    cli.add_command(_command)
 
 
 def main(arguments: list[str] | None = None) -> None:

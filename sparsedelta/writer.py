@@ -33,7 +33,6 @@ from sparsedelta.digests import (
 from sparsedelta.encode import EncodedTensor
 from sparsedelta.errors import StructureError, UsageError
 from sparsedelta.file_names import CHECKPOINT_SUFFIX, file_name_problem
-from sparsedelta.files import check_output, output_errors, staged, write_all
 from sparsedelta.header import DATA, MANIFEST, TABLES, build_header
 from sparsedelta.limits import MAX_BLOBS, MAX_BLOBS_BYTES, MAX_MANIFEST_BYTES, MAX_SET_PARTS
 from sparsedelta.manifest import (
@@ -44,6 +43,7 @@ from sparsedelta.manifest import (
     are_invertible,
     name_problem,
 )
+from sparsedelta.outputs import check_output, output_errors, staged, write_all
 from sparsedelta.records import TensorRecord
 from sparsedelta.strict_json import canonical
 from sparsedelta.table_rules import digest_problems

@@ -18,11 +18,11 @@ from sparsedelta.errors import (
     NotInvertibleError,
     WrongBaseError,
 )
-from sparsedelta.files import check_output
 from sparsedelta.operations.arrows import DiffersError
 from sparsedelta.operations.result_files import ResultFiles, same_files
 from sparsedelta.operations.standpoint import Standpoint, changed_meanwhile, refuse_part
 from sparsedelta.operations.steps import Pass, Step
+from sparsedelta.outputs import check_output
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress, silent
 

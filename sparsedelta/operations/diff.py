@@ -13,12 +13,12 @@ from sparsedelta.choice import parse_choice
 from sparsedelta.digests import tensor_digest
 from sparsedelta.encode import EncodedTensor
 from sparsedelta.errors import UsageError
-from sparsedelta.files import check_output
 from sparsedelta.manifest import PORTABLE, PROFILES, Manifest
 from sparsedelta.operations.attach import find_carried, record_layout
 from sparsedelta.operations.info import record_kinds
 from sparsedelta.operations.pairing import pair_tensors
 from sparsedelta.operations.scanning import Recipe, ScannedTensor, scan_tensors
+from sparsedelta.outputs import check_output
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress, silent
 from sparsedelta.writer import DeltaWriter

@@ -21,9 +21,9 @@ from sparsedelta.checkpoint_writer import CheckpointWriter
 from sparsedelta.delta import ADD, DIFFERENCE, NEW, REPLACE, RESIZE
 from sparsedelta.delta_reader import DeltaReader, open_delta
 from sparsedelta.errors import StructureError
-from sparsedelta.files import check_output, staged
 from sparsedelta.operations.rows import verified_spans
 from sparsedelta.operations.standpoint import refuse_part
+from sparsedelta.outputs import check_output, staged
 from sparsedelta.progress import Progress, silent
 from sparsedelta.records import PartRecord, TensorRecord
 from sparsedelta.safetensors_header import build_layout

@@ -18,9 +18,9 @@ from sparsedelta.checkpoint_writer import CheckpointWriter, find_companions
 from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.digests import Digest, checkpoint_fingerprint, segment_digest, tensor_digest
 from sparsedelta.errors import DAMAGED, FormatError
-from sparsedelta.files import staged
 from sparsedelta.operations.arrows import Arrow, DiffersError, arrows_of, follow, stays
 from sparsedelta.operations.result_files import ResultFiles
+from sparsedelta.outputs import staged
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress
 from sparsedelta.words import TensorSpec

@@ -32,9 +32,9 @@ from sparsedelta.delta import (
 from sparsedelta.digests import Digest, segment_digest, tensor_digest
 from sparsedelta.encode import EncodedPart, EncodedTensor, encode_part, encode_words
 from sparsedelta.errors import FormatError, StructureError, UsageError
-from sparsedelta.files import check_output
 from sparsedelta.limits import SEGMENT_WORDS
 from sparsedelta.manifest import Manifest
+from sparsedelta.outputs import check_output
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.record_rules import check_sequence, count_problem
 from sparsedelta.records import BarePart, TensorRecord

@@ -45,8 +45,8 @@ from checkpoint_files import (
 import sparsedelta
 from sparsedelta.checkpoint_writer import CheckpointWriter
 from sparsedelta.digests import segment_digest, tensor_digest
-from sparsedelta.files import write_all
 from sparsedelta.limits import SEGMENT_WORDS
+from sparsedelta.outputs import write_all
 from sparsedelta.progress import Progress
 from sparsedelta.words import TensorSpec
 from sparsedelta.writer import DeltaWriter

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from sparsedelta.errors import CheckpointError, OutputError
-from sparsedelta.files import InputFile, check_output, output_errors, staged, write_all
+from sparsedelta.files import InputFile
+from sparsedelta.outputs import check_output, output_errors, staged, write_all
 
 CONTENT = bytes(range(100))
 
