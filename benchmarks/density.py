@@ -14,10 +14,7 @@ difference one bit. Columns:
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -25,9 +22,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import report
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 from safetensors.numpy import save_file
 
 import sparsedelta
@@ -37,7 +33,6 @@ from sparsedelta.encode import EncodedPart, encode_part
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.words import TensorSpec, Words
 
-RESULTS: Final = Path(__file__).parent / "results" / "density.json"
 DENSITIES: Final = (0.001, 0.01, 0.05, 0.2, 0.4, 0.6, 0.9)
 INDEX_CODECS: Final = ("gap8", "gap8-split", "bitmask", "raw")
 RUN_CODECS: Final = ("dense", "range")
@@ -236,62 +231,64 @@ def rows_of(words: int) -> Iterator[dict[str, Any]]:
 
 def print_tables(rows: list[dict[str, Any]], cases: list[dict[str, Any]]) -> None:
     """Both tables."""
-    console = Console(width=160)
-    table = Table(
+    columns = (
         *("changed", "limit", "index", "x limit", "target", "file", "x limit", "loss", "chosen"),
-        *INDEX_CODECS,
-        title="bits per change, uniform supports, differences of one step",
     )
+    shown = []
     for row in rows:
         density = row["density"]
         goal = (
             f"{TARGETS[density]:.2f}" if density in TARGETS else f"< {row['bitmask_plain']:.2f} b"
         )
-        table.add_row(
-            f"{density:.1%}",
-            f"{row['limit']:.3f}",
-            f"{row['index']:.3f}",
-            f"{row['index_ratio']:.4f}",
-            goal,
-            f"{row['file']:.3f}",
-            f"{row['file_ratio']:.4f}",
-            f"{row['loss']:.3%}",
-            row["chosen"],
-            *(f"{row['forced_index'][codec]:.3f}" for codec in INDEX_CODECS),
+        shown.append(
+            [
+                f"{row['density']:.1%}",
+                f"{row['limit']:.3f}",
+                f"{row['index']:.3f}",
+                f"{row['index_ratio']:.4f}",
+                goal,
+                f"{row['file']:.3f}",
+                f"{row['file_ratio']:.4f}",
+                f"{row['loss']:.3%}",
+                row["chosen"],
+                *(f"{row['forced_index'][codec]:.3f}" for codec in INDEX_CODECS),
+            ]
         )
-    console.print(table)
+    title = "bits per change, uniform supports, differences of one step"
+    report.print_table(title, [*columns, *INDEX_CODECS], shown)
     forced = (*INDEX_CODECS, *RUN_CODECS)
-    table = Table(
-        *("case", "changes", "file", "part", "bits/change", "loss", "chosen"),
-        *forced,
-        title="bytes: other supports, and the part in each index codec",
-    )
-    for case in cases:
-        table.add_row(
+    shown = [
+        [
             case["case"],
-            str(case["nnz"]),
-            str(case.get("file_bytes", "-")),
-            str(case["part_bytes"]),
+            case["nnz"],
+            case.get("file_bytes", "-"),
+            case["part_bytes"],
             f"{8 * case['part_bytes'] / case['nnz']:.3f}",
             f"{case['loss']:.3%}",
             case["chosen"],
-            *(str(case["part_bytes_forced"][codec]) for codec in forced),
-        )
-    console.print(table)
+            *(case["part_bytes_forced"][codec] for codec in forced),
+        ]
+        for case in cases
+    ]
+    report.print_table(
+        "bytes: other supports, and the part in each index codec",
+        ["case", "changes", "file", "part", "bits/change", "loss", "chosen", *forced],
+        shown,
+    )
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = report.parser(__doc__)
     parser.add_argument("--log2", type=int, default=24, help="words of uniform supports")
     arguments = parser.parse_args()
-    rows = list(rows_of(1 << arguments.log2))
-    cases = [structured(*case) for case in CASES]
+    words = 1 << (18 if arguments.quick else arguments.log2)
+    rows = list(rows_of(words))
+    # The other supports are of some size, or they are not what their names say.
+    cases = [] if arguments.quick else [structured(*case) for case in CASES]
     cases.append(one_in_10_to_the_8())
-    RESULTS.parent.mkdir(exist_ok=True)
-    machine = {"python": platform.python_version(), "machine": platform.machine()}
-    document = {"machine": machine, "words": 1 << arguments.log2, "uniform": rows, "cases": cases}
-    RESULTS.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    figures = {"words": words, "uniform": rows, "cases": cases}
+    report.write_results("density", figures, work=arguments.work, quick=arguments.quick)
     print_tables(rows, cases)
 
 

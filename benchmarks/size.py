@@ -1,65 +1,52 @@
 """Bits per changed entry on real pairs: our file, all bytes counted, against what peers store.
 
-The peers are measured in the same run on the same words:
-
-- ``int32+bf16``: flat indices and new words, uncompressed (TRL v1, prime-rl);
-- ``u16 gaps+bf16+zstd``: gaps and new words, one Zstandard frame each (slime v1, verl);
-- ``dense xor+zstd``: the xor of all words, one frame per tensor (slime, SkyRL, ZipNN delta);
-- ``entropy``: what an ideal coder of a random support and of independent differences would need;
-  not a format, a yardstick.
+The peers are formats of ``formats.py``, measured in the same run on the same words. ``entropy`` is
+what an ideal coder of a random support and of independent differences would need: not a format, a
+yardstick.
 
     make bench
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
-import zstandard
+import report
+from formats import FORMATS
 from pairs import ensure_pairs
-from rich.console import Console
-from rich.table import Table
+from stored import Words
 
 import sparsedelta
 from sparsedelta.checkpoint import FileCheckpoint
-from sparsedelta.words import Words, as_words
+from sparsedelta.words import as_words
 
-RESULTS = Path(__file__).parent / "results"
+PEERS: Final = ("int32+bf16", "u16 gaps+bf16+zstd", "u16 gaps+xor+zstd", "dense xor+zstd")
+"""Formats of ``formats.py``; the other ones are larger, see ``peers.py``."""
+
+QUICK_PAIR: Final = "rl"
 
 
 def tensors(base: Path, target: Path) -> Iterator[tuple[Words, Words]]:
-    """Words of every tensor, before and after."""
+    """Words of every tensor, before and after: the pairs are bf16."""
     with FileCheckpoint(base) as old, FileCheckpoint(target) as new:
         for name, spec in old.specs.items():
             yield (
-                as_words(old.read(name, 0, spec.words), spec.word_bytes),
-                as_words(new.read(name, 0, spec.words), spec.word_bytes),
+                as_words(old.read(name, 0, spec.words), spec.word_bytes).view(np.uint16),
+                as_words(new.read(name, 0, spec.words), spec.word_bytes).view(np.uint16),
             )
 
 
 def peers(base: Path, target: Path) -> dict[str, int]:
     """Bytes that other ways of storing the same change take."""
-    compressor = zstandard.ZstdCompressor(level=1)
-    sizes = {"int32+bf16": 0, "u16 gaps+bf16+zstd": 0, "dense xor+zstd": 0}
+    sizes = dict.fromkeys(PEERS, 0)
     for old, new in tensors(base, target):
-        indices = np.flatnonzero(old != new)
-        if not indices.size:
-            continue
-        values = new[indices]
-        gaps = np.diff(indices, prepend=-1) - 1
-        width = np.uint16 if gaps.max() < 1 << 16 else np.uint32
-        sizes["int32+bf16"] += 4 * indices.size + values.nbytes
-        sizes["u16 gaps+bf16+zstd"] += sum(
-            len(compressor.compress(part.tobytes())) for part in (gaps.astype(width), values)
-        )
-        sizes["dense xor+zstd"] += len(compressor.compress((old ^ new).tobytes()))
+        if not np.array_equal(old, new):
+            for name in PEERS:
+                sizes[name] += sum(s.size for s in FORMATS[name].encode(old, new))
     return sizes
 
 
@@ -104,23 +91,20 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=Path(".demo"), help="where pairs are kept")
-    arguments = parser.parse_args()
+    arguments = report.parser(__doc__).parse_args()
     folder = arguments.work / "pairs"
     names = ensure_pairs(folder, arguments.work / "reviews.zip")
-    rows = [measure(name, folder) for name in names]
-    RESULTS.mkdir(exist_ok=True)
-    machine = {"python": platform.python_version(), "machine": platform.machine()}
-    (RESULTS / "size.json").write_text(
-        json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n", encoding="utf-8"
-    )
+    rows = [measure(name, folder) for name in names if not arguments.quick or name == QUICK_PAIR]
+    report.write_results("size", {"rows": rows}, work=arguments.work, quick=arguments.quick)
     columns = list(rows[0]["bits"])
-    table = Table("pair", "changed", *columns, title="bits per changed entry, all bytes counted")
-    for row in rows:
-        bits = (f"{row['bits'][column]:.2f}" for column in columns)
-        table.add_row(row["pair"], f"{row['density']:.2%}", *bits)
-    Console().print(table)
+    report.print_table(
+        "bits per changed entry, all bytes counted",
+        ["pair", "changed", *columns],
+        [
+            [row["pair"], f"{row['density']:.2%}", *(f"{row['bits'][c]:.2f}" for c in columns)]
+            for row in rows
+        ],
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,141 @@
+"""The benchmarks: their data is what it claims, their formats are exact, their figures are kept."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "benchmarks"))
+
+import checkpoints  # noqa: E402 (a folder of scripts, not a package)
+import formats  # noqa: E402
+import rounds  # noqa: E402
+import stored  # noqa: E402
+import tools  # noqa: E402
+
+MIB = 1 << 20
+
+
+@pytest.mark.real
+def test_a_pair_is_the_same_every_time_and_moves_as_many_words_as_asked(tmp_path: Path) -> None:
+    first = checkpoints.ensure_pair(tmp_path / "a", nbytes=4 * MIB, density=0.05)
+    second = checkpoints.ensure_pair(tmp_path / "b", nbytes=4 * MIB, density=0.05)
+    shards = checkpoints.ensure_pair(
+        tmp_path / "a", nbytes=4 * MIB, density=0.05, shard_bytes=2 * MIB
+    )
+    assert first.base.read_bytes() == second.base.read_bytes()
+    assert first.target.read_bytes() == second.target.read_bytes()
+    old, new = stored.StoredFile(first.base), stored.StoredFile(first.target)
+    changed = sum(int((old.words(n) != new.words(n)).sum()) for n in old.tensors)
+    words = sum(old.words(n).size for n in old.tensors)
+    assert 2 * words == first.nbytes
+    assert abs(changed / words - 0.05) < 0.001
+    # Sharded or not, the tensors are the same.
+    files = sorted(shards.target.glob("*.safetensors"))
+    assert len(files) > 1
+    for file in files:
+        part = stored.StoredFile(file)
+        for name in part.tensors:
+            assert np.array_equal(part.words(name), new.words(name))
+
+
+@given(
+    st.lists(st.integers(0, 0x7F7F), min_size=1), st.sampled_from([0, 0x8000]), st.integers(0, 99)
+)
+def test_moves_keep_the_sign_and_stay_small(magnitudes: list[int], sign: int, seed: int) -> None:
+    """A word that moves keeps its sign bit, and its magnitude moves by one of the known steps."""
+    words = np.array(magnitudes, np.uint16) | np.uint16(sign)
+    moved = checkpoints.moved(words, 1, np.random.default_rng(seed))
+    assert np.array_equal(moved & 0x8000, words & 0x8000)
+    distance = np.abs((moved & 0x7FFF).astype(int) - (words & 0x7FFF).astype(int))
+    assert np.isin(distance, checkpoints.step_sizes()).all()
+
+
+@pytest.mark.parametrize("name", [form.name for form in formats.available()])
+@given(
+    seed=st.integers(0, 99),
+    size=st.sampled_from([1, 2, 300, 70_000, 200_000]),
+    density=st.sampled_from([0.0, 1e-5, 0.01, 0.5, 1.0]),
+)
+def test_formats_of_peers_are_exact(name: str, seed: int, size: int, density: float) -> None:
+    """decode(old, encode(old, new)) = new, whatever changed."""
+    rng = np.random.default_rng(seed)
+    old = rng.integers(0, 1 << 16, size, np.uint16)
+    new = checkpoints.moved(old, density, rng)
+    somewhere = rng.integers(size)
+    new[somewhere] = old[somewhere] ^ np.uint16(1)
+    form = formats.FORMATS[name]
+    assert np.array_equal(form.decode(old, form.encode(old, new)), new)
+
+
+@pytest.mark.real
+def test_a_peers_file_gives_the_target_back(tmp_path: Path) -> None:
+    pair = checkpoints.ensure_pair(tmp_path, nbytes=4 * MIB)
+    delta, out = tmp_path / "delta", tmp_path / "out"
+    form = formats.FORMATS["u16 gaps+xor+zstd"]
+    formats.encode_file(form, pair.base, pair.target, delta, threads=2)
+    formats.decode_file(form, pair.base, delta, out, threads=2)
+    assert out.read_bytes() == pair.target.read_bytes()
+    assert delta.stat().st_size < pair.nbytes / 50
+
+
+def test_rounds_take_turns_and_prepare_before_each() -> None:
+    seen: list[str] = []
+    found = rounds.interleave(
+        [
+            rounds.Contender("a", ["true"], lambda: seen.append("a")),
+            rounds.Contender("b", ["true"], lambda: seen.append("b"), rounds=1),
+        ],
+        rounds=2,
+        settle=lambda: seen.append("settled"),
+    )
+    assert seen == ["a", "settled", "b", "settled", "a", "settled"]
+    assert [len(found[name].wall) for name in "ab"] == [2, 1]
+
+
+def test_a_ratio_is_taken_within_a_round() -> None:
+    slow = rounds.Timing((2.0, 40.0, 6.0), (0, 0, 0))
+    fast = rounds.Timing((1.0, 10.0, 2.0), (0, 0, 0))
+    # The median of 2, 4, 3; the medians themselves are 6 and 2 as well, the means are not.
+    assert rounds.ratio(slow, fast) == rounds.Ratio(3.0, 2.0, 4.0)
+
+
+def test_a_command_that_fails_stops_the_benchmark() -> None:
+    failing = [sys.executable, "-c", "raise SystemExit('no luck')"]
+    with pytest.raises(RuntimeError, match="no luck"):
+        rounds.run(failing)
+    with pytest.raises(RuntimeError, match="no luck"):
+        rounds.peak_memory(failing)
+
+
+def test_commands_in_one_shell_stop_at_the_first_failure_and_keep_odd_names(tmp_path: Path) -> None:
+    odd = tmp_path / "a b'c"
+    rounds.run(tools.in_turn(["touch", odd], ["cp", odd, tmp_path / "copy"]))
+    assert (tmp_path / "copy").exists()
+    with pytest.raises(RuntimeError):
+        rounds.run(tools.in_turn(["false"], ["touch", tmp_path / "never"]))
+    assert not (tmp_path / "never").exists()
+    rounds.run(tools.at_once(["touch", tmp_path / "one"], ["touch", tmp_path / "two"]))
+    assert (tmp_path / "one").exists()
+    assert (tmp_path / "two").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_peak_memory_counts_what_is_held_and_not_mapped_files(tmp_path: Path) -> None:
+    mapped = tmp_path / "mapped"
+    mapped.write_bytes(bytes(64 * MIB))
+    hold = "import mmap, time; held = bytearray(b'1') * {}; {}; time.sleep(0.2)"
+    read = f"f = open({str(mapped)!r}, 'rb'); m = mmap.mmap(f.fileno(), 0, prot=1); sum(m[::4096])"
+
+    def peak(nbytes: int, also: str) -> int:
+        return rounds.peak_memory([sys.executable, "-c", hold.format(nbytes, also)])
+
+    least = peak(0, "pass")
+    assert abs(peak(48 * MIB, "pass") - least - 48 * MIB) < 4 * MIB
+    assert peak(0, read) - least < 8 * MIB
