@@ -141,8 +141,8 @@ def _as_bf16(numbers: Floats) -> Words:
     return (bits >> 16).astype(np.uint16)
 
 
-def _base_words(name: str, number: int, start: int, stop: int) -> Words:
-    """Words [start, stop) of the tensor with this number."""
+def base_words(name: str, number: int, start: int, stop: int) -> Words:
+    """Words [start, stop) of the tensor with this number, as real weights of its kind."""
     pools = _pools()
     kind = "embed" if "embed" in name else "norm" if "norm" in name else "matrix"
     pool = pools[kind]
@@ -194,7 +194,7 @@ def _write(folder: Path, files: dict[str, Plan], base: Path | None, density: flo
                         source: StoredFile | None = source,
                     ) -> Words:
                         if source is None:
-                            return _base_words(name, numbers[name], *run)
+                            return base_words(name, numbers[name], *run)
                         seed = (VERSION, numbers[name], run[0], round(density * 1e9))
                         old = source.words(name)[slice(*run)]
                         return moved(old, density, np.random.default_rng(seed))

@@ -47,12 +47,12 @@ class Peer:
     slow: bool = False
 
 
-def all_peers(pair: Pair) -> tuple[list[Peer], list[str]]:
+def all_peers(pair: Pair, *, threads: int) -> tuple[list[Peer], list[str]]:
     """What can be measured here, ours first; and why others are left out."""
     base, target = pair.base, pair.target
 
     def format_peer(name: str) -> Peer:
-        use = partial(tools.format_command, threads=CORES)
+        use = partial(tools.format_command, threads=threads)
         return Peer(
             name,
             FORMATS[name].users,
@@ -65,8 +65,8 @@ def all_peers(pair: Pair) -> tuple[list[Peer], list[str]]:
         Peer(
             "sparsedelta",
             "this project",
-            lambda delta: tools.ours("diff", base, target, "-o", delta, threads=CORES),
-            lambda delta, out: tools.ours("apply", base, delta, "-o", out, threads=CORES),
+            lambda delta: tools.ours("diff", base, target, "-o", delta, threads=threads),
+            lambda delta, out: tools.ours("apply", base, delta, "-o", out, threads=threads),
         ),
         *(format_peer(form.name) for form in available()),
     ]
@@ -76,7 +76,7 @@ def all_peers(pair: Pair) -> tuple[list[Peer], list[str]]:
     elif base.stat().st_size >= 2 * GIB:
         notes.append("zstd --patch-from takes no file of 2 GiB or more")
     else:
-        peers.append(_patch_from(base, target))
+        peers.append(_patch_from(base, target, threads))
     if shutil.which("xdelta3") is None:
         notes.append("the command xdelta3 is not installed")
     else:
@@ -84,14 +84,14 @@ def all_peers(pair: Pair) -> tuple[list[Peer], list[str]]:
     return peers, notes
 
 
-def _patch_from(base: Path, target: Path) -> Peer:
+def _patch_from(base: Path, target: Path, threads: int) -> Peer:
     window = f"--long={max(27, base.stat().st_size.bit_length())}"
     start = ["zstd", "-q", "-f", window, f"--patch-from={base}"]
     return Peer(
         "zstd --patch-from",
         "general",
         lambda delta: tools.in_turn(
-            [*start, "-1", f"-T{CORES}", target, "-o", delta], ["sync", delta]
+            [*start, "-1", f"-T{threads}", target, "-o", delta], ["sync", delta]
         ),
         lambda delta, out: tools.in_turn([*start, "-d", delta, "-o", out], ["sync", out]),
         slow=True,
@@ -119,7 +119,7 @@ def measure(pair: Pair, folder: Path, *, rounds: int, memory: bool) -> dict[str,
         memory: Whether peak memory is measured too.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    peers, notes = all_peers(pair)
+    peers, notes = all_peers(pair, threads=CORES)
     tools.read_through(pair.base, pair.target)
     deltas = {peer.name: folder / f"{n}.delta" for n, peer in enumerate(peers)}
     out = folder / "result.safetensors"

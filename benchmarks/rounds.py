@@ -64,13 +64,18 @@ class Timing:
         """Median of the seconds from start to end."""
         return statistics.median(self.wall)
 
+    @property
+    def cpu_median(self) -> float:
+        """Median of the seconds of all cores."""
+        return statistics.median(self.cpu)
+
     def document(self) -> dict[str, Any]:
         """As a JSON object."""
         return {
             "seconds": self.median,
             "low": min(self.wall),
             "high": max(self.wall),
-            "cpu_seconds": statistics.median(self.cpu),
+            "cpu_seconds": self.cpu_median,
             "wall": list(self.wall),
             "cpu": list(self.cpu),
         }
@@ -78,11 +83,21 @@ class Timing:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as long one contender takes as another: median and extremes of the rounds."""
+    """How many times as long one contender takes as another.
+
+    Attributes:
+        median: Median of the rounds.
+        low: Least of the rounds.
+        high: Most of the rounds.
+        best: Of the shortest times of each: what it would be on a quiet machine, or nearly so.
+        cpu: Of the medians of the seconds of all cores: noise hardly reaches it.
+    """
 
     median: float
     low: float
     high: float
+    best: float
+    cpu: float
 
     def document(self) -> dict[str, float]:
         """As a JSON object."""
@@ -92,7 +107,14 @@ class Ratio:
 def ratio(timing: Timing, reference: Timing) -> Ratio:
     """Compare round by round; where one ran in fewer rounds, the common ones count."""
     each = [a / b for a, b in zip(timing.wall, reference.wall, strict=False)]
-    return Ratio(statistics.median(each), min(each), max(each))
+    return Ratio(
+        median=statistics.median(each),
+        low=min(each),
+        high=max(each),
+        best=min(timing.wall) / min(reference.wall),
+        # A clock that ticks in hundredths may have seen nothing of a short command.
+        cpu=timing.cpu_median / max(reference.cpu_median, 1e-9),
+    )
 
 
 def run(command: Command, *, environment: Mapping[str, str] | None = None) -> tuple[float, float]:
@@ -225,7 +247,7 @@ def _family(pid: int) -> list[int]:
     return found
 
 
-def _require(code: int | None, command: Command, said: Any) -> None:  # noqa: ANN401 (a file of any kind)
+def _require(code: int | None, command: Command, said: Any) -> None:  # noqa: ANN401 (a temporary file has no type)
     if code:
         said.seek(0)
         tail = said.read()[-2000:].decode(errors="replace")

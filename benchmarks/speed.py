@@ -293,14 +293,16 @@ def print_ratios(title: str, rows: list[dict[str, Any]]) -> None:
     shown = [
         [
             f"{row['what']} / {row['reference']}",
-            *(f"{row[key]:.2f}" for key in ("median", "low", "high")),
+            *(f"{row[key]:.2f}" for key in ("median", "low", "high", "best", "cpu")),
             (f"≤ {row['most']}" if row.get("most") else "")
             + (f"≥ {row['least']}" if row.get("least") else ""),
             words[row["met"]],
         ]
         for row in rows
     ]
-    report.print_table(title, ["ratio", "median", "low", "high", "target", ""], shown)
+    report.print_table(
+        title, ["ratio", "median", "low", "high", "best", "cpu", "target", ""], shown
+    )
 
 
 def print_memory(rows: list[dict[str, Any]]) -> None:

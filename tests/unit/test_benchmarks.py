@@ -100,10 +100,11 @@ def test_rounds_take_turns_and_prepare_before_each() -> None:
 
 
 def test_a_ratio_is_taken_within_a_round() -> None:
-    slow = rounds.Timing((2.0, 40.0, 6.0), (0, 0, 0))
-    fast = rounds.Timing((1.0, 10.0, 2.0), (0, 0, 0))
-    # The median of 2, 4, 3; the medians themselves are 6 and 2 as well, the means are not.
-    assert rounds.ratio(slow, fast) == rounds.Ratio(3.0, 2.0, 4.0)
+    slow = rounds.Timing((2.0, 40.0, 9.0), (1.0, 5.0, 9.0))
+    fast = rounds.Timing((1.0, 10.0, 3.0), (2.0, 2.0, 2.0))
+    # The medians themselves are 9 and 3, the shortest 2 and 1.
+    found = rounds.ratio(slow, fast)
+    assert found == rounds.Ratio(median=3.0, low=2.0, high=4.0, best=2.0, cpu=2.5)
 
 
 def test_a_command_that_fails_stops_the_benchmark() -> None:
