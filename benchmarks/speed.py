@@ -62,7 +62,6 @@ COPIES: Final = ("cp, b3", "cp, sync, b3", "cp, b3 -1", "cp, sync, b3 -1")
 
 TARGETS: Final = (
     *(Target("apply", copy, most=1.0) for copy in COPIES),
-    *(Target("apply --verify touched", copy) for copy in COPIES[:2]),
     *(Target("revert", copy) for copy in COPIES[:2]),
     *(Target(IN_PLACE[0], copy, most=0.5) for copy in COPIES),
     *(Target(IN_PLACE[1], copy) for copy in COPIES[:2]),
@@ -125,9 +124,6 @@ def contenders(place: Place) -> list[Contender]:
         ]
     use = partial(tools.ours, threads=CORES)
     found.append(Contender("revert", use("revert", target, delta, "-o", out), clear))
-    touched = ("apply", base, delta, "-o", out, "--verify", "touched")
-    if tools.has_option("apply", "--verify"):
-        found.append(Contender("apply --verify touched", use(*touched), clear))
     if tools.has_option("apply", "--in-place"):
         fresh = partial(_fresh_copy, place)
         found += [

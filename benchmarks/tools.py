@@ -28,19 +28,22 @@ def ours(*arguments: str | Path, threads: int | None = None) -> Command:
 
     Digests that an earlier run kept are not used, where the command has a say in it.
     """
-    script = Path(sys.executable).with_name("sparsedelta")
-    start = [script] if script.exists() else [sys.executable, "-m", "sparsedelta"]
     name = str(arguments[0])
     extra = [] if threads is None else ["--threads", str(threads)]
     extra += ["--no-cache"] if has_option(name, "--no-cache") else []
     extra += ["--quiet"] if has_option(name, "--quiet") else []
-    return [*start, *arguments, *extra]
+    return [*_program(), *arguments, *extra]
+
+
+def _program() -> list[str | Path]:
+    script = Path(sys.executable).with_name("sparsedelta")
+    return [script] if script.exists() else [sys.executable, "-m", "sparsedelta"]
 
 
 @cache
 def has_option(command: str, option: str) -> bool:
     """Whether a command of ours has an option: some come with a later version."""
-    asked = [sys.executable, "-m", "sparsedelta", command, "--help"]
+    asked = [*_program(), command, "--help"]
     said = subprocess.run(asked, capture_output=True, text=True, check=False).stdout
     return option in said.replace(",", " ").replace("/", " ").split()
 
@@ -95,7 +98,8 @@ def digest(path: Path) -> str:
 def remove(*paths: Path) -> None:
     """Remove files and folders that may be there, and what a command left beside them."""
     for path in paths:
-        for found in path.parent.glob(f"{path.name}*"):
+        beside = [*path.parent.glob(f"{path.name}*"), *path.parent.glob(f".{path.name}*")]
+        for found in beside:
             if found.is_dir():
                 shutil.rmtree(found)
             else:
