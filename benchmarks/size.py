@@ -27,8 +27,6 @@ from sparsedelta.words import as_words
 PEERS: Final = ("int32+bf16", "u16 gaps+bf16+zstd", "u16 gaps+xor+zstd", "dense xor+zstd")
 """Formats of ``formats.py``; the other ones are larger, see ``peers.py``."""
 
-QUICK_PAIR: Final = "rl"
-
 
 def tensors(base: Path, target: Path) -> Iterator[tuple[Words, Words]]:
     """Words of every tensor, before and after: the pairs are bf16."""
@@ -93,8 +91,8 @@ def main() -> None:
     """Command line."""
     arguments = report.parser(__doc__).parse_args()
     folder = arguments.work / "pairs"
-    names = ensure_pairs(folder, arguments.work / "reviews.zip")
-    rows = [measure(name, folder) for name in names if not arguments.quick or name == QUICK_PAIR]
+    names = ensure_pairs(folder, arguments.work / "reviews.zip", quick=arguments.quick)
+    rows = [measure(name, folder) for name in names]
     report.write_results("size", {"rows": rows}, work=arguments.work, quick=arguments.quick)
     columns = list(rows[0]["bits"])
     report.print_table(
