@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +15,12 @@ from hypothesis import strategies as st
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "benchmarks"))
 
-import checkpoints  # noqa: E402 (a folder of scripts, not a package)
+import charts  # noqa: E402 (a folder of scripts, not a package)
+import checkpoints  # noqa: E402
 import formats  # noqa: E402
+import report  # noqa: E402
 import rounds  # noqa: E402
+import scale  # noqa: E402
 import stored  # noqa: E402
 import tools  # noqa: E402
 
@@ -140,3 +145,71 @@ def test_peak_memory_counts_what_is_held_and_not_mapped_files(tmp_path: Path) ->
     least = peak(0, "pass")
     assert abs(peak(48 * MIB, "pass") - least - 48 * MIB) < 4 * MIB
     assert peak(0, read) - least < 8 * MIB
+
+
+def test_the_scale_document_shows_the_stored_figures() -> None:
+    figures = report.read_results("scale")
+    assert not figures["quick"]
+    text = scale.DOCUMENT.read_text(encoding="utf-8")
+    assert scale.with_tables(text, figures) == text
+
+
+def test_the_estimates_follow_from_the_stored_measurements() -> None:
+    figures = report.read_results("scale")
+    assert scale.estimates(figures) == figures["estimates"]
+    measured = {row["name"]: row["measured"] for row in figures["check"]["rows"]}
+    words = figures["check"]["checkpoint_bytes"] // 2
+    assert scale.check(figures, words, measured) == figures["check"]
+
+
+def test_the_formula_of_the_estimate_by_hand() -> None:
+    """A word costs two seconds to make and three to apply; an entry takes 16 bits."""
+    steps = {"sparsedelta": {"encode": 2.0, "decode": 3.0}}
+    steps |= dict.fromkeys(scale.SHOWN, steps["sparsedelta"])
+    figures = {
+        "simulated": [
+            {"density": d, "bits": dict.fromkeys(scale.SHOWN, 16.0)} for d in scale.DENSITIES
+        ],
+        "steps": [{"density": d, "core_seconds_per_word": steps} for d in scale.DENSITIES],
+    }
+    rows = {(r["model"], r["density"], r["name"]): r for r in scale.estimates(figures)}
+    row = rows["8 B", 0.01, "sparsedelta"]
+    assert row["bytes"] == pytest.approx(8e9 / 100 * 2)
+    assert (row["encode"], row["decode"]) == (16e9, 24e9)
+    assert row["wire"]["10"] == pytest.approx(0.128)
+    assert rows["70 B", None, "full bf16 copy"]["bytes"] == 140e9
+
+
+def test_the_limit_is_that_of_a_coin_and_of_the_moves() -> None:
+    # At one half, a place costs two bits a change; a sign costs one, and sizes what is left.
+    sizes = checkpoints.step_sizes()
+    _, counts = np.unique(sizes, return_counts=True)
+    bits = -sum(c / sizes.size * np.log2(c / sizes.size) for c in counts)
+    assert scale.limit(0.5) == pytest.approx(2 + 1 + bits)
+
+
+def test_charts_are_xml_with_the_same_lines_in_both_versions() -> None:
+    x = charts.Axis("size, GiB", charts.log_ticks([0.3, 7]), log=True)
+    y = charts.Axis("a < b", charts.linear_ticks(7))
+    lines = {"ours": [(0.5, 1.0), (2.0, 7.0)], "theirs": [(0.5, 2.0), (2.0, 0.0)]}
+    panel = charts.Panel("A & B", x, y, lines, bound=(5, "limit"))
+    drawn = {mode: charts.draw([panel, panel], theme) for mode, theme in charts.THEMES.items()}
+    for text in drawn.values():
+        # Written here a moment ago, so no stranger's XML.
+        root = ET.fromstring(text)  # noqa: S314
+        words = {element.text for element in root.iter("{http://www.w3.org/2000/svg}text")}
+        assert {"A & B", "a < b", "size, GiB", "limit", "ours", "theirs"} <= words
+    plain = {re.sub(r"#[0-9a-f]{6}", "colour", text) for text in drawn.values()}
+    assert len(plain) == 1
+
+
+@given(st.lists(st.floats(1e-3, 1e5), min_size=1, max_size=9).map(sorted), st.floats(1e-3, 1e5))
+def test_axes_hold_all_their_values(values: list[float], most: float) -> None:
+    """Every value lies between the first and the last tick, and ticks ascend."""
+    log = charts.Axis("", charts.log_ticks(values), log=True)
+    linear = charts.Axis("", charts.linear_ticks(most))
+    for axis, placed in ((log, values), (linear, [0.0, most])):
+        assert all(-1e-9 <= axis.place(value) <= 1 + 1e-9 for value in placed)
+        places = [axis.place(tick) for tick, _ in axis.ticks]
+        assert places == sorted(set(places))
+        assert 2 <= len(axis.ticks) <= 10
