@@ -335,8 +335,9 @@ def main() -> None:
         figures["folders"].append(measure_times(place, rounds=rounds))
         print_times(figures["folders"][-1])
         tools.remove(place.delta, place.out, place.copy)
-        if SHARED in folder.parents:
-            shutil.rmtree(folder)  # it is memory
+        if SHARED in folder.resolve().parents:  # it is memory: nothing of ours stays
+            shutil.rmtree(place.pair.base.parent.parent)
+            place.folder.rmdir()
     figures["start"] = measure_start(disk, rounds=5 if quick else 40)
     print_ratios("start-up", [figures["start"]])
     if not arguments.no_memory:
