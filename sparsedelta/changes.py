@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Final
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,37 +14,73 @@ from sparsedelta.words import Bytes, Indices, TensorSpec, Words
 
 _ONES: Final = np.array([byte.bit_count() for byte in range(256)], np.uint8)
 
+_OFFSET_BITS: Final = 32
+"""Bits of an offset: from one entry in so many words on, a bit per word takes less."""
+
+
+class Run(NamedTuple):
+    """Entries of one run of words: offsets where they are few, else a bit per word.
+
+    Attributes:
+        start: First word of the run, a multiple of 8.
+        words: Words of the run.
+        offsets: uint32 ``[count]``, entries as words behind ``start``; None if they are bits.
+        bits: uint8, a bit per word of the run, the lowest first; empty if they are offsets.
+        values: Words ``[count]``.
+    """
+
+    start: int
+    words: int
+    offsets: NDArray[np.uint32] | None
+    bits: Bytes
+    values: Words
+
+
+def make_run(start: int, words: int, offsets: NDArray[np.integer], values: Words) -> Run:
+    """The entries of a run of words, as compact as they can be held.
+
+    Args:
+        start: First word of the run, a multiple of 8.
+        words: Words of the run, at most 2^32.
+        offsets: ``[count]``, words of the run that are entries, ascending.
+        values: A value per entry.
+    """
+    if values.size <= words // _OFFSET_BITS:
+        return Run(
+            start, words, offsets.astype(np.uint32, copy=False), np.empty(0, np.uint8), values
+        )
+    marks = np.zeros(words, np.bool_)
+    marks[offsets] = True
+    return Run(start, words, None, np.packbits(marks, bitorder="little"), values)
+
 
 class Changes:
-    """Entries of one tensor as a bit per word and a value per entry.
+    """Entries of one tensor, run by run.
 
-    One bit per word is at most an eighth of the tensor, however much of it has changed; 64-bit
-    indices of a tensor of bf16 that has changed throughout would be four times the tensor.
+    So they take at most an eighth of the tensor beside their values, however much of it has
+    changed; 64-bit indices of a tensor of bf16 that has changed throughout would be four times the
+    tensor.
 
     Args:
         spec: The tensor.
+
+    Attributes:
+        spec: The tensor.
+        nnz: Number of entries.
     """
 
     def __init__(self, spec: TensorSpec) -> None:
         self.spec = spec
-        self._bits: Bytes = np.zeros(-(-spec.words // 8), np.uint8)
-        self._values: list[Words] = []
-        self._ends: list[int] = []
         self.nnz = 0
+        self._runs: list[Run] = []
+        self._before: list[int] = []
 
-    def append(self, start: int, marks: NDArray[np.bool_], values: Words) -> None:
-        """Add the entries of a run of words; runs come in ascending order.
-
-        Args:
-            start: First word of the run, a multiple of 8.
-            marks: Whether each word of the run is an entry.
-            values: A value per entry.
-        """
-        bits = np.packbits(marks, bitorder="little")
-        self._bits[start // 8 : start // 8 + bits.size] = bits
-        self.nnz += values.size
-        self._values.append(values)
-        self._ends.append(self.nnz)
+    def append(self, run: Run) -> None:
+        """Add the entries of a run of words; runs come in ascending order and do not overlap."""
+        if run.values.size:
+            self._runs.append(run)
+            self._before.append(self.nnz)
+            self.nnz += run.values.size
 
     @classmethod
     def from_entries(cls, spec: TensorSpec, indices: Indices, values: Words) -> Changes:
@@ -53,29 +90,9 @@ class Changes:
         for segment in np.flatnonzero(np.diff(edges)).tolist():
             start = segment * SEGMENT_WORDS
             entries = slice(edges[segment], edges[segment + 1])
-            marks = np.zeros(min(SEGMENT_WORDS, spec.words - start), np.bool_)
-            marks[indices[entries] - start] = True
-            changes.append(start, marks, values[entries])
+            words = min(SEGMENT_WORDS, spec.words - start)
+            changes.append(make_run(start, words, indices[entries] - start, values[entries]))
         return changes
-
-    @property
-    def runs(self) -> Sequence[Words]:
-        """The values, in order, in the runs in which they were added."""
-        return self._values
-
-    def _slice(self, start: int, stop: int) -> Words:
-        # Values stay in their runs: joining them all would hold them twice.
-        first = int(np.searchsorted(self._ends, start, side="right"))
-        pieces = []
-        while start < stop:
-            offset = self._ends[first] - self._values[first].size
-            piece = self._values[first][start - offset : stop - offset]
-            pieces.append(piece)
-            start += piece.size
-            first += 1
-        if len(pieces) == 1:
-            return pieces[0]
-        return np.concatenate(pieces) if pieces else np.empty(0, self.spec.word_dtype)
 
     def counts(self, block_log2: int) -> NDArray[np.int64]:
         """Entries of each block, int64 ``[blocks]``.
@@ -83,10 +100,22 @@ class Changes:
         Args:
             block_log2: Base-2 logarithm of the words of a block, at least 3.
         """
-        if not self._bits.size:
-            return np.empty(0, np.int64)
-        starts = np.arange(0, self._bits.size, 1 << (block_log2 - 3))
-        return np.add.reduceat(_ONES[self._bits], starts, dtype=np.int64)
+        counts = np.zeros(-(-self.spec.words >> block_log2), np.int64)
+        size = 1 << block_log2
+        for run in self._runs:
+            first, last = run.start >> block_log2, (run.start + run.words - 1) >> block_log2
+            if first == last:
+                counts[first] += run.values.size
+                continue
+            edges = np.arange((first + 1) * size, (last + 1) * size, size) - run.start
+            if run.offsets is not None:
+                found = np.searchsorted(run.offsets, edges)
+                counts[first : last + 1] += np.diff(found, prepend=0, append=run.values.size)
+            else:
+                starts = np.concatenate([[0], edges >> 3])
+                ones = np.add.reduceat(_ONES[run.bits], starts, dtype=np.int64)
+                counts[first : last + 1] += ones
+        return counts
 
     def block(self, block_log2: int, block: int, position: int) -> tuple[int, Indices, Words]:
         """One block, for any thread.
@@ -100,10 +129,26 @@ class Changes:
             Words of the block, indices relative to its first word, values.
         """
         start = block << block_log2
-        words = min(1 << block_log2, self.spec.words - start)
-        bits = self._bits[start // 8 : -(-(start + words) // 8)]
-        indices = _ones(bits)
-        return words, indices, self._slice(position, position + indices.size)
+        stop = min(start + (1 << block_log2), self.spec.words)
+        indices: list[Indices] = []
+        values: list[Words] = []
+        at = max(0, bisect_right(self._runs, start, key=_start) - 1)
+        for number in range(at, bisect_left(self._runs, stop, key=_start)):
+            run = self._runs[number]
+            found = _within(run, start - run.start, stop - run.start)
+            if found.size:
+                first = position - self._before[number]
+                indices.append(found + (run.start - start) if run.start != start else found)
+                values.append(run.values[first : first + found.size])
+                position += found.size
+        if len(values) == 1:
+            return stop - start, indices[0], values[0]
+        empty: Indices = np.empty(0, np.int64)
+        return (
+            stop - start,
+            np.concatenate([empty, *indices]),
+            np.concatenate([np.empty(0, self.spec.word_dtype), *values]),
+        )
 
     def blocks(self, block_log2: int) -> Iterator[tuple[int, Indices, Words]]:
         """Entries block by block, in the form of :meth:`block`."""
@@ -112,6 +157,25 @@ class Changes:
             words, indices, values = self.block(block_log2, block, position)
             yield words, indices, values
             position += indices.size
+
+
+def _start(run: Run) -> int:
+    return run.start
+
+
+def _within(run: Run, low: int, high: int) -> Indices:
+    """Entries of a run in ``[low, high)``, as words behind its start."""
+    low, high = max(low, 0), min(high, run.words)
+    if low >= high:
+        return np.empty(0, np.int64)
+    if run.offsets is not None:
+        offsets = run.offsets
+        if low or high < run.words:
+            first, last = np.searchsorted(offsets, [low, high])
+            offsets = offsets[first:last]
+        return offsets.astype(np.int64)
+    ones = _ones(run.bits[low // 8 : -(-high // 8)])
+    return ones + low if low else ones
 
 
 def _ones(bits: Bytes) -> Indices:

@@ -153,6 +153,28 @@ class FileCheckpoint:
         file.source.read_into(data.data, stored.offset + start * word_bytes)
         return data
 
+    def copy_to(self, name: str, start: int, stop: int, descriptor: int, position: int) -> bool:
+        """Let the kernel copy the words ``[start, stop)`` of a tensor into another file.
+
+        Args:
+            name: The tensor.
+            start: First word.
+            stop: Word behind the last.
+            descriptor: A file open for writing.
+            position: Where in it, in bytes.
+
+        Returns:
+            Whether it was done; if not, some of it may have been written.
+
+        Raises:
+            OSError: The output cannot be written.
+        """
+        file, stored = self._places[name]
+        width = stored.spec.word_bytes
+        return file.source.copy_to(
+            descriptor, position, stored.offset + start * width, (stop - start) * width
+        )
+
     def close(self) -> None:
         """Close the files."""
         for file in self.files:

@@ -10,11 +10,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+import numpy as np
+
 from sparsedelta.checkpoint import FileCheckpoint
 from sparsedelta.errors import CheckpointError
 from sparsedelta.file_names import CHECKPOINT_SUFFIX
 from sparsedelta.limits import MAX_COMPANION_BYTES
-from sparsedelta.outputs import write_all
+from sparsedelta.outputs import read_all, write_all
 from sparsedelta.safetensors_header import FileLayout, StoredTensor
 from sparsedelta.words import Bytes
 
@@ -70,7 +72,7 @@ class CheckpointWriter:
             raise
 
     def _create(self, path: Path, layout: FileLayout) -> None:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         self._descriptors.append(descriptor)
         os.ftruncate(descriptor, layout.size)
         write_all(descriptor, layout.prefix, 0)
@@ -82,6 +84,37 @@ class CheckpointWriter:
         if data.size:
             descriptor, stored = self._places[name]
             write_all(descriptor, data.data, stored.offset + start * stored.spec.word_bytes)
+
+    def copy(
+        self, source: FileCheckpoint, from_name: str, name: str, start: int, stop: int
+    ) -> bool:
+        """Let the kernel copy the words ``[start, stop)`` of a tensor of a checkpoint.
+
+        Args:
+            source: The checkpoint.
+            from_name: The tensor there.
+            name: The tensor here, of the same words.
+            start: First word.
+            stop: Word behind the last.
+
+        Returns:
+            Whether it was done; if not, the words have to be written.
+        """
+        descriptor, stored = self._places[name]
+        position = stored.offset + start * stored.spec.word_bytes
+        return source.copy_to(from_name, start, stop, descriptor, position)
+
+    def read(self, name: str, start: int, stop: int) -> Bytes:
+        """Bytes of the words ``[start, stop)`` of a tensor as they were written.
+
+        Raises:
+            OSError: They cannot be read.
+        """
+        descriptor, stored = self._places[name]
+        width = stored.spec.word_bytes
+        data = np.empty((stop - start) * width, np.uint8)
+        read_all(descriptor, data.data, stored.offset + start * width)
+        return data
 
     def sha256(self, name: str) -> str:
         """SHA-256 of a file as it was written, hex."""

@@ -1,8 +1,8 @@
 """From the entries of a part, or from its words, to its bytes.
 
-A part is encoded twice: first to find out which encoding is the smallest, on a sample of its blocks
-if it has many, keeping sizes only; then in that encoding. The bytes do not depend on the number of
-threads, nor on whether sizes are to be explained.
+First it is found out which encoding is the smallest, on a sample of the blocks if there are many;
+then the part is coded in it. A few blocks are coded once: they are kept from the search. The bytes
+do not depend on the number of threads, nor on whether sizes are to be explained.
 """
 
 from __future__ import annotations
@@ -24,12 +24,11 @@ from sparsedelta.codecs import (
     UnfitError,
     ValueCodec,
 )
-from sparsedelta.codecs.frames import encode_frame
 from sparsedelta.delta import EntryHasher, PartContent, tensor_content
 from sparsedelta.digests import Digest
 from sparsedelta.errors import UsageError
 from sparsedelta.limits import MAX_BLOCK_LOG2, MIN_BLOCK_LOG2
-from sparsedelta.measure import BaseWords, PartBlocks, row_bytes
+from sparsedelta.measure import BaseWords, CodedBlock, PartBlocks, row_bytes
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.records import BarePart, PartRecord, TensorRecord
 from sparsedelta.smallest import choose
@@ -58,15 +57,20 @@ class EncodedPart:
         rows: What it adds to the tables: its block table, or the digests of what it refers to.
         frames: Its frames, in order.
         content: What of it enters the content digest.
-        sizes: Bytes, block table included, of the encodings that were tried on all blocks, by their
-            description; the chosen one is always among them.
+        tried: Bytes, block table included, of the encodings that were tried on all blocks; the
+            chosen one is always among them.
     """
 
     record: PartRecord | BarePart
     rows: bytes
     frames: list[bytes]
     content: PartContent
-    sizes: Mapping[str, int] = field(default_factory=dict)
+    tried: Mapping[Encoding, int] = field(default_factory=dict)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What was tried, by descriptions of the encodings."""
+        return {encoding.describe(): size for encoding, size in self.tried.items()}
 
     @property
     def coded(self) -> PartRecord:
@@ -152,14 +156,15 @@ def encode_part(
         encoding = chosen.encoding
 
         def encode(number: int) -> _EncodedBlock:
-            block, indices, values = blocks.read(number, base=encoding.needs_base)
-            encoded = _encode_block(encoding, block, indices, values)
-            return _EncodedBlock(*encoded, indices + (number << size_log2), values)
+            block = chosen.blocks.get(number)
+            if block is None:
+                block = CodedBlock(*blocks.read(number, base=encoding.needs_base))
+            return _encoded(block, encoding, number << size_log2)
 
         part = _collect(encoding, size_log2, pool, encode, blocks.counts.size)
     except UnfitError as error:
         raise _unfit(op, error, spec.name) from None
-    return replace(part, sizes={**_described(chosen.sizes), **part.sizes})
+    return replace(part, tried={**chosen.sizes, **part.tried})
 
 
 def encode_words(
@@ -208,19 +213,19 @@ def encode_words(
             start = number << size_log2
             block = Block(min(1 << size_log2, words - start), word_bytes)
             values = read(start, start + block.words)
-            encoded = _encode_block(encoding, block, np.arange(block.words), values)
-            return _EncodedBlock(*encoded, no_indices, values)
+            coded = CodedBlock(block, np.arange(block.words), values)
+            return _encoded(coded, encoding, 0)._replace(indices=no_indices)
 
         return _collect(encoding, size_log2, pool, encode, count)
 
     best = part_in(encodings[0])
-    sizes = dict(best.sizes)
+    sizes = dict(best.tried)
     for raw in encodings[1:]:  # its size is known beforehand
         size = words * word_bytes + count * row_bytes(raw, word_bytes)
         if size < min(sizes.values()):
             best = part_in(raw)
-        sizes[raw.describe()] = size
-    return replace(best, sizes=sizes)
+        sizes[raw] = size
+    return replace(best, tried=sizes)
 
 
 class _EncodedBlock(NamedTuple):
@@ -232,14 +237,13 @@ class _EncodedBlock(NamedTuple):
     values: Words
 
 
-def _encode_block(
-    encoding: Encoding, block: Block, indices: Indices, values: Words
-) -> tuple[bytes, list[bytes]]:
-    streams = encoding.encode(indices, values, block)
-    stored = encoding.stored(block.word_bytes)
-    frames = [encode_frame(s, stored=kept) for s, kept in zip(streams, stored, strict=True)]
-    cells = [(frame, stream.size) for frame, stream in zip(frames, streams, strict=True)]
-    return row(indices.size, cells), frames
+def _encoded(coded: CodedBlock, encoding: Encoding, start: int) -> _EncodedBlock:
+    both = coded.frames(encoding)
+    frames = [frame for half in both for frame in half.frames]
+    cells = [cell for half in both for cell in zip(half.frames, half.decoded, strict=True)]
+    return _EncodedBlock(
+        row(coded.indices.size, cells), frames, coded.indices + start, coded.values
+    )
 
 
 def _collect(
@@ -266,12 +270,8 @@ def _collect(
         table,
         frames,
         PartContent(encoding.op, nnz, *entries.digests()),
-        {encoding.describe(): nbytes + len(table)},
+        {encoding: nbytes + len(table)},
     )
-
-
-def _described(sizes: Mapping[Encoding, int]) -> dict[str, int]:
-    return {encoding.describe(): size for encoding, size in sizes.items()}
 
 
 def _unfit(op: str, error: ValueError, name: str | None) -> UsageError:

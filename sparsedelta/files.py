@@ -17,6 +17,11 @@ from sparsedelta.errors import CheckpointError
 
 OPEN_FILES: Final = "more files than this process may have open: raise the limit with ulimit -n"
 
+_NO_KERNEL_COPY: Final = frozenset(
+    {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY}
+)
+"""What copy_file_range says between file systems, or where it is unknown or not allowed."""
+
 
 class InputFile:
     """A regular file, open for positioned reads from any thread.
@@ -66,6 +71,38 @@ class InputFile:
         buffer = bytearray(length)
         self.read_into(memoryview(buffer), offset)
         return bytes(buffer)
+
+    def copy_to(self, descriptor: int, position: int, offset: int, length: int) -> bool:
+        """Let the kernel copy ``length`` bytes from ``offset`` into another file.
+
+        Where the file system can share extents, nothing is copied at all.
+
+        Args:
+            descriptor: A file open for writing.
+            position: Where in it.
+            offset: First byte.
+            length: Number of bytes.
+
+        Returns:
+            Whether it was done; if not, some of it may have been written.
+
+        Raises:
+            OSError: The output cannot be written.
+        """
+        done = 0
+        while done < length:
+            try:
+                count = os.copy_file_range(
+                    self._fd, descriptor, length - done, offset + done, position + done
+                )
+            except OSError as error:
+                if error.errno in _NO_KERNEL_COPY:
+                    return False
+                raise
+            if not count:  # the file became shorter: reading it says so
+                return False
+            done += count
+        return True
 
     def close(self) -> None:
         """Close the file; further calls do nothing."""

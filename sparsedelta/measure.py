@@ -1,4 +1,4 @@
-"""Sizes of encodings of a part: of all its blocks or of a sample, without keeping a byte.
+"""Sizes of encodings of a part: of all its blocks or of a sample.
 
 The two codecs of an encoding do not know of each other, so each is encoded and compressed once per
 block, in however many encodings it stands.
@@ -6,9 +6,9 @@ block, in however many encodings it stands.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,72 +143,142 @@ class Sample:
         return sum(w * n for w, n in zip(self.weights, numbers, strict=True)) // self.scale
 
 
-def part_sizes(
-    blocks: PartBlocks, sample: Sample, encodings: Sequence[Encoding], pool: OrderedMap
-) -> dict[Encoding, int]:
-    """Bytes of the whole part, block table included, in each encoding that can hold the sample.
+class Frames(NamedTuple):
+    """The frames of one codec for one block.
+
+    Attributes:
+        frames: They.
+        decoded: Length of each stream.
+        nbytes: Length of all frames.
+    """
+
+    frames: list[bytes]
+    decoded: list[int]
+    nbytes: int
+
+
+class CodedBlock:
+    """One block in many encodings: of each codec it is coded once, when it is first asked for.
+
+    Args:
+        block: The block.
+        indices: Its indices, relative to its first word.
+        values: Its values.
+    """
+
+    def __init__(self, block: Block, indices: Indices, values: Words) -> None:
+        self.indices = indices
+        self.values = values
+        self._block = block
+        self._indices: dict[IndexCodec, Frames] = {}
+        self._values: dict[tuple[ValueCodec, IndexCodec | None], Frames] = {}
+        self._known: dict[bytes, bytes] = {}
+
+    def frames(self, encoding: Encoding) -> tuple[Frames, Frames]:
+        """Frames of the indices and of the values.
+
+        Raises:
+            UnfitError: The encoding cannot hold the block.
+        """
+        index, value, run = encoding.index, encoding.value, self._run(encoding.index)
+        if run is not None or not self.indices.size:
+            if index not in self._indices or (value, run) not in self._values:
+                streams = encoding.encode(self.indices, self.values, self._block)
+                split = index.stream_count(self._block.word_bytes)
+                self._indices[index] = self._frames(index, streams[:split])
+                self._values[value, run] = self._frames(value, streams[split:])
+        else:
+            if index not in self._indices:
+                streams = index.encode(self.indices, self._block)
+                self._indices[index] = self._frames(index, streams)
+            if (value, None) not in self._values:
+                streams = value.encode(self.values, self._block)
+                self._values[value, None] = self._frames(value, streams)
+        return self._indices[index], self._values[value, run]
+
+    def _run(self, index: IndexCodec) -> IndexCodec | None:
+        """The index codec, if its values have padding between them in this block."""
+        if not isinstance(index, (Dense, Range)) or not self.indices.size:
+            return None
+        return index if index.span(self.indices, self._block)[1] != self.indices.size else None
+
+    def _frames(self, codec: IndexCodec | ValueCodec, streams: Sequence[Bytes]) -> Frames:
+        frames = [self._frame(codec, stream) for stream in streams]
+        return Frames(frames, [stream.size for stream in streams], sum(map(len, frames)))
+
+    def _frame(self, codec: IndexCodec | ValueCodec, stream: Bytes) -> bytes:
+        # Some codecs share streams: the signs are the same at every width.
+        content = stream.tobytes()
+        frame = content if codec.stored else self._known.get(content)
+        if frame is None:
+            frame = self._known[content] = encode_frame(content)
+        return frame
+
+    def sizes(self, encodings: Sequence[Encoding]) -> list[int]:
+        """Bytes of the frames in each encoding, or _UNFIT."""
+        sizes = []
+        parts: dict[IndexCodec | ValueCodec, int] = {}
+        for encoding in encodings:
+            index, value = parts.get(encoding.index), parts.get(encoding.value)
+            if index is None or value is None or self._run(encoding.index) is not None:
+                try:
+                    index, value = (frames.nbytes for frames in self.frames(encoding))
+                except UnfitError:
+                    sizes.append(_UNFIT)
+                    continue
+                if self._run(encoding.index) is None:
+                    parts[encoding.index], parts[encoding.value] = index, value
+            sizes.append(index + value)
+        return sizes
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What blocks take in some encodings.
+
+    Attributes:
+        sizes: Bytes of the whole part, block table included, in each encoding that can hold it.
+        blocks: The blocks that were coded, by their numbers, if they were to be kept.
+    """
+
+    sizes: Mapping[Encoding, int]
+    blocks: Mapping[int, CodedBlock]
+
+
+def measure(
+    blocks: PartBlocks,
+    sample: Sample,
+    encodings: Sequence[Encoding],
+    pool: OrderedMap,
+    *,
+    keep: bool = False,
+) -> Measured:
+    """Code a sample of the blocks of a part.
 
     Args:
         blocks: The part.
-        sample: Which blocks to encode; they stand for all.
+        sample: Which blocks to code; they stand for all.
         encodings: The encodings.
-        pool: Where blocks are encoded, many at a time.
+        pool: Where blocks are coded, many at a time.
+        keep: Whether the coded blocks are wanted, not their sizes only.
     """
     base = any(encoding.needs_base for encoding in encodings)
 
-    def measure(number: int) -> list[int]:
-        sizes = _Sizes(*blocks.read(number, base=base))
-        return [sizes.of(encoding) for encoding in encodings]
+    def code(number: int) -> tuple[list[int], CodedBlock | None]:
+        block = CodedBlock(*blocks.read(number, base=base))
+        return block.sizes(encodings), block if keep else None
 
-    with pool.mapped(measure, sample.numbers) as measured:
-        columns = list(zip(*measured, strict=True))
-    return {
+    with pool.mapped(code, sample.numbers) as coded:
+        rows, kept = zip(*coded, strict=True)
+    sizes = {
         encoding: sample.total(sizes) + blocks.counts.size * row_bytes(encoding, blocks.word_bytes)
-        for encoding, sizes in zip(encodings, columns, strict=True)
+        for encoding, sizes in zip(encodings, zip(*rows, strict=True), strict=True)
         if _UNFIT not in sizes
     }
+    pairs = zip(sample.numbers, kept, strict=True)
+    return Measured(sizes, {number: block for number, block in pairs if block is not None})
 
 
 def row_bytes(encoding: Encoding, word_bytes: int) -> int:
     """Bytes that a block takes in the block table."""
     return _COUNT_BYTES + _CELL_BYTES * encoding.stream_count(word_bytes)
-
-
-class _Sizes:
-    """Sizes of one block: of codecs, each computed when it is first asked for."""
-
-    def __init__(self, block: Block, indices: Indices, values: Words) -> None:
-        self._block = block
-        self._indices = indices
-        self._values = values
-        self._codecs: dict[tuple[ValueCodec | IndexCodec, IndexCodec | None], int] = {}
-
-    def of(self, encoding: Encoding) -> int:
-        """Bytes of the frames in an encoding, or _UNFIT."""
-        run = None
-        if isinstance(encoding.index, (Dense, Range)):
-            length = encoding.index.span(self._indices, self._block)[1]
-            if length != self._indices.size:
-                run = encoding.index  # its values have padding between them
-        index, value = (encoding.index, None), (encoding.value, run)
-        split = encoding.index.stream_count(self._block.word_bytes)
-        if run is not None and (index not in self._codecs or value not in self._codecs):
-            try:
-                streams = encoding.encode(self._indices, self._values, self._block)
-            except UnfitError:
-                return _UNFIT
-            self._codecs[index] = _frames(encoding.index, streams[:split])
-            self._codecs[value] = _frames(encoding.value, streams[split:])
-        if index not in self._codecs:
-            streams = encoding.index.encode(self._indices, self._block)
-            self._codecs[index] = _frames(encoding.index, streams)
-        if value not in self._codecs:
-            streams = encoding.value.encode(self._values, self._block)
-            self._codecs[value] = _frames(encoding.value, streams)
-        return self._codecs[index] + self._codecs[value]
-
-
-def _frames(codec: IndexCodec | ValueCodec, streams: Sequence[Bytes]) -> int:
-    if codec.stored:
-        return sum(stream.size for stream in streams)
-    return sum(len(encode_frame(stream)) for stream in streams)

@@ -8,6 +8,7 @@ import fcntl
 import os
 import shlex
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -53,11 +54,13 @@ def check_output(
 def _check_replacement(path: Path, *, force: bool, directory: bool) -> None:
     if not force:
         raise OutputError(f"the output {path} exists", hint=_FORCE)
-    if not path.is_dir():
-        if path.exists() and not path.is_file():
+    try:
+        mode = path.stat().st_mode  # a link that leads to itself is an error
+    except FileNotFoundError:  # a link that leads nowhere is replaced, and so is what just went
+        return
+    if not stat.S_ISDIR(mode):
+        if not stat.S_ISREG(mode):
             raise OutputError(f"the output {path} is neither a file nor a directory")
-        with contextlib.suppress(FileNotFoundError):  # a link that leads nowhere is replaced
-            path.stat()  # one that leads to itself is an error
     elif not directory and not path.is_symlink():
         raise OutputError(
             f"the output {path} is a directory: a file does not replace it",
@@ -98,12 +101,18 @@ def _mkdir_hint(folder: Path) -> str | None:
 
 def _relation(output: Path, source: Path) -> str | None:
     written, read = output.resolve(), source.resolve()
-    same = written == read or (written.exists() and read.exists() and written.samefile(read))
-    if same or written in read.parents:
+    if written == read or _is_same_file(written, read) or written in read.parents:
         return "would overwrite"
     if read.is_dir() and read in written.parents:
         return "lies inside"
     return None
+
+
+def _is_same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except FileNotFoundError:  # also one that just goes: another writer replaces it
+        return False
 
 
 @contextlib.contextmanager
@@ -268,3 +277,17 @@ def write_all(fd: int, data: bytes | memoryview, position: int) -> None:
     done = 0
     while done < len(view):
         done += os.pwrite(fd, view[done:], position + done)
+
+
+def read_all(fd: int, buffer: memoryview, position: int) -> None:
+    """Fill ``buffer`` from ``position`` of a file that is being written.
+
+    Raises:
+        OSError: It cannot be read, or is shorter.
+    """
+    done = 0
+    while done < len(buffer):
+        count = os.preadv(fd, [buffer[done:]], position + done)
+        if not count:
+            raise OSError(errno.EIO, "a file that was just written is shorter")
+        done += count

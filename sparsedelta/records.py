@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sparsedelta.codecs import Encoding
 from sparsedelta.delta import ADD, DENSE_OPS, NEW, REPLACE, RESIZE, SPARSE_OPS, parts_away
@@ -96,11 +96,17 @@ class TensorRecord:
         base: The tensor in the base, under its name there, or None.
         target: The tensor in the target, under its name there, or None.
         parts: Its parts.
+        split: Number of parts that lead away from the base tensor; the others make the target.
     """
 
     base: TensorSpec | None
     target: TensorSpec | None
     parts: tuple[PartRecord | BarePart, ...]
+    split: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Set once: it is asked for with every block.
+        object.__setattr__(self, "split", parts_away([part.op for part in self.parts]))
 
     @property
     def spec(self) -> TensorSpec:
@@ -151,11 +157,6 @@ class TensorRecord:
             and (part.op == NEW or isinstance(part, PartRecord) or part.reference is not None)
             for part in self.parts
         )
-
-    @property
-    def split(self) -> int:
-        """Number of parts that lead away from the base tensor; the others make the target."""
-        return parts_away([part.op for part in self.parts])
 
     @property
     def given(self) -> int:

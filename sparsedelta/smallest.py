@@ -41,7 +41,7 @@ from sparsedelta.codecs import (
     ValueCodec,
 )
 from sparsedelta.delta import DIFFERENCE
-from sparsedelta.measure import PartBlocks, Sample, part_sizes
+from sparsedelta.measure import CodedBlock, PartBlocks, Sample, measure
 from sparsedelta.parallel import OrderedMap
 
 _SPLIT_UP_TO: Final = 16
@@ -60,10 +60,12 @@ class Chosen:
     Attributes:
         encoding: The encoding.
         sizes: Bytes of the whole part in those encodings of which all blocks have been measured.
+        blocks: The blocks that have been coded in it on the way, by their numbers.
     """
 
     encoding: Encoding
     sizes: Mapping[Encoding, int]
+    blocks: Mapping[int, CodedBlock]
 
 
 def choose(
@@ -87,20 +89,23 @@ def choose(
     candidates = _candidates(blocks, op, choice, sample, pool)
     encoding = candidates[0]
     sizes: dict[Encoding, int] = {}
+    coded: Mapping[int, CodedBlock] = {}
     if len(candidates) > 1:
-        measured = part_sizes(blocks, sample, candidates, pool)
-        if not measured:
+        is_exact = sample.scale == 1
+        measured = measure(blocks, sample, candidates, pool, keep=is_exact)
+        if not measured.sizes:
             raise UnfitError(f"{encoding.index.id!r} would hold words that are no entries")
-        near = _near(measured)
-        if sample.scale == 1:
-            sizes = measured
+        near = _near(measured.sizes)
+        if is_exact:
+            sizes, coded = dict(measured.sizes), measured.blocks
         elif len(near) > 1:
-            near = _near(part_sizes(blocks, Sample.draw(blocks.counts, times=4), near, pool))
+            larger = Sample.draw(blocks.counts, times=4)
+            near = _near(measure(blocks, larger, near, pool).sizes)
         encoding = near[0]
     if explain:
         rest = [e for e in _applicable(blocks, op) if e not in sizes]
-        sizes |= part_sizes(blocks, Sample.whole(blocks.counts), rest, pool)
-    return Chosen(encoding, sizes)
+        sizes |= measure(blocks, Sample.whole(blocks.counts), rest, pool).sizes
+    return Chosen(encoding, sizes, coded)
 
 
 def _near(sizes: Mapping[Encoding, int]) -> list[Encoding]:

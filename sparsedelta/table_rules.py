@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
+from sparsedelta.codecs import Encoding
 from sparsedelta.delta import DENSE_OPS, DROP, NEW
 from sparsedelta.digests import checkpoint_fingerprint, tensor_digest
 from sparsedelta.errors import FormatError
@@ -23,6 +25,8 @@ def block_problems(tables: Tables, manifest: Manifest, data_length: int) -> Iter
         data_length: Length of its ``sd.data``.
     """
     for check in (_count_problems, _length_problems, _sum_problems):
+        if check is _length_problems and _lengths_are_fine(tables, manifest):
+            continue
         for record in manifest.tensors:
             table = tables.tensors[record.name]
             for number, part in record.coded:
@@ -150,6 +154,28 @@ def _length_problems(
         table.counts, words, table.encoded, table.decoded, record.word_bytes(number)
     ):
         yield "SD304", message
+
+
+def _lengths_are_fine(tables: Tables, manifest: Manifest) -> bool:
+    """Whether no part breaks rule SD304: parts of one encoding are looked at together."""
+    groups: dict[tuple[Encoding, int], list[tuple[PartTable, NDArray[np.int64]]]] = {}
+    for record in manifest.tensors:
+        table = tables.tensors[record.name]
+        for number, part in record.coded:
+            words = block_words(record.domain(number), part.block_log2)
+            key = (part.encoding, record.word_bytes(number))
+            groups.setdefault(key, []).append((table.blocks(number), words))
+    for (encoding, word_bytes), members in groups.items():
+        faults = encoding.length_faults(
+            np.concatenate([table.counts for table, _ in members]),
+            np.concatenate([words for _, words in members]),
+            np.concatenate([table.encoded for table, _ in members]),
+            np.concatenate([table.decoded for table, _ in members]),
+            word_bytes,
+        )
+        if next(faults, None) is not None:
+            return False
+    return True
 
 
 def _sum_problems(

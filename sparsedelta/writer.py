@@ -13,8 +13,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
 
-import numpy as np
-
 from sparsedelta.attachments import (
     Attachments,
     Blob,
@@ -186,7 +184,7 @@ class DeltaWriter:
         Raises:
             StructureError: There would be more of them than a delta can hold.
         """
-        frame = encode_frame(np.frombuffer(content, np.uint8))
+        frame = encode_frame(content)
         found = Blob(len(frame), len(content), plain_digest(frame).hex())
         if found not in self._blobs:
             self._blobs[found] = len(self._blobs)
@@ -385,7 +383,7 @@ class DeltaWriter:
 
 def _manifest_frame(manifest: Manifest) -> tuple[bytes, int]:
     text = canonical(manifest.to_json())
-    return encode_frame(np.frombuffer(text, np.uint8)), len(text)
+    return encode_frame(text), len(text)
 
 
 def _check_name(name: str) -> None:

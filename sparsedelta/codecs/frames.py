@@ -50,15 +50,9 @@ def _decompressor() -> zstandard.ZstdDecompressor:
     return context
 
 
-def encode_frame(stream: Bytes, *, stored: bool = False) -> bytes:
-    """The shortest of the stream itself and two Zstandard frames of it.
-
-    Args:
-        stream: Bytes of the stream.
-        stored: Whether the bytes must lie in the file as they are.
-    """
-    data = stream.tobytes()
-    if stored or len(data) < _SMALLEST_ZSTD:
+def encode_frame(data: bytes) -> bytes:
+    """The shortest of a stream itself and two Zstandard frames of it."""
+    if len(data) < _SMALLEST_ZSTD:
         return data
     return min((data, *(context.compress(data) for context in _compressors())), key=len)
 

@@ -27,6 +27,9 @@ _FRACTION: Final = 16
 
 _TABLE_BITS: Final = 12
 
+_COUNTED_BITS: Final = 14
+"""Quotients of so many bits are counted in one array."""
+
 _SYMBOL_BITS: Final = 5
 _TABLE_COST_BITS: Final = 200
 """What the table of a Huffman code costs, for each symbol and at all: found by trying every k on
@@ -70,13 +73,13 @@ class GapSplit:
             raise StreamError(
                 self.rule, f"{k * length} bytes of bit planes expected, {planes.size} found"
             )
+        marks = np.unpackbits(planes.reshape(k, length), axis=1, bitorder="little")
+        for bit in np.flatnonzero(marks[:, count:].any(axis=1))[:1]:
+            raise StreamError(self.rule, f"a spare bit of plane {bit} is 1")
         # The sum of all gaps, but for their low bits, which are summed apart.
         remainders = np.zeros(count, np.uint32)
-        for bit, plane in enumerate(planes.reshape(k, length)):
-            marks = np.unpackbits(plane, bitorder="little")
-            if marks[count:].any():
-                raise StreamError(self.rule, f"a spare bit of plane {bit} is 1")
-            remainders |= marks[:count].astype(np.uint32) << np.uint32(bit)
+        for place, low_bits in enumerate(np.packbits(marks[:, :count], axis=0, bitorder="little")):
+            remainders |= low_bits.astype(np.uint32) << np.uint32(8 * place)
         indices = (sums << k) + np.cumsum(remainders, dtype=np.int64) + np.arange(count)
         check_last(indices, block, self.rule)
         return indices
@@ -104,20 +107,38 @@ def choose_k(gaps: Indices) -> int:
         return 0
     sample = gaps[:: max(1, gaps.size // _SAMPLE)]
     top = min(int(sample.max()).bit_length(), MAX_K)
-    sizes = [_estimate(sample, gaps.size, k) for k in range(top + 1)]
+    # The quotients of the next k are pairs of those of the last: one count of them serves all.
+    first = max(0, top - _COUNTED_BITS)
+    quotients = np.bincount(sample >> first)
+    sizes = [_estimate(np.bincount(sample >> k), gaps.size, k) for k in range(first)]
+    for k in range(first, top + 1):
+        sizes.append(_estimate(quotients, gaps.size, k))
+        quotients = np.add.reduceat(quotients, np.arange(0, quotients.size, 2))
     return sizes.index(min(sizes))
 
 
-def _estimate(sample: Indices, count: int, k: int) -> int:
-    escapes, rest = np.divmod(sample >> k, ESCAPE)
-    histogram = np.bincount(rest, minlength=ESCAPE + 1)
-    histogram[ESCAPE] = int(escapes.sum())
-    total = int(histogram.sum())
-    used = histogram[histogram > 0]
-    entropy = total * int(_log2(np.array([total]))[0]) - int((used * _log2(used)).sum())
-    plain = 8 * total * count // sample.size << _FRACTION
-    table = _SYMBOL_BITS * used.size + _TABLE_COST_BITS << _FRACTION
-    coded = entropy * count // sample.size + table
+def _estimate(quotients: Counts, count: int, k: int) -> int:
+    """Bits, times 2^16, that ``count`` gaps take whose sample has these quotients.
+
+    Args:
+        quotients: int64, how many gaps of the sample have each quotient.
+        count: Number of all gaps.
+        k: Number of low bits that the quotients are without.
+    """
+    sampled = int(quotients.sum())
+    rows = -(-quotients.size // ESCAPE)
+    escapes = 0
+    if rows > 1:  # the byte of a quotient is what is left of it after its escapes
+        table = np.zeros((rows, ESCAPE), np.int64)
+        table.reshape(-1)[: quotients.size] = quotients
+        escapes = int(table.sum(axis=1) @ np.arange(rows))
+        quotients = np.append(table.sum(axis=0), escapes)
+    used = quotients[quotients > 0]
+    total = sampled + escapes
+    entropy = total * _log2_of(total) - int((used * _log2(used)).sum())
+    plain = 8 * total * count // sampled << _FRACTION
+    tables = _SYMBOL_BITS * used.size + _TABLE_COST_BITS << _FRACTION
+    coded = entropy * count // sampled + tables
     planes = 8 * k * -(-count // 8) << _FRACTION
     return min(coded, plain) + planes
 
@@ -127,6 +148,12 @@ def _log2(numbers: Indices) -> Indices:
     shifts = np.maximum(np.frexp(numbers)[1].astype(np.int64) - _TABLE_BITS, 0)
     logs: Indices = _logarithms()[numbers >> shifts] + (shifts << _FRACTION)
     return logs
+
+
+def _log2_of(number: int) -> int:
+    """The same of one number."""
+    shift = max(number.bit_length() - _TABLE_BITS, 0)
+    return int(_logarithms()[number >> shift]) + (shift << _FRACTION)
 
 
 @cache

@@ -53,8 +53,9 @@ class Packed:
 
     def encode(self, values: Words, block: Block) -> list[Bytes]:
         """Streams of values other than 0."""
-        negative = (values >> (8 * block.word_bytes - 1)).view(values.dtype) != 0
-        magnitudes = np.where(negative, ~values, values - values.dtype.type(1))
+        one = values.dtype.type(1)
+        signs = values >> values.dtype.type(8 * block.word_bytes - 1)
+        magnitudes = (values ^ np.negative(signs)) - (one - signs)  # ~d, or d - 1
         top = (1 << self.width) - 1
         if block.word_bytes == 1 and top > np.iinfo(np.int8).max:
             escaped = np.zeros(values.size, np.bool_)  # no magnitude of a byte reaches 255
@@ -63,7 +64,7 @@ class Packed:
         symbols = np.minimum(magnitudes, top).astype(np.uint8)
         items = magnitudes[escaped] - magnitudes.dtype.type(top)
         return [
-            np.packbits(negative, bitorder="little"),
+            np.packbits(signs.view(np.uint8)[:: block.word_bytes], bitorder="little"),
             _pack(symbols, self.width),
             encode_escapes(items, block.word_bytes),
         ]
@@ -91,9 +92,15 @@ class Packed:
             raise StreamError(self.rule, "a magnitude is out of range")
         magnitudes = symbols.astype(dtype)
         magnitudes[escaped] += items
-        if (magnitudes[~negative] == greatest).any():
+        if (
+            magnitudes.size
+            and int(magnitudes.max()) == greatest
+            and (not negative[magnitudes == greatest].all())
+        ):
             raise StreamError(self.rule, "a positive magnitude is out of range")
-        return np.where(negative, ~magnitudes, magnitudes + dtype.type(1))
+        ones = negative.astype(dtype)
+        words: Words = (magnitudes ^ np.negative(ones)) + (dtype.type(1) - ones)
+        return words
 
 
 def _pack(symbols: Bytes, width: int) -> Bytes:

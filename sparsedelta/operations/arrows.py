@@ -14,7 +14,7 @@ import numpy as np
 
 from sparsedelta.delta import RESIZE, Part
 from sparsedelta.delta_reader import DeltaReader
-from sparsedelta.digests import Digest, segment_digest
+from sparsedelta.digests import Digest, segment_count, segment_digest
 from sparsedelta.errors import VerificationError
 from sparsedelta.limits import SEGMENT_WORDS
 from sparsedelta.records import PartRecord, TensorRecord
@@ -63,6 +63,15 @@ class Arrow:
         spec = self.source or self.result
         assert spec is not None  # noqa: S101 (an arrow has at least one end)
         return spec.word_bytes
+
+    def is_unchanged(self, start: int, stop: int) -> bool:
+        """Whether the words of a run stay: there is nothing to change in any of its segments."""
+        if self.source is None or self.result is None or self.source.words != self.result.words:
+            return False
+        first, last = start // SEGMENT_WORDS, segment_count(stop)
+        return self.record is None or (
+            self.before is not None and self.before[first:last] == self.after[first:last]
+        )
 
     def spans(self) -> Iterator[tuple[int, int]]:
         """Runs that are worked on at a time: whole segments, and whole blocks of every change."""
@@ -151,20 +160,15 @@ def follow(reader: DeltaReader, arrow: Arrow, start: int, stop: int, data: Bytes
         FormatError: A block breaks a rule.
         NotFiniteError: SD505.
     """
-    width = arrow.word_bytes
-    if arrow.before is not None:
-        first = start // SEGMENT_WORDS
-        found = _segment_digests(data, width)
-        if found != list(arrow.before[first : first + len(found)]):
-            raise DiffersError
+    check_source(arrow, start, data)
     if arrow.result is None:
         return data[:0]
-    if arrow.record is None:
+    if arrow.is_unchanged(start, stop):
         return data
     result = _extended(reader, arrow, start, min(stop, arrow.result.words), data)
     _apply_changes(reader, arrow, start, result)
     first = start // SEGMENT_WORDS
-    for offset, digest in enumerate(_segment_digests(result, width)):
+    for offset, digest in enumerate(_segment_digests(result, arrow.word_bytes)):
         if digest != arrow.after[first + offset]:
             raise VerificationError(
                 f"{reader.path}: tensor {arrow.result.name!r}: the result has not the digest that "
@@ -173,6 +177,24 @@ def follow(reader: DeltaReader, arrow: Arrow, start: int, stop: int, data: Bytes
                 f"sparsedelta validate {reader.path}",
             )
     return result
+
+
+def check_source(arrow: Arrow, start: int, data: Bytes) -> None:
+    """Compare a run of the source with the segment digests that the delta knows of it.
+
+    Args:
+        arrow: The arrow.
+        start: First word of the run, the first of a segment.
+        data: The source's bytes of the run.
+
+    Raises:
+        DiffersError: A segment has another digest.
+    """
+    if arrow.before is not None:
+        first = start // SEGMENT_WORDS
+        found = _segment_digests(data, arrow.word_bytes)
+        if found != list(arrow.before[first : first + len(found)]):
+            raise DiffersError
 
 
 def _segment_digests(data: Bytes, word_bytes: int) -> list[Digest]:

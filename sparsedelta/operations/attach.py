@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-
 from sparsedelta.attachments import CarriedEnd, CarriedFile, Layout, LayoutEnd, LayoutFile
 from sparsedelta.checkpoint import CheckpointFile, CheckpointReader, FileCheckpoint
 from sparsedelta.checkpoint_writer import find_companions, is_weights_file
@@ -107,7 +105,7 @@ def _pays(ends: Mapping[str, FileCheckpoint | None], spooled: int) -> bool:
     if old is not None and new is not None and _facts(old) != _facts(new):
         return True  # without it, apply or revert could not give the files back
     cost = sum(
-        len(encode_frame(np.frombuffer(file.layout.prefix, np.uint8))) + 2 * _ENTRY_BYTES
+        len(encode_frame(file.layout.prefix)) + 2 * _ENTRY_BYTES
         for end in (old or new,)
         if end is not None
         for file in end.files

@@ -165,8 +165,7 @@ def diff(
         scanned = scan_tensors(old, new, pairs, recipe=recipe, pool=pool, progress=progress)
         with closing(scanned) as tensors:
             for tensor in tensors:
-                sizes += _write(tensor, writer, recipe, ends=(old, new), pool=pool)
-                tensor.changes = None  # written: not to be held while the next one is compared
+                sizes += _write(tensor, writer, recipe)
         recorded, notes = record_layout(old, new, writer, mode=layout, sha256=sha256)
         carried, more = (
             find_carried(old, new, writer, forget=recipe.forget) if with_files else ((), ())
@@ -177,26 +176,23 @@ def diff(
         return DiffReport(manifest, writer.size, total, tuple(sizes), (*notes, *more))
 
 
-def _write(
-    tensor: ScannedTensor,
-    writer: DeltaWriter,
-    recipe: Recipe,
-    *,
-    ends: tuple[CheckpointReader, CheckpointReader],
-    pool: OrderedMap,
-) -> list[PartSizes]:
-    base, target = ends
-    if tensor.is_untouched:
-        spec = target.specs[tensor.pair.name]
+def _write(tensor: ScannedTensor, writer: DeltaWriter, recipe: Recipe) -> list[PartSizes]:
+    if tensor.encoded is None:
+        spec = tensor.pair.target
+        assert spec is not None  # noqa: S101 (what stays is in the target)
         writer.add_untouched(spec.name, tensor_digest(spec, tensor.base_segments))
         return []
-    encoded = tensor.encode(base, target, recipe, pool)
-    writer.add(encoded)
-    return _sizes(encoded) if recipe.explain else []
+    writer.add(tensor.encoded)
+    return _sizes(tensor.encoded) if recipe.explain else []
 
 
 def _sizes(tensor: EncodedTensor) -> list[PartSizes]:
     return [
-        PartSizes(tensor.record.name, part.op, part.encoding.describe(), tensor.parts[n].sizes)
+        PartSizes(
+            tensor.record.name,
+            part.op,
+            part.encoding.describe(),
+            tensor.parts[n].sizes,
+        )
         for n, part in tensor.record.coded
     ]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
+from typing import Final, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sparsedelta.changes import Changes
+from sparsedelta.changes import Changes, Run, make_run
 from sparsedelta.checkpoint import CheckpointReader
 from sparsedelta.choice import CodecChoice
 from sparsedelta.codecs import Planes, RawWords
+from sparsedelta.compare import differing_words
 from sparsedelta.delta import DIFFERENCE, DROP, NEW, REPLACE, RESIZE, bare_content
 from sparsedelta.digests import Digest, segment_digest
 from sparsedelta.encode import EncodedPart, EncodedTensor, encode_part, encode_words
@@ -20,7 +22,12 @@ from sparsedelta.operations.pairing import Pair
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress
 from sparsedelta.records import BarePart
-from sparsedelta.words import TensorSpec, Words, as_words, difference
+from sparsedelta.words import TensorSpec, Words, as_words
+
+_BATCH_BYTES: Final = 1 << 22
+
+_Work: TypeAlias = tuple[Pair, int | None]
+"""A pair to be compared whole, or the first word of one of its runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +65,7 @@ class _Scan:
     base: Digest | None
     target: Digest | None
     copied: Digest | None
-    start: int
-    marks: NDArray[np.bool_] | None
-    values: Words | None
+    changed: Run | None = None
 
 
 @dataclass(slots=True)
@@ -73,6 +78,7 @@ class ScannedTensor:
         target_segments: Segment digests of the target tensor.
         copied_segments: Segment digests of the tensor that a copy is made of, or lives on in.
         changes: The changed words, or None.
+        encoded: What is to be written of it; None if it is untouched.
     """
 
     pair: Pair
@@ -80,11 +86,7 @@ class ScannedTensor:
     target_segments: list[Digest] = field(default_factory=list)
     copied_segments: list[Digest] = field(default_factory=list)
     changes: Changes | None = None
-
-    @property
-    def is_untouched(self) -> bool:
-        """Whether nothing is to be recorded: same name, dtype, shape and words."""
-        return self.pair.base == self.pair.target and self.changes is None
+    encoded: EncodedTensor | None = None
 
     def add(self, scanned: _Scan) -> None:
         """Take the next run in."""
@@ -95,17 +97,20 @@ class ScannedTensor:
         ):
             if digest is not None:
                 segments.append(digest)
-        if scanned.marks is not None and scanned.values is not None:
+        if scanned.changed is not None:
             if self.changes is None:
                 self.changes = Changes(_domain(self.pair))
-            self.changes.append(scanned.start, scanned.marks, scanned.values)
+            self.changes.append(scanned.changed)
 
     def encode(
         self, base: CheckpointReader, target: CheckpointReader, recipe: Recipe, pool: OrderedMap
-    ) -> EncodedTensor:
-        """The record of the pair, ready to be written."""
+    ) -> None:
+        """Make what is to be written of the pair; its changes are not needed any more then."""
+        if self.pair.base == self.pair.target and self.changes is None:
+            return
         parts = list(self._parts(base, target, recipe, pool))
-        return EncodedTensor(
+        self.changes = None
+        self.encoded = EncodedTensor(
             self.pair.base,
             self.pair.target,
             tuple(parts),
@@ -185,32 +190,72 @@ def _domain(pair: Pair) -> TensorSpec:
 def scan_tensors(
     base: CheckpointReader,
     target: CheckpointReader,
-    pairs: list[Pair],
+    pairs: Sequence[Pair],
     *,
     recipe: Recipe,
     pool: OrderedMap,
     progress: Progress,
 ) -> Generator[ScannedTensor, None, None]:
-    """Compare pairs of tensors; each is read once, a few runs at a time.
+    """Compare pairs of tensors and encode what changed; each is read once, a few runs at a time.
+
+    Of large tensors the runs, then the blocks are spread over the threads; small ones are compared
+    and encoded whole by one thread, many of them at a time.
 
     Yields:
-        The pairs in their order, compared.
+        The pairs in their order, compared and encoded.
     """
     total = sum(map(_pair_bytes, pairs))
     done = 0
+    alone = OrderedMap(1)
 
-    def scan(item: tuple[Pair, int]) -> _Scan:
-        return _scan(base, target, *item, recipe)
+    def work(batch: Sequence[_Work]) -> list[ScannedTensor | _Scan]:
+        return [do(*each) for each in batch]
 
-    items = ((pair, start) for pair in pairs for start in _runs(pair))
-    with pool.mapped(scan, items) as scans:
+    def do(pair: Pair, start: int | None) -> ScannedTensor | _Scan:
+        if start is not None:
+            return _scan(base, target, pair, start, recipe)
+        tensor = ScannedTensor(pair)
+        for each in _runs(pair):
+            tensor.add(_scan(base, target, pair, each, recipe))
+        tensor.encode(base, target, recipe, alone)
+        return tensor
+
+    with pool.mapped(work, _batches(pairs)) as batches:
+        results = chain.from_iterable(batches)
         for pair in pairs:
-            tensor = ScannedTensor(pair)
+            tensor = next(results) if _is_small(pair) else ScannedTensor(pair)
+            assert isinstance(tensor, ScannedTensor)  # noqa: S101 (results come in order)
             for start in _runs(pair):
-                tensor.add(next(scans))
+                if not _is_small(pair):
+                    scanned = next(results)
+                    assert isinstance(scanned, _Scan)  # noqa: S101 (as above)
+                    tensor.add(scanned)
                 done += _run_bytes(pair, start)
                 progress(done, total)
+            if not _is_small(pair):
+                tensor.encode(base, target, recipe, pool)
             yield tensor
+
+
+def _is_small(pair: Pair) -> bool:
+    return len(_runs(pair)) <= 1
+
+
+def _batches(pairs: Iterable[Pair]) -> Iterator[Sequence[_Work]]:
+    """Small pairs whole, several at a time; large ones run by run."""
+    batch: list[_Work] = []
+    size = 0
+    for pair in pairs:
+        if _is_small(pair):
+            batch.append((pair, None))
+            size += _pair_bytes(pair)
+        if batch and (size >= _BATCH_BYTES or not _is_small(pair)):
+            yield batch
+            batch, size = [], 0
+        if not _is_small(pair):
+            yield from ([(pair, start)] for start in _runs(pair))
+    if batch:
+        yield batch
 
 
 def _runs(pair: Pair) -> range:
@@ -249,18 +294,14 @@ def _scan(
         else:
             copied = before
     if old is None or new is None or not (pair.is_change or pair.copied is not None):
-        return _Scan(before, after, copied, start, None, None)
+        return _Scan(before, after, copied)
     if (copied or before) == after:  # a collision is out of reach: the words are equal
-        return _Scan(before, after, copied, start, None, None)
+        return _Scan(before, after, copied)
     both = min(old.size, new.size)
-    old, new = old[:both], new[:both]
-    marks = old != new
-    if not marks.any():
-        return _Scan(before, after, copied, start, None, None)
-    values = new[marks]
-    if recipe.op == DIFFERENCE:
-        values = difference(values, old[marks])
-    return _Scan(before, after, copied, start, marks, values)
+    found = differing_words(old[:both], new[:both], as_difference=recipe.op == DIFFERENCE)
+    if not found.offsets.size:
+        return _Scan(before, after, copied)
+    return _Scan(before, after, copied, make_run(start, both, *found))
 
 
 def _read(reader: CheckpointReader, spec: TensorSpec | None, start: int) -> Words | None:

@@ -7,9 +7,11 @@ the output takes its name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Final, TypeAlias
 
 import numpy as np
 
@@ -23,7 +25,12 @@ from sparsedelta.operations.result_files import ResultFiles
 from sparsedelta.outputs import staged
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress
-from sparsedelta.words import TensorSpec
+from sparsedelta.words import Bytes, TensorSpec
+
+_BATCH_BYTES: Final = 1 << 21
+
+_Run: TypeAlias = tuple[Arrow, int, int]
+"""A run of words to be taken through: its arrow, first word, word behind the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,21 +168,12 @@ class Pass:
         total = sum(arrow.words * arrow.word_bytes for arrow in step.arrows)
         done = 0
 
-        def work(item: tuple[Arrow, int, int]) -> Digest | None:
-            arrow, start, stop = item
-            data = np.empty(0, np.uint8)
-            if arrow.source is not None and start < arrow.source.words:
-                last = min(stop, arrow.source.words)
-                data = self.checkpoint.read(arrow.source.name, start, last)
-            digest = segment_digest(data.data) if arrow.before is None and data.size else None
-            result = follow(step.reader, arrow, start, stop, data)
-            if writer is not None and arrow.result is not None:
-                writer.write(arrow.result.name, start, result)
-            return digest
+        def work(batch: Sequence[_Run]) -> list[Digest | None]:
+            return [self._take(step, writer, *run) for run in batch]
 
-        items = ((arrow, *span) for arrow in step.arrows for span in arrow.spans())
         found = dict(step.expected)
-        with self.pool.mapped(work, items) as results:
+        with self.pool.mapped(work, _batches(step.arrows)) as batches:
+            results = chain.from_iterable(batches)
             for arrow in step.arrows:
                 digests = []
                 for start, stop in arrow.spans():
@@ -190,3 +188,52 @@ class Pass:
         if checkpoint_fingerprint(found).hex() != step.fingerprint:
             raise DiffersError
         step.check_result(found)
+
+    def _take(
+        self, step: Step, writer: CheckpointWriter | None, arrow: Arrow, start: int, stop: int
+    ) -> Digest | None:
+        """Take a run through a step; the digest of its source, if it is not known beforehand."""
+        source, result = arrow.source, arrow.result
+        data = np.empty(0, np.uint8)
+        if source is not None and start < source.words:
+            data, is_written = self._read(writer, arrow, start, min(stop, source.words))
+        else:
+            is_written = False
+        digest = segment_digest(data.data) if arrow.before is None and data.size else None
+        made = follow(step.reader, arrow, start, stop, data)
+        if writer is not None and result is not None and not is_written:
+            writer.write(result.name, start, made)
+        return digest
+
+    def _read(
+        self, writer: CheckpointWriter | None, arrow: Arrow, start: int, stop: int
+    ) -> tuple[Bytes, bool]:
+        """A run of the source, and whether it has been written: by the kernel, as it stays.
+
+        What is verified then are the bytes of the output, whatever becomes of the source.
+        """
+        source, result = arrow.source, arrow.result
+        assert source is not None  # noqa: S101 (there is something to read)
+        if (
+            writer is not None
+            and result is not None
+            and arrow.is_unchanged(start, stop)
+            and writer.copy(self.checkpoint, source.name, result.name, start, stop)
+        ):
+            return writer.read(result.name, start, stop), True
+        return self.checkpoint.read(source.name, start, stop), False
+
+
+def _batches(arrows: Iterable[Arrow]) -> Iterator[list[_Run]]:
+    """All runs in their order, small ones together: handing over each would cost as much."""
+    batch: list[_Run] = []
+    size = 0
+    for arrow in arrows:
+        for start, stop in arrow.spans():
+            batch.append((arrow, start, stop))
+            size += (stop - start) * arrow.word_bytes
+            if size >= _BATCH_BYTES:
+                yield batch
+                batch, size = [], 0
+    if batch:
+        yield batch

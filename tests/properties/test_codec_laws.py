@@ -100,7 +100,8 @@ def test_decode_undoes_encode(encoding: Encoding, case: Case) -> None:
         assert low[0] <= stream.size <= high[0]
         assert stream.size % step == 0
     stored = encoding.stored(width)
-    frames = [encode_frame(s, stored=kept) for s, kept in zip(streams, stored, strict=True)]
+    plain = [stream.tobytes() for stream in streams]
+    frames = [s if kept else encode_frame(s) for s, kept in zip(plain, stored, strict=True)]
     assert not list(faults(encoding, indices.size, block, frames, streams))
     read = [decode_frame(f, s.size) for f, s in zip(frames, streams, strict=True)]
     found_indices, found_values = encoding.decode(read, indices.size, block)
@@ -195,11 +196,9 @@ def test_any_streams_decode_or_break_a_rule(encoding: Encoding, data: st.DataObj
 @given(data=st.binary(max_size=4000))
 def test_frames_undo_themselves(data: bytes) -> None:
     """Section 3.1: stored or compressed, never longer than the stream."""
-    stream = np.frombuffer(data, np.uint8)
-    frame = encode_frame(stream)
+    frame = encode_frame(data)
     assert len(frame) <= len(data)
     assert decode_frame(frame, len(data)).tobytes() == data
-    assert encode_frame(stream, stored=True) == data
 
 
 @pytest.mark.parametrize("gap", [0, 1, 253, 254, 255, 256, 509, 510, 511, 1019, 1020])

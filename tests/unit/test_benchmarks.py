@@ -21,6 +21,7 @@ import formats  # noqa: E402
 import report  # noqa: E402
 import rounds  # noqa: E402
 import scale  # noqa: E402
+import speed  # noqa: E402
 import stored  # noqa: E402
 import tools  # noqa: E402
 
@@ -145,6 +146,21 @@ def test_peak_memory_counts_what_is_held_and_not_mapped_files(tmp_path: Path) ->
     least = peak(0, "pass")
     assert abs(peak(48 * MIB, "pass") - least - 48 * MIB) < 4 * MIB
     assert peak(0, read) - least < 8 * MIB
+
+
+def test_every_target_compares_contenders_that_exist(tmp_path: Path) -> None:
+    pair = checkpoints.Pair(tmp_path / "base", tmp_path / "target", 1, 0.01)
+    names = {contender.name for contender in speed.contenders(speed.Place(pair, tmp_path))}
+    for target in speed.TARGETS:
+        assert target.reference in names
+        assert target.what in names or target.what in speed.IN_PLACE
+    most = speed.Target("apply", "cp, b3", most=1.0)
+    least = speed.Target("apply, 1 thread", "apply", least=1.6)
+    assert [most.met(1.0), most.met(1.01), least.met(1.6), least.met(1.59)] == [
+        *(True, False),
+        *(True, False),
+    ]
+    assert speed.Target("revert", "cp, b3").met(9.0) is None
 
 
 def test_the_scale_document_shows_the_stored_figures() -> None:
