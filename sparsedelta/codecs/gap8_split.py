@@ -73,13 +73,13 @@ class GapSplit:
             raise StreamError(
                 self.rule, f"{k * length} bytes of bit planes expected, {planes.size} found"
             )
-        marks = np.unpackbits(planes.reshape(k, length), axis=1, bitorder="little")
-        for bit in np.flatnonzero(marks[:, count:].any(axis=1))[:1]:
-            raise StreamError(self.rule, f"a spare bit of plane {bit} is 1")
         # The sum of all gaps, but for their low bits, which are summed apart.
         remainders = np.zeros(count, np.uint32)
-        for place, low_bits in enumerate(np.packbits(marks[:, :count], axis=0, bitorder="little")):
-            remainders |= low_bits.astype(np.uint32) << np.uint32(8 * place)
+        for bit, plane in enumerate(planes.reshape(k, length)):
+            marks = np.unpackbits(plane, bitorder="little")
+            if marks[count:].any():
+                raise StreamError(self.rule, f"a spare bit of plane {bit} is 1")
+            remainders |= marks[:count].astype(np.uint32) << np.uint32(bit)
         indices = (sums << k) + np.cumsum(remainders, dtype=np.int64) + np.arange(count)
         check_last(indices, block, self.rule)
         return indices
