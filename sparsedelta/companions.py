@@ -63,7 +63,8 @@ def find_companions(source: FileCheckpoint) -> Companions:
         return Companions((), ())
     if isinstance(root, Url):
         if root.is_web:
-            return Companions((), (f"what lies beside {source.location}",))
+            index = () if source.index is None else (Path(source.index.name),)
+            return Companions(index, (f"what lies beside {source.location}",))
         return _sorted_out(source, _remote(root))
     try:
         return _sorted_out(source, _local(root, root))

@@ -20,10 +20,18 @@ _PIECES: Final = 4
 
 @dataclass(slots=True, eq=False)
 class _Piece:
-    """A run of the file that came in one request, or is on its way."""
+    """A run of the file that came in one request, or is on its way.
+
+    Attributes:
+        start: Its first byte.
+        stop: The byte behind its last.
+        unread: How many of its bytes nobody has read yet.
+        data: Its bytes; None once all were read: who reads on needs no more than the place.
+    """
 
     start: int
     stop: int
+    unread: int
     data: Future[bytes] | None
 
 
@@ -62,8 +70,10 @@ class ReadAhead:
             found = data.result()[position - piece.start : stop - piece.start]
             buffer[position - offset : position - offset + len(found)] = found
             position += len(found)
-            if position == piece.stop:
-                piece.data = None  # read to its end: who reads on needs no more than the place
+            with self._lock:
+                piece.unread -= len(found)
+                if piece.unread <= 0:
+                    piece.data = None
 
     def _piece(self, position: int, stop: int) -> tuple[_Piece, Future[bytes], bool]:
         """The piece that holds ``position``, its data, and whether the caller has to fetch it."""
@@ -74,9 +84,11 @@ class ReadAhead:
                     return piece, data, False
             before = [p for p in self._pieces if p.stop == position]
             window = 2 * max((p.stop - p.start for p in before), default=0)
-            length = max(stop - position, min(window, _MAX_WINDOW_BYTES))
+            # Not over what another thread, which was faster, has asked for.
+            last = min((p.start for p in self._pieces if p.start >= stop), default=self.size)
+            end = min(max(stop, position + min(window, _MAX_WINDOW_BYTES)), last)
             data = Future()
-            piece = _Piece(position, min(position + length, self.size), data)
+            piece = _Piece(position, end, end - position, data)
             for each in before:
                 self._pieces.remove(each)
             self._pieces.append(piece)

@@ -167,13 +167,17 @@ def _own_fault(error: BaseException) -> Fault | None:
             fault = Fault.ABSENT
         elif isinstance(error, PermissionError) or "Credential" in type(error).__name__:
             fault = Fault.DENIED
-        elif (isinstance(error, OSError) and error.errno in _FINAL_ERRNO) or type(
-            error
-        ).__name__ == "OfflineModeIsEnabled":
+        elif _is_final(error):
             fault = Fault.FINAL
         elif not isinstance(error, _FINAL_TYPES):
             fault = Fault.TRANSIENT
     return fault
+
+
+def _is_final(error: BaseException) -> bool:
+    if type(error).__name__ == "OfflineModeIsEnabled":  # the user has forbidden the Hub's client
+        return True
+    return isinstance(error, OSError) and error.errno in _FINAL_ERRNO
 
 
 def _status(error: BaseException) -> int | None:
