@@ -61,6 +61,16 @@ class Url:
         below = str(relative)
         return Url(f"{scheme}{path}/{quote(below) if self.is_web else below}{query}", self.options)
 
+    def redact(self, text: str) -> str:
+        """Text of others about this URL, such as a message of a library, without its secrets."""
+        rest = self.text.partition("://")[2]
+        host, _, query = rest.partition("?")
+        user = "" if self.protocol in _WITH_REVISIONS else host.partition("/")[0].rpartition("@")[0]
+        for secret in (self.text, user, user.partition(":")[2], query):
+            if secret:
+                text = text.replace(secret, str(self) if secret == self.text else "***")
+        return redacted(text)
+
     def _split(self) -> tuple[str, str, str]:
         # A key of a store may hold a question mark; in the web it ends the path.
         scheme, mark, rest = self.text.partition("://")

@@ -53,6 +53,7 @@ class RemoteFile:
 
     Args:
         location: Where it lies.
+        store: What :func:`~sparsedelta.stores.connect` gave for it; None to ask now.
 
     Attributes:
         location: Where it lies.
@@ -63,9 +64,9 @@ class RemoteFile:
         RemoteError: It cannot be read, or its store gives no ranges.
     """
 
-    def __init__(self, location: Url) -> None:
+    def __init__(self, location: Url, store: tuple[Any, str] | None = None) -> None:
         self.location = location
-        self._fs, self._path = connect(location)
+        self._fs, self._path = store or connect(location)
         self._file: Any = None
         self._head = b""
         info = attempt(location, self._open)
@@ -212,7 +213,9 @@ def open_remote(locations: Iterable[Url]) -> list[RemoteFile]:
     Raises:
         RemoteError: One cannot be read; of the first, in their order.
     """
-    pending = [_workers(os.getpid()).submit(RemoteFile, location) for location in locations]
+    # Connected to in this thread: fsspec keeps a file system, and its connections, for each.
+    stores = [(location, connect(location)) for location in locations]
+    pending = [_workers(os.getpid()).submit(RemoteFile, *each) for each in stores]
     try:
         return [future.result() for future in pending]
     except BaseException:

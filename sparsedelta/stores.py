@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Any, Final, TypeVar
 
 from sparsedelta.errors import NoAccessError, RemoteError, SparseDeltaError, UsageError
-from sparsedelta.locations import Url, redacted
+from sparsedelta.locations import Url
 
 _Result = TypeVar("_Result")
 
@@ -46,6 +46,13 @@ _CHANGED_STATUS: Final = 412
 _BUSY_STATUS: Final = frozenset({408, 425, 429})
 _FINAL_ERRNO: Final = frozenset(
     {errno.EINVAL, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EPERM, errno.ENOTSUP}
+)
+_FINAL_NAMES: Final = frozenset(
+    {
+        "OfflineModeIsEnabled",  # the user has forbidden the Hub's client the network
+        "ParamValidationError",  # botocore's
+        "NoRegionError",
+    }
 )
 _FINAL_TYPES: Final = (
     ArithmeticError,
@@ -88,7 +95,7 @@ def connect(url: Url) -> tuple[Any, str]:
         package = _PACKAGES.get(url.protocol)
         raise RemoteError(
             f"cannot read {url}: {url.protocol}:// needs a package that is not installed",
-            hint=f"pip install {package}" if package else redacted(str(error)),
+            hint=f"pip install {package}" if package else url.redact(str(error)),
         ) from None
     except ValueError as error:
         if url.protocol in fsspec.available_protocols():
@@ -175,7 +182,7 @@ def _own_fault(error: BaseException) -> Fault | None:
 
 
 def _is_final(error: BaseException) -> bool:
-    if type(error).__name__ == "OfflineModeIsEnabled":  # the user has forbidden the Hub's client
+    if type(error).__name__ in _FINAL_NAMES:
         return True
     return isinstance(error, OSError) and error.errno in _FINAL_ERRNO
 
@@ -205,7 +212,7 @@ def _fault_of_status(status: int | None) -> Fault | None:
 
 
 def _failure(url: Url, error: BaseException, fault: Fault) -> RemoteError:
-    reason = redacted(str(error).replace(url.text, str(url))) or type(error).__name__
+    reason = url.redact(str(error)) or type(error).__name__
     if fault is Fault.CHANGED:
         return changed(url)
     if fault is Fault.ABSENT:
