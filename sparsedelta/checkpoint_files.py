@@ -10,7 +10,6 @@ from sparsedelta.errors import CheckpointError, printable
 from sparsedelta.file_names import CHECKPOINT_SUFFIX, INDEX_SUFFIX
 from sparsedelta.limits import MAX_INDEX_BYTES
 from sparsedelta.locations import Location, Url
-from sparsedelta.remote import is_remote_folder, list_remote
 from sparsedelta.sources import read_file
 from sparsedelta.strict_json import parse
 
@@ -79,6 +78,8 @@ def _is_remote_folder(url: Url) -> bool:
     if url.name.endswith((CHECKPOINT_SUFFIX, INDEX_SUFFIX)):
         return False  # a request less
     if not url.is_web:
+        from sparsedelta.remote import is_remote_folder  # noqa: PLC0415 (see open_sources)
+
         return is_remote_folder(url)
     if url.text.partition("?")[0].endswith("/"):
         name = f"model{CHECKPOINT_SUFFIX}"
@@ -98,6 +99,8 @@ def _url_hint(path: Path) -> str | None:
 
 def _find_in_folder(folder: Location) -> CheckpointFiles:
     if isinstance(folder, Url):
+        from sparsedelta.remote import list_remote  # noqa: PLC0415 (see open_sources)
+
         names = sorted(list_remote(folder, below=False))
     else:
         names = sorted(item.name for item in folder.iterdir())

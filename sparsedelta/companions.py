@@ -12,7 +12,6 @@ from sparsedelta.errors import CheckpointError
 from sparsedelta.file_names import CHECKPOINT_SUFFIX
 from sparsedelta.limits import MAX_COMPANION_BYTES
 from sparsedelta.locations import Url
-from sparsedelta.remote import list_remote
 
 _WEIGHT_SUFFIXES: Final = frozenset(
     {
@@ -110,6 +109,8 @@ def _local(root: Path, folder: Path) -> Iterator[tuple[str, int | None]]:
 
 
 def _remote(root: Url) -> Iterator[tuple[str, int | None]]:
+    from sparsedelta.remote import list_remote  # noqa: PLC0415 (see open_sources)
+
     for name, size in list_remote(root, below=True).items():
         parts = name.split("/")
         if "" in parts or ".." in parts or "\0" in name:

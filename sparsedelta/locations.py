@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias
-from urllib.parse import quote, unquote
 
 from sparsedelta.errors import OutputError, UsageError
 
@@ -48,7 +47,11 @@ class Url:
     def name(self) -> str:
         """Last component of the path."""
         name = self._split()[1].rpartition("/")[2]
-        return unquote(name) if self.is_web else name
+        if not self.is_web:
+            return name
+        from urllib.parse import unquote  # noqa: PLC0415 (local files do not pay for it)
+
+        return unquote(name)
 
     @property
     def parent(self) -> Url:
@@ -59,7 +62,11 @@ class Url:
     def __truediv__(self, relative: str | Path) -> Url:
         scheme, path, query = self._split()
         below = str(relative)
-        return Url(f"{scheme}{path}/{quote(below) if self.is_web else below}{query}", self.options)
+        if self.is_web:
+            from urllib.parse import quote  # noqa: PLC0415 (as above)
+
+            below = quote(below)
+        return Url(f"{scheme}{path}/{below}{query}", self.options)
 
     def redact(self, text: str) -> str:
         """Text of others about this URL, such as a message of a library, without its secrets."""

@@ -215,6 +215,8 @@ def open_remote(locations: Iterable[Url]) -> list[RemoteFile]:
     """
     # Connected to in this thread: fsspec keeps a file system, and its connections, for each.
     stores = [(location, connect(location)) for location in locations]
+    if len(stores) == 1:
+        return [RemoteFile(*stores[0])]
     pending = [_workers(os.getpid()).submit(RemoteFile, *each) for each in stores]
     try:
         return [future.result() for future in pending]

@@ -10,8 +10,6 @@ from typing import Protocol
 from sparsedelta.errors import CheckpointError
 from sparsedelta.files import InputFile
 from sparsedelta.locations import Location, Url
-from sparsedelta.read_ahead import ReadAhead
-from sparsedelta.remote import RemoteFile, open_remote
 
 
 class Source(Protocol):
@@ -59,6 +57,9 @@ def open_sources(locations: Iterable[Location], *, ahead: bool = False) -> list[
     locations = list(locations)
     urls = [location for location in locations if isinstance(location, Url)]
     if urls:
+        from sparsedelta.read_ahead import ReadAhead  # noqa: PLC0415 (local files need none of it)
+        from sparsedelta.remote import open_remote  # noqa: PLC0415
+
         files = open_remote(urls)
         return list(map(ReadAhead, files)) if ahead else list(files)
     opened: list[Source] = []
@@ -75,10 +76,7 @@ def open_sources(locations: Iterable[Location], *, ahead: bool = False) -> list[
 
 def open_source(location: Location, *, ahead: bool = False) -> Source:
     """Open a file; see :func:`open_sources`."""
-    if isinstance(location, Url):
-        file = RemoteFile(location)
-        return ReadAhead(file) if ahead else file
-    return InputFile(location)
+    return open_sources([location], ahead=ahead)[0]
 
 
 def read_file(location: Location, limit: int) -> bytes:
