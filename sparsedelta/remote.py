@@ -116,7 +116,12 @@ class RemoteFile:
 
     def _fetch(self, start: int, stop: int) -> bytes:
         def fetch() -> bytes:
-            data = self._fetch_range(start, stop)
+            try:
+                data = self._fetch_range(start, stop)
+            except ValueError:
+                if self.location.is_web:  # aiohttp's file says so if all of it begins to come
+                    raise self._gives_no_ranges() from None
+                raise
             if len(data) < stop - start:
                 raise _ShortError(f"{len(data)} bytes came, {stop - start} were asked for")
             if len(data) > stop - start:

@@ -20,7 +20,7 @@ _FIRST_PAUSE: Final = 0.25
 """Seconds before the second attempt, on average; each further pause is twice as long."""
 
 _CONNECT_SECONDS: Final = 30
-_SILENT_SECONDS: Final = 60
+_SILENT_SECONDS: Final = 30
 """How long a web server may say nothing before a request counts as failed."""
 
 _PACKAGES: Final = {
@@ -87,10 +87,10 @@ def connect(url: Url) -> tuple[Any, str]:
         UsageError: The protocol is not known.
         RemoteError: The package for it is not installed; its options are wrong.
     """
-    import fsspec  # noqa: PLC0415 (slow, and of no use to local files)
+    import fsspec.core  # noqa: PLC0415 (slow, and of no use to local files)
 
     try:
-        fs, path = fsspec.url_to_fs(url.text, **_options(url))
+        fs, path = fsspec.core.url_to_fs(url.text, **_options(url))
     except ImportError as error:
         package = _PACKAGES.get(url.protocol)
         raise RemoteError(

@@ -32,6 +32,7 @@ class WebServer:
     Attributes:
         url: Where it is, without a slash at the end.
         files: Contents by name.
+        tags: Their ETags.
         faults: What happens to the next GETs, in order; then all is well.
         asked: Method and range of each request.
         sent: Bytes of content that it has sent.
@@ -41,6 +42,7 @@ class WebServer:
 
     url: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     asked: list[tuple[str, str]] = field(default_factory=list)
     sent: int = 0
@@ -51,6 +53,7 @@ class WebServer:
     def put(self, name: str, content: bytes) -> str:
         """Offer a file; its URL."""
         self.files[name] = content
+        self.tags[name] = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
         return f"{self.url}/{name}"
 
     def forget(self) -> None:
@@ -74,14 +77,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, *, with_content: bool) -> None:
         store = self.store
-        content = store.files.get(self.path.partition("?")[0].lstrip("/"))
+        name = self.path.partition("?")[0].lstrip("/")
+        content = store.files.get(name)
         with store.lock:
             store.asked.append((self.command, self.headers.get("Range", "")))
             fault = store.faults.pop(0) if with_content and store.faults else None
         if content is None:
             self.send_error(404)
             return
-        tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
+        tag = store.tags[name]
         if store.has_tags and self.headers.get("If-Match", tag) != tag:
             self.send_error(412)
             return

@@ -82,6 +82,25 @@ def test_there_and_back(store: Any, pair: Pair, tmp_path: Path) -> None:  # noqa
     assert sparsedelta.info(delta).path == delta
 
 
+def test_info_asks_for_facts_and_one_range(
+    store: Any,  # noqa: ANN401
+    pair: Pair,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    url = put(store, "info.delta.safetensors", pair.delta.read_bytes())
+    kind: Any = fsspec.get_filesystem_class("s3")
+    asked: list[str] = []
+    plain = kind._call_s3  # noqa: SLF001 (the one place that all its requests pass)
+
+    async def count(self: object, method: str, *given: object, **named: object) -> object:
+        asked.append(method)
+        return await plain(self, method, *given, **named)
+
+    monkeypatch.setattr(kind, "_call_s3", count)
+    sparsedelta.info(url)
+    assert asked == ["head_object", "get_object"]
+
+
 @pytest.mark.parametrize("slash", ["", "/"])
 def test_a_folder_with_shards_and_what_lies_beside(
     store: Any,  # noqa: ANN401

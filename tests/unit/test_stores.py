@@ -37,6 +37,10 @@ class NoCredentialsError(Exception):
     """As botocore's."""
 
 
+class ParamValidationError(Exception):
+    """As botocore's."""
+
+
 class FileExpired(OSError):  # noqa: N818 (as s3fs's)
     """As s3fs's."""
 
@@ -79,6 +83,7 @@ def caused(error: Exception, cause: Exception) -> Exception:
         (OSError(errno.EINVAL, "?"), Fault.FINAL),
         (ValueError("no ranges"), Fault.FINAL),
         (TypeError(), Fault.FINAL),
+        (ParamValidationError(), Fault.FINAL),
     ],
 )
 def test_faults(error: Exception, fault: Fault) -> None:
