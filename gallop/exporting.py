@@ -18,6 +18,7 @@ from gallop.errors import ExportError, OutsideMaskError
 from gallop.mask import IndexArray, Mask
 from gallop.recipe import recipe_metadata
 from sparsedelta.checkpoint import CheckpointReader, open_checkpoint, segments
+from sparsedelta.locations import LocationLike, Url, as_location, output_path
 from sparsedelta.operations.diff import DiffReport, diff
 from sparsedelta.outputs import check_output
 from sparsedelta.state_dict import StateDictReader
@@ -98,8 +99,8 @@ def export(
     model: nn.Module,
     mask: Mask,
     *,
-    base: str | Path | CheckpointReader,
-    out: str | Path,
+    base: LocationLike | CheckpointReader,
+    out: LocationLike,
     metadata: Mapping[str, str] | None = None,
     force: bool = False,
 ) -> ExportReport:
@@ -130,23 +131,24 @@ def export(
         MaskError: The mask does not fit the model.
         OutputError: ``out`` exists and ``force`` is not set, or it cannot be written.
     """
-    inputs = (Path(base),) if isinstance(base, str | Path) else ()
-    check_output(Path(out), force=force, inputs=inputs)
+    path = output_path(out)
+    source = as_location(base) if isinstance(base, str | Path | Url) else None
+    check_output(path, force=force, inputs=(source,) if isinstance(source, Path) else ())
     with _opened(base) as reader:
         joined, indices = _join(model, mask, reader)
         moved = sum(_count_moved(joined, reader, name, indices.get(name)) for name in joined.held)
         written = diff(
             reader,
             joined,
-            out,
+            path,
             metadata={**recipe_metadata(mask), **(metadata or {})},
             force=force,
         )
     not_stored = _not_stored(joined, model)
-    return ExportReport(Path(out), mask.nnz, moved, joined.not_held, not_stored, written)
+    return ExportReport(path, mask.nnz, moved, joined.not_held, not_stored, written)
 
 
-def check_base(model: nn.Module, mask: Mask, base: str | Path | CheckpointReader) -> None:
+def check_base(model: nn.Module, mask: Mask, base: LocationLike | CheckpointReader) -> None:
     """Check, before training, that what will be trained can be exported.
 
     Args:
@@ -162,7 +164,7 @@ def check_base(model: nn.Module, mask: Mask, base: str | Path | CheckpointReader
 
 
 @contextmanager
-def _opened(base: str | Path | CheckpointReader) -> Iterator[CheckpointReader]:
+def _opened(base: LocationLike | CheckpointReader) -> Iterator[CheckpointReader]:
     reader = open_checkpoint(base)
     try:
         yield reader

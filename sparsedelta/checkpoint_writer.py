@@ -1,45 +1,23 @@
-"""Writing the files of a checkpoint, and finding what lies beside the weights of another."""
+"""Writing the files of a checkpoint."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
 import numpy as np
 
 from sparsedelta.checkpoint import FileCheckpoint
-from sparsedelta.errors import CheckpointError
-from sparsedelta.file_names import CHECKPOINT_SUFFIX
 from sparsedelta.limits import MAX_COMPANION_BYTES
+from sparsedelta.locations import Location
 from sparsedelta.outputs import read_all, write_all
 from sparsedelta.safetensors_header import FileLayout, StoredTensor
+from sparsedelta.sources import read_file
 from sparsedelta.words import Bytes
-
-_WEIGHT_SUFFIXES: Final = frozenset(
-    {
-        CHECKPOINT_SUFFIX,
-        ".bin",
-        ".ckpt",
-        ".gguf",
-        ".h5",
-        ".msgpack",
-        ".npz",
-        ".onnx",
-        ".ot",
-        ".pb",
-        ".pt",
-        ".pth",
-        ".pickle",
-        ".pkl",
-        ".tflite",
-    }
-)
-"""Files of these kinds hold the old weights: they would contradict the new ones."""
 
 
 class CheckpointWriter:
@@ -121,18 +99,14 @@ class CheckpointWriter:
         with self._paths[name].open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
-    def copy_companions(self, root: Path, names: Iterable[Path]) -> None:
+    def copy_companions(self, root: Location, names: Iterable[Path]) -> None:
         """Copy what lies beside the weights, relative to ``root``.
 
         Raises:
             CheckpointError: One of the files cannot be read.
         """
         for relative in names:
-            original = root / relative
-            try:
-                data = original.read_bytes()  # small: see MAX_COMPANION_BYTES
-            except OSError as error:
-                raise CheckpointError(f"cannot read {original}: {error.strerror}") from None
+            data = read_file(root / relative, MAX_COMPANION_BYTES)
             copy = self._work / relative
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(data)
@@ -158,62 +132,3 @@ class CheckpointWriter:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-
-@dataclass(frozen=True, slots=True)
-class Companions:
-    """What lies beside the weights of a checkpoint, relative to its directory, ascending.
-
-    Attributes:
-        copied: Small files: configuration, tokenizer, generation settings.
-        left_behind: What is not copied: other weights, large files, linked directories.
-    """
-
-    copied: tuple[Path, ...]
-    left_behind: tuple[str, ...]
-
-
-def find_companions(source: FileCheckpoint) -> Companions:
-    """Files beside the weights of ``source``; none if it is a single file.
-
-    Raises:
-        CheckpointError: A folder cannot be read.
-    """
-    if not source.is_directory:
-        return Companions((), ())
-    own = {file.source.path for file in source.files}
-    copied, left = [], []
-    try:
-        for path in sorted(_walk(source.root)):
-            if path in own:
-                continue
-            relative = path.relative_to(source.root)
-            if path.is_dir() or _is_foreign(path, source):
-                left.append(str(relative))
-            else:
-                copied.append(relative)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {error.filename}: {error.strerror}") from None
-    return Companions(tuple(copied), tuple(left))
-
-
-def is_weights_file(path: Path) -> bool:
-    """Whether a file holds weights, by its name."""
-    return path.suffix.lower() in _WEIGHT_SUFFIXES
-
-
-def _is_foreign(path: Path, source: FileCheckpoint) -> bool:
-    if is_weights_file(path) or path.stat().st_size > MAX_COMPANION_BYTES:
-        return True
-    return path.name.endswith(".index.json") and path != source.index
-
-
-def _walk(root: Path) -> Iterator[Path]:
-    # Links to directories are told, not followed: they may lead anywhere, also back here.
-    for path in root.iterdir():
-        if path.name.startswith("."):
-            continue
-        if path.is_dir() and not path.is_symlink():
-            yield from _walk(path)
-        elif path.is_file() or path.is_dir():
-            yield path

@@ -1,7 +1,7 @@
 """The command line: ``sparsedelta COMMAND …``, also as ``python -m sparsedelta``.
 
 Results go to stdout, progress and errors to stderr. Exit codes: 0 ok, 1 failure, 2 usage,
-3 verification mismatch, 4 not found or no access on the Hub.
+3 verification mismatch, 4 a URL that leads to nothing, or to what may not be read.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ def cli() -> None:
     """Bit-exact, invertible sparse deltas between model checkpoints.
 
     A checkpoint is a .safetensors file, or a directory with one file or with shards and an index.
+    What is only read may be a URL: s3://, gs://, hf://, https:// … (see docs/remote.md).
     """
 
 

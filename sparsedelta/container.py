@@ -15,11 +15,12 @@ from sparsedelta.codecs import Block, StreamError
 from sparsedelta.codecs.frames import FrameError, decode_frame
 from sparsedelta.digests import plain_digest
 from sparsedelta.errors import DAMAGED, CheckpointError, FormatError, StructureError
-from sparsedelta.files import InputFile
 from sparsedelta.header import DATA, MANIFEST, TABLES, header_length, parse_header
 from sparsedelta.limits import MAX_JSON_INTEGER, MAX_MANIFEST_BYTES
+from sparsedelta.locations import Location, LocationLike, as_location
 from sparsedelta.manifest import parse_manifest
 from sparsedelta.records import PartRecord, TensorRecord
+from sparsedelta.sources import Source, open_source
 from sparsedelta.strict_json import parse_canonical
 from sparsedelta.table_rules import block_problems
 from sparsedelta.tables import CHECKSUM_BYTES, PartTable, Tables, check_length, parse_tables
@@ -35,10 +36,10 @@ class DeltaFile:
     Opening reads and checks the header and the manifest (rules SD1xx and SD2xx), nothing else.
 
     Args:
-        path: The file.
+        source: The file, open; closed with this, also if it is no delta.
 
     Attributes:
-        path: The file.
+        path: Where it lies.
         header: Its header.
         manifest: Its manifest.
 
@@ -47,14 +48,9 @@ class DeltaFile:
         CheckpointError: The file cannot be read.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        if os.path.isdir(self.path):  # noqa: PTH112 (does not raise on names that are too long)
-            raise CheckpointError(
-                f"{path} is a directory, expected a delta file",
-                hint="a delta is one file, made by: sparsedelta diff BASE TARGET -o DELTA",
-            )
-        self._file = InputFile(self.path)
+    def __init__(self, source: Source) -> None:
+        self.path = source.location
+        self._file = source
         try:
             with located(self.path):
                 size = self._file.size
@@ -232,8 +228,20 @@ class DeltaFile:
         self.close()
 
 
+def open_file(path: LocationLike) -> DeltaFile:
+    """Open a delta file, local or by URL; raises as :class:`DeltaFile`."""
+    location = as_location(path)
+    # os.path does not raise on names that are too long.
+    if isinstance(location, Path) and os.path.isdir(location):  # noqa: PTH112
+        raise CheckpointError(
+            f"{location} is a directory, expected a delta file",
+            hint="a delta is one file, made by: sparsedelta diff BASE TARGET -o DELTA",
+        )
+    return DeltaFile(open_source(location, ahead=True))
+
+
 @contextlib.contextmanager
-def located(path: Path) -> Iterator[None]:
+def located(path: Location) -> Iterator[None]:
     """Name the file in an error of a check that was not told it."""
     try:
         yield

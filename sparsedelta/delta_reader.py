@@ -12,12 +12,13 @@ from typing import Self
 
 import numpy as np
 
-from sparsedelta.container import DeltaFile
+from sparsedelta.container import DeltaFile, open_file
 from sparsedelta.delta import SPARSE_OPS, Delta, Part, TensorDelta, content_digest
 from sparsedelta.digests import Digest
 from sparsedelta.errors import DAMAGED, FormatError, UsageError
 from sparsedelta.header import Header
 from sparsedelta.limits import MEMORY_BUDGET_BYTES, WORK_BUDGET_BYTES
+from sparsedelta.locations import LocationLike
 from sparsedelta.manifest import Manifest
 from sparsedelta.records import PartRecord, TensorRecord
 from sparsedelta.sets import check_merged, open_parts
@@ -33,10 +34,10 @@ class DeltaReader:
     Opening reads and checks headers and manifests (rules SD1xx, SD2xx and SD6xx), nothing else.
 
     Args:
-        path: The delta: a file, the root of a set, or one part file of a set by itself.
+        path: The delta, local or by URL: a file, the root of a set, or one part file by itself.
 
     Attributes:
-        path: The delta file.
+        path: Where the delta file lies: a path, or a URL.
         header: Its header.
         manifest: Its manifest; of a set the root's, with the records of all part files.
         files: The files that hold records, each with a manifest of its own.
@@ -46,9 +47,9 @@ class DeltaReader:
         CheckpointError: The file cannot be read.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: LocationLike) -> None:
         with ExitStack() as stack:
-            root = DeltaFile(path)
+            root = open_file(path)
             stack.callback(root.close)
             self.path = root.path
             self.header: Header = root.header
@@ -79,8 +80,9 @@ class DeltaReader:
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """All files that are read."""
-        return tuple(dict.fromkeys((self.path, *(file.path for file in self.files))))
+        """All local files that are read."""
+        found = dict.fromkeys((self.path, *(file.path for file in self.files)))
+        return tuple(path for path in found if isinstance(path, Path))
 
     @property
     def size(self) -> int:
@@ -388,13 +390,11 @@ class DeltaReader:
         self.close()
 
 
-def open_delta(delta: str | Path | DeltaReader) -> DeltaReader:
+def open_delta(delta: LocationLike | DeltaReader) -> DeltaReader:
     """A reader of ``delta``, or ``delta`` itself if it is one.
 
     Raises:
         FormatError: A rule is broken.
         CheckpointError: The file cannot be read.
     """
-    if isinstance(delta, DeltaReader):
-        return delta
-    return DeltaReader(delta)
+    return delta if isinstance(delta, DeltaReader) else DeltaReader(delta)

@@ -6,7 +6,9 @@
     ├── UsageError            ask differently                               exit 2
     ├── OutputError           make room, or choose another output           exit 1
     ├── CheckpointError       repair or replace the checkpoint              exit 1
-    │   └── DeltaGivenError   a delta was given in the place of a checkpoint
+    │   ├── DeltaGivenError   a delta was given in the place of a checkpoint
+    │   └── RemoteError       try again, or repair what the URL leads to    exit 1
+    │       └── NoAccessError check the URL and the credentials             exit 4
     ├── StructureError        the two checkpoints cannot be related         exit 1
     ├── FormatError           get the delta again: it breaks a rule         exit 3
     │   └── UnsupportedError  get a newer release: it needs a later version exit 3
@@ -92,6 +94,19 @@ class DeltaGivenError(CheckpointError):
     """A delta was given where a checkpoint is expected."""
 
     code = "delta-given"
+
+
+class RemoteError(CheckpointError):
+    """A checkpoint or delta cannot be read from its URL: no network, no package, it changed."""
+
+    code = "remote"
+
+
+class NoAccessError(RemoteError):
+    """A URL leads to nothing, or to what may not be read."""
+
+    code = "no-access"
+    exit_code = 4
 
 
 class StructureError(SparseDeltaError):

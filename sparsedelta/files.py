@@ -34,7 +34,7 @@ class InputFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.location = path
         self._fd = -1
         try:
             if not stat.S_ISREG(path.stat().st_mode):
@@ -43,7 +43,8 @@ class InputFile:
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
             hint = OPEN_FILES if getattr(error, "errno", None) == errno.EMFILE else None
             raise CheckpointError(f"cannot read {path}: {reason(error)}", hint=hint) from None
-        self.size = os.fstat(self._fd).st_size
+        self._status = os.fstat(self._fd)
+        self.size = self._status.st_size
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill ``buffer`` from ``offset``.
@@ -56,10 +57,11 @@ class InputFile:
             try:
                 count = os.preadv(self._fd, [buffer[done:]], offset + done)
             except OSError as error:
-                raise CheckpointError(f"cannot read {self.path}: {error.strerror}") from None
+                raise CheckpointError(f"cannot read {self.location}: {error.strerror}") from None
             if not count:
                 raise CheckpointError(
-                    f"{self.path} ends at byte {offset + done}, {len(buffer) - done} bytes early"
+                    f"{self.location} ends at byte {offset + done}, {len(buffer) - done} bytes "
+                    "early"
                 )
             done += count
 
@@ -103,6 +105,19 @@ class InputFile:
                 return False
             done += count
         return True
+
+    def check_unchanged(self) -> None:
+        """Insist that nobody has written to the file since it was opened.
+
+        Raises:
+            CheckpointError: Somebody has.
+        """
+        found, known = os.fstat(self._fd), self._status
+        if (found.st_size, found.st_mtime_ns) != (known.st_size, known.st_mtime_ns):
+            raise CheckpointError(
+                f"{self.location} changed while it was being read",
+                hint="wait until it is written, and run it again",
+            )
 
     def close(self) -> None:
         """Close the file; further calls do nothing."""

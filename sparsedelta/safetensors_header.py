@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sparsedelta.errors import CheckpointError
-from sparsedelta.files import InputFile
 from sparsedelta.limits import MAX_CHECKPOINT_HEADER_BYTES
+from sparsedelta.sources import Source
 from sparsedelta.strict_json import Json, parse
 from sparsedelta.words import TensorSpec
 
@@ -46,13 +46,13 @@ class FileLayout:
     size: int
 
 
-def read_layout(file: InputFile) -> FileLayout:
+def read_layout(file: Source) -> FileLayout:
     """Read and check the header of a checkpoint file.
 
     Raises:
         CheckpointError: It is no valid safetensors file; says what is wrong, and where.
     """
-    path, size = file.path, file.size
+    path, size = file.location, file.size
     if size < _LENGTH_BYTES:
         raise CheckpointError(f"{path} has {size} bytes: too short for a safetensors file")
     (length,) = struct.unpack("<Q", file.read(0, _LENGTH_BYTES))

@@ -7,9 +7,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from sparsedelta.container import DeltaFile
-from sparsedelta.errors import CheckpointError, FormatError
+from sparsedelta.errors import CheckpointError, FormatError, NoAccessError
 from sparsedelta.manifest import SetPart, are_invertible, clashes
 from sparsedelta.records import TensorRecord
+from sparsedelta.sources import Source, open_sources
 
 _INCOMPLETE = "get all files of the set into one folder: the root lists them"
 _MIXED = "files of two deltas got mixed: get all files of the set again"
@@ -28,26 +29,45 @@ def open_parts(root: DeltaFile) -> Sequence[DeltaFile]:
     assert root.manifest.place is not None  # noqa: S101 (the caller has seen that it is a root)
     with ExitStack() as stack:
         files = []
-        for number, listed in enumerate(root.manifest.place.parts, start=1):
-            file = _open_part(root, listed)
-            stack.callback(file.close)
+        listed_parts = root.manifest.place.parts
+        sources = _open_sources(root, listed_parts)
+        for source in sources:
+            stack.callback(source.close)
+        for number, (listed, source) in enumerate(zip(listed_parts, sources, strict=True), start=1):
+            file = DeltaFile(source)
             _check_part(root, number, listed, file)
             files.append(file)
         stack.pop_all()
     return files
 
 
-def _open_part(root: DeltaFile, listed: SetPart) -> DeltaFile:
-    path = root.path.parent / listed.name
-    size = _regular_size(path)
-    if size != listed.size:
+def _open_sources(root: DeltaFile, parts: Sequence[SetPart]) -> Sequence[Source]:
+    folder = root.path.parent
+    if isinstance(folder, Path):
+        for part in parts:  # before any of them is opened: a set may have thousands
+            _check_size(root, part, _regular_size(folder / part.name))
+    try:
+        sources = open_sources([folder / part.name for part in parts], ahead=True)
+    except NoAccessError as error:
+        raise FormatError("SD601", f"{root.path}: {error.message}", hint=_INCOMPLETE) from None
+    try:
+        for part, source in zip(parts, sources, strict=True):
+            _check_size(root, part, source.size)
+    except BaseException:
+        for source in sources:
+            source.close()
+        raise
+    return sources
+
+
+def _check_size(root: DeltaFile, part: SetPart, size: int | None) -> None:
+    if size != part.size:
         found = "is not there as a regular file" if size is None else f"has {size} bytes"
         raise FormatError(
             "SD601",
-            f"{root.path}: its part file {listed.name} {found}, expected {listed.size} bytes",
+            f"{root.path}: its part file {part.name} {found}, expected {part.size} bytes",
             hint=_INCOMPLETE,
         )
-    return DeltaFile(path)
 
 
 def _regular_size(path: Path) -> int | None:

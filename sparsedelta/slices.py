@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from sparsedelta.delta import ADD, DIFFERENCE, Part
 from sparsedelta.errors import DAMAGED, FormatError
+from sparsedelta.locations import Location
 from sparsedelta.rounding import add_scaled
 from sparsedelta.words import Indices, TensorSpec, Words
 
@@ -88,7 +88,7 @@ def apply_parts(
             words[at] = part.words
 
 
-def check_disjoint(path: Path, name: str, indices: Sequence[Indices]) -> None:
+def check_disjoint(path: Location, name: str, indices: Sequence[Indices]) -> None:
     """Rule SD409: the parts of a tensor do not share an index."""
     merged = np.sort(np.concatenate(indices)) if len(indices) > 1 else np.empty(0, np.int64)
     both = merged[1:][merged[1:] == merged[:-1]]

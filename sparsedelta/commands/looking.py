@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -12,6 +11,7 @@ import click
 import sparsedelta
 from sparsedelta.commands.options import PATH, bits, print_result, reading
 from sparsedelta.console import format_bytes, progress_bar
+from sparsedelta.locations import Location
 
 if TYPE_CHECKING:
     from sparsedelta.operations.info import TensorInfo
@@ -24,7 +24,7 @@ _EXIT_MISMATCH: Final = 3
 @click.option("--base", type=PATH, help="Also prove that applying to this base gives the target.")
 @reading
 def validate(
-    delta: Path, base: Path | None, threads: int | None, *, as_json: bool, quiet: bool
+    delta: Location, base: Location | None, threads: int | None, *, as_json: bool, quiet: bool
 ) -> None:
     """Check DELTA against every rule of the format; exit 3 if one is broken."""
     with progress_bar("validate", quiet=quiet) as progress:
@@ -47,7 +47,7 @@ def validate(
 @click.option("--tensors", is_flag=True, help="List the touched tensors.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="Accepted for uniformity; info has no progress.")
-def info(delta: Path, *, tensors: bool, as_json: bool, quiet: bool) -> None:  # noqa: ARG001
+def info(delta: Location, *, tensors: bool, as_json: bool, quiet: bool) -> None:  # noqa: ARG001
     """Say what DELTA is, from its header and manifest."""
     found = sparsedelta.info(delta)
     document = asdict(found)
@@ -119,7 +119,7 @@ def _ends(tensor: TensorInfo) -> str:
 @click.option("--tensors", is_flag=True, help="Also list the digest of every tensor.")
 @reading
 def fingerprint(
-    checkpoint: Path, threads: int | None, *, tensors: bool, as_json: bool, quiet: bool
+    checkpoint: Location, threads: int | None, *, tensors: bool, as_json: bool, quiet: bool
 ) -> None:
     """Print the identity of CHECKPOINT: of its names, dtypes, shapes and bits."""
     with progress_bar("fingerprint", quiet=quiet) as progress:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from decimal import Decimal
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 import click
@@ -24,6 +23,7 @@ from sparsedelta.commands.options import (
 )
 from sparsedelta.console import format_bytes, progress_bar
 from sparsedelta.errors import printable
+from sparsedelta.locations import Location
 
 if TYPE_CHECKING:
     from sparsedelta.manifest import Manifest
@@ -91,9 +91,9 @@ _UNITS: Final = {
 @click.option("--base-revision", metavar="COMMIT", help="Hint at the base's commit.")
 @writing
 def diff(
-    base: Path,
-    target: Path,
-    out: Path,
+    base: Location,
+    target: Location,
+    out: Location,
     *,
     profile: str,
     meta: tuple[str, ...],
@@ -231,9 +231,9 @@ def _explained(report: DiffReport) -> list[str]:
 @quiet
 @force
 def export(
-    delta: Path,
-    base: Path | None,
-    out: Path,
+    delta: Location,
+    base: Location | None,
+    out: Location,
     *,
     is_raw: bool,  # noqa: ARG001 (asked for, so that other formats can be added)
     as_json: bool,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
 
 from sparsedelta.errors import printable
+from sparsedelta.locations import Location, as_location
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -37,7 +37,23 @@ threads = click.option(
     metavar="N",
     help="Worker threads. [default: the cores of this process]",
 )
-PATH: Final = click.Path(path_type=Path, readable=False)  # our own error says more
+
+
+class _Place(click.ParamType[Location]):
+    """A local path or a URL, as it is: whether it can be read or written, our own errors say."""
+
+    name = "path"
+
+    def convert(
+        self,
+        value: Any,  # noqa: ANN401 (as click has it)
+        param: click.Parameter | None,  # noqa: ARG002
+        ctx: click.Context | None,  # noqa: ARG002
+    ) -> Location:
+        return as_location(value)
+
+
+PATH: Final = _Place()
 reading = options(as_json, quiet, threads)
 writing = options(as_json, quiet, threads, force, dry_run)
 

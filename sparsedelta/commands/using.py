@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -13,6 +12,7 @@ import sparsedelta
 from sparsedelta.commands.options import PATH, print_result, writing
 from sparsedelta.console import progress_bar
 from sparsedelta.errors import printable
+from sparsedelta.locations import Location
 
 _files: Final = click.option(
     "--with-files/--no-files",
@@ -29,7 +29,7 @@ _files: Final = click.option(
 @click.option("-o", "--out", "out", type=PATH, required=True, help="The new checkpoint.")
 @_files
 @writing
-def apply(base: Path, delta: Path, out: Path, **options: Any) -> None:  # noqa: ANN401 (passed on)
+def apply(base: Location, delta: Location, out: Location, **options: Any) -> None:  # noqa: ANN401 (passed on)
     """Write the target of DELTA: BASE with its changes, verified bit for bit."""
     _transform(sparsedelta.apply, "apply", base, delta, out, **options)
 
@@ -40,7 +40,7 @@ def apply(base: Path, delta: Path, out: Path, **options: Any) -> None:  # noqa: 
 @click.option("-o", "--out", "out", type=PATH, required=True, help="The old checkpoint.")
 @_files
 @writing
-def revert(target: Path, delta: Path, out: Path, **options: Any) -> None:  # noqa: ANN401 (passed on)
+def revert(target: Location, delta: Location, out: Location, **options: Any) -> None:  # noqa: ANN401 (passed on)
     """Write the base of DELTA: TARGET with its changes undone, verified bit for bit."""
     _transform(sparsedelta.revert, "revert", target, delta, out, **options)
 
@@ -48,9 +48,9 @@ def revert(target: Path, delta: Path, out: Path, **options: Any) -> None:  # noq
 def _transform(
     operation: Callable[..., sparsedelta.ApplyReport],
     verb: str,
-    source: Path,
-    delta: Path,
-    out: Path,
+    source: Location,
+    delta: Location,
+    out: Location,
     *,
     threads: int | None,
     as_json: bool,
@@ -81,7 +81,7 @@ def _transform(
     for name, why in report.unwritten.items() if not quiet else ():
         click.echo(printable(f"note: {name} is not written: {why}"), err=True)
     for name in report.left_behind if not quiet else ():
-        note = f"note: {name} is not copied: it may hold the old weights, is large, or a link"
+        note = f"note: {name} is not copied: old weights, a large file, a link, or not to be listed"
         click.echo(printable(note), err=True)
     print_result(
         {"output": str(out), "dry_run": dry_run, **asdict(report)},

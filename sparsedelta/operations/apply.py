@@ -18,6 +18,7 @@ from sparsedelta.errors import (
     NotInvertibleError,
     WrongBaseError,
 )
+from sparsedelta.locations import LocationLike, output_path
 from sparsedelta.operations.arrows import DiffersError
 from sparsedelta.operations.result_files import ResultFiles, same_files
 from sparsedelta.operations.standpoint import Standpoint, changed_meanwhile, refuse_part
@@ -54,9 +55,9 @@ class ApplyReport:
 
 
 def apply(
-    base: str | Path,
-    delta: str | Path | DeltaReader,
-    out: str | Path,
+    base: LocationLike,
+    delta: LocationLike | DeltaReader,
+    out: LocationLike,
     *,
     threads: int | None = None,
     force: bool = False,
@@ -103,9 +104,9 @@ def apply(
 
 
 def revert(
-    target: str | Path,
-    delta: str | Path | DeltaReader,
-    out: str | Path,
+    target: LocationLike,
+    delta: LocationLike | DeltaReader,
+    out: LocationLike,
     *,
     threads: int | None = None,
     force: bool = False,
@@ -134,8 +135,8 @@ def revert(
 
 
 def prove(
-    base: str | Path,
-    delta: str | Path | DeltaReader,
+    base: LocationLike,
+    delta: LocationLike | DeltaReader,
     *,
     threads: int | None = None,
     progress: Progress = silent,
@@ -158,9 +159,9 @@ def prove(
 
 
 def _transform(
-    source: str | Path,
-    delta: str | Path | DeltaReader,
-    out: str | Path | None,
+    source: LocationLike,
+    delta: LocationLike | DeltaReader,
+    out: LocationLike | None,
     *,
     reverse: bool,
     threads: int | None,
@@ -183,7 +184,7 @@ def _transform(
         _check_direction(reader, reverse=reverse)
         pool = stack.enter_context(OrderedMap(threads))
         walk = Standpoint(checkpoint, reader, pool, reverse=reverse)
-        out = None if out is None else Path(out)
+        out = None if out is None else output_path(out)
         try:
             walk.check_structure()
             files = walk.files(with_files=with_files)

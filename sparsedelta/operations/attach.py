@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Final
 
 from sparsedelta.attachments import CarriedEnd, CarriedFile, Layout, LayoutEnd, LayoutFile
 from sparsedelta.checkpoint import CheckpointFile, CheckpointReader, FileCheckpoint
-from sparsedelta.checkpoint_writer import find_companions, is_weights_file
 from sparsedelta.codecs.frames import encode_frame
+from sparsedelta.companions import find_companions
 from sparsedelta.digests import plain_digest
-from sparsedelta.errors import CheckpointError, UsageError
+from sparsedelta.errors import UsageError
 from sparsedelta.file_names import (
     CHECKPOINT_SUFFIX,
     INDEX_SUFFIX,
@@ -21,6 +20,8 @@ from sparsedelta.file_names import (
     same_ignoring_case,
 )
 from sparsedelta.limits import MAX_BLOBS_BYTES, MAX_COMPANION_BYTES, MAX_INDEX_BYTES
+from sparsedelta.locations import Location, Url
+from sparsedelta.sources import read_file
 from sparsedelta.writer import DeltaWriter
 
 _AUTO_SHARE: Final = 100
@@ -114,16 +115,9 @@ def _pays(ends: Mapping[str, FileCheckpoint | None], spooled: int) -> bool:
 
 
 def _facts(end: FileCheckpoint) -> object:
-    index = None if end.index is None else (end.index.name, _read_index(end.index))
+    index = None if end.index is None else (end.index.name, end.index_content)
     names = [(file.name, file.layout.prefix) for file in end.files]
     return (names, index) if end.is_directory else [prefix for _, prefix in names]
-
-
-def _read_index(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
 
 
 def _end(end: FileCheckpoint, writer: DeltaWriter, *, sha256: bool) -> LayoutEnd:
@@ -137,7 +131,7 @@ def _end(end: FileCheckpoint, writer: DeltaWriter, *, sha256: bool) -> LayoutEnd
     )
     if end.index is None:
         return LayoutEnd(files, None)
-    return LayoutEnd(files, (end.index.name, writer.blob(_read_index(end.index))))
+    return LayoutEnd(files, (end.index.name, writer.blob(end.index_content)))
 
 
 def _file_name(end: FileCheckpoint, name: str) -> str:
@@ -170,16 +164,21 @@ def find_carried(
         The files, and what the user should know.
 
     Raises:
-        UsageError: An end is no directory.
+        UsageError: An end is no directory, or lies on a web server, which does not tell its files.
         CheckpointError: A file cannot be read.
     """
-    found: dict[str, dict[str, Path]] = {}
+    found: dict[str, dict[str, Location]] = {}
     notes: list[str] = []
     for key, reader in (("base", base), ("target", target)):
         if not isinstance(reader, FileCheckpoint) or not reader.is_directory:
             raise UsageError(
                 f"{reader.location} is no directory: there are no files beside its weights",
                 hint="leave out --with-files, or name the directory that holds the checkpoint",
+            )
+        if isinstance(reader.root, Url) and reader.root.is_web:
+            raise UsageError(
+                f"{reader.location} lies on a web server, which does not tell what lies beside it",
+                hint="leave out --with-files, or download the checkpoint first",
             )
         found[key], large = _files_of(reader)
         notes += [
@@ -212,27 +211,17 @@ def find_carried(
     return tuple(carried), tuple(dict.fromkeys(notes))
 
 
-def _files_of(reader: FileCheckpoint) -> tuple[dict[str, Path], list[str]]:
-    """Paths of small files by name (those in sub-folders by their relative path); large ones."""
+def _files_of(reader: FileCheckpoint) -> tuple[dict[str, Location], tuple[str, ...]]:
+    """Small files by name (those in sub-folders by their relative path); large ones."""
     companions = find_companions(reader)
     files = {str(relative): reader.root / relative for relative in companions.copied}
     if reader.index is not None:
         files.pop(reader.index.name, None)  # it belongs to the layout
-    large = [
-        name
-        for name in companions.left_behind
-        if (reader.root / name).is_file() and not is_weights_file(reader.root / name)
-    ]
-    return files, large
+    return files, companions.large
 
 
-def _content(path: Path | None) -> bytes | None:
-    if path is None:
-        return None
-    try:
-        return path.read_bytes()  # small: see MAX_COMPANION_BYTES
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+def _content(location: Location | None) -> bytes | None:
+    return None if location is None else read_file(location, MAX_COMPANION_BYTES)
 
 
 def _carried_end(content: bytes, writer: DeltaWriter, *, is_kept: bool) -> CarriedEnd:

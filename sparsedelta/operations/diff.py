@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from sparsedelta.checkpoint import CheckpointReader, open_checkpoint
+from sparsedelta.checkpoint import CheckpointReader, check_unchanged, open_checkpoint
 from sparsedelta.choice import parse_choice
 from sparsedelta.digests import tensor_digest
 from sparsedelta.encode import EncodedTensor
 from sparsedelta.errors import UsageError
+from sparsedelta.locations import LocationLike, output_path
 from sparsedelta.manifest import PORTABLE, PROFILES, Manifest
 from sparsedelta.operations.attach import find_carried, record_layout
 from sparsedelta.operations.info import record_kinds
@@ -68,9 +68,9 @@ class DiffReport:
 
 
 def diff(
-    base: str | Path | CheckpointReader,
-    target: str | Path | CheckpointReader,
-    out: str | Path,
+    base: LocationLike | CheckpointReader,
+    target: LocationLike | CheckpointReader,
+    out: LocationLike,
     *,
     profile: str = PORTABLE,
     one_way: bool = False,
@@ -138,7 +138,7 @@ def diff(
     recipe = Recipe(
         one_way, forget or one_way, parse_choice(codec) if codec is not None else None, explain
     )
-    out = Path(out)
+    out = output_path(out)
     with ExitStack() as stack:
         old = open_checkpoint(base)
         if old is not base:
@@ -171,6 +171,7 @@ def diff(
             find_carried(old, new, writer, forget=recipe.forget) if with_files else ((), ())
         )
         writer.attach(recorded, carried)
+        check_unchanged(old, new)
         manifest = writer.finish(dry_run=dry_run)
         total = sum(spec.nbytes for spec in new.specs.values())
         return DiffReport(manifest, writer.size, total, tuple(sizes), (*notes, *more))

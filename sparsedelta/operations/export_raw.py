@@ -11,7 +11,6 @@ import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -21,6 +20,7 @@ from sparsedelta.checkpoint_writer import CheckpointWriter
 from sparsedelta.delta import ADD, DIFFERENCE, NEW, REPLACE, RESIZE
 from sparsedelta.delta_reader import DeltaReader, open_delta
 from sparsedelta.errors import StructureError
+from sparsedelta.locations import LocationLike, output_path
 from sparsedelta.operations.rows import verified_spans
 from sparsedelta.operations.standpoint import refuse_part
 from sparsedelta.outputs import check_output, staged
@@ -60,10 +60,10 @@ class ExportReport:
 
 
 def export_raw(
-    delta: str | Path | DeltaReader,
-    out: str | Path,
+    delta: LocationLike | DeltaReader,
+    out: LocationLike,
     *,
-    base: str | Path | CheckpointReader | None = None,
+    base: LocationLike | CheckpointReader | None = None,
     force: bool = False,
     progress: Progress = silent,
 ) -> ExportReport:
@@ -82,7 +82,7 @@ def export_raw(
         FormatError: The delta breaks a rule.
         OutputError: The output exists, or cannot be written.
     """
-    out = Path(out)
+    out = output_path(out)
     with ExitStack() as stack:
         reader = open_delta(delta)
         if reader is not delta:

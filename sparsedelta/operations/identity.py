@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from sparsedelta.checkpoint import CheckpointReader, open_checkpoint, segments
+from sparsedelta.checkpoint import CheckpointReader, check_unchanged, open_checkpoint, segments
 from sparsedelta.digests import (
     Digest,
     checkpoint_fingerprint,
     segment_digest,
     tensor_digest,
 )
+from sparsedelta.locations import LocationLike
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress, silent
 
@@ -36,7 +36,7 @@ class Identity:
 
 
 def fingerprint(
-    checkpoint: str | Path | CheckpointReader,
+    checkpoint: LocationLike | CheckpointReader,
     *,
     threads: int | None = None,
     progress: Progress = silent,
@@ -58,6 +58,7 @@ def fingerprint(
     try:
         with OrderedMap(threads) as pool:
             leaves = tensor_digests(reader, pool=pool, progress=progress)
+        check_unchanged(reader)
     finally:
         if reader is not checkpoint:
             reader.close()

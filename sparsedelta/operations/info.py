@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from sparsedelta.delta import DROP, NEW, RESIZE, SPARSE_OPS
 from sparsedelta.delta_reader import DeltaReader, open_delta
+from sparsedelta.locations import LocationLike
 from sparsedelta.records import PartRecord, TensorRecord
 from sparsedelta.words import TensorSpec
 
@@ -125,7 +125,7 @@ class DeltaInfo:
         return self.nnz / self.touched_words if self.touched_words else None
 
 
-def info(delta: str | Path | DeltaReader) -> DeltaInfo:
+def info(delta: LocationLike | DeltaReader) -> DeltaInfo:
     """What a delta says of itself. Reads and checks headers and manifests, nothing else.
 
     Args:

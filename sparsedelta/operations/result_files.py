@@ -9,11 +9,11 @@ from pathlib import Path
 
 from sparsedelta.attachments import CarriedFile, LayoutEnd
 from sparsedelta.checkpoint import FileCheckpoint
-from sparsedelta.checkpoint_writer import CheckpointWriter, Companions, is_weights_file
+from sparsedelta.checkpoint_writer import CheckpointWriter
+from sparsedelta.companions import Companions, is_weights_file
 from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.digests import plain_digest
 from sparsedelta.errors import DAMAGED, CheckpointError, FormatError, VerificationError
-from sparsedelta.files import InputFile
 from sparsedelta.safetensors_header import FileLayout, build_layout, parse_layout
 from sparsedelta.strict_json import parse
 from sparsedelta.words import TensorSpec
@@ -181,7 +181,7 @@ def _edited(checkpoint: FileCheckpoint, results: Results) -> ResultFiles:
     ) and len(files) == len(checkpoint.files)
     if checkpoint.index is None or is_same:
         return ResultFiles(files, checkpoint.is_directory)
-    content = _edited_index(checkpoint.index, files)
+    content = _edited_index(checkpoint.index_content, files)
     return ResultFiles(files, checkpoint.is_directory, {checkpoint.index.name: content})
 
 
@@ -191,9 +191,8 @@ def _edited_layout(layout: FileLayout, specs: list[TensorSpec]) -> FileLayout:
     return build_layout(specs, layout.metadata)
 
 
-def _edited_index(index: Path, files: Iterable[tuple[str, FileLayout]]) -> bytes:
-    with InputFile(index) as source:
-        document = parse(source.read(0, source.size))
+def _edited_index(content: bytes, files: Iterable[tuple[str, FileLayout]]) -> bytes:
+    document = parse(content)
     places = {s.spec.name: (name, s.spec) for name, layout in files for s in layout.tensors}
     document["weight_map"] = {name: places[name][0] for name in sorted(places)}
     metadata = document.get("metadata")

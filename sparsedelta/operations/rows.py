@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
@@ -11,14 +10,15 @@ from sparsedelta.checkpoint import CheckpointReader, open_checkpoint, segment_di
 from sparsedelta.delta_reader import DeltaReader, open_delta
 from sparsedelta.digests import tensor_digest
 from sparsedelta.errors import UsageError, WrongBaseError
+from sparsedelta.locations import LocationLike
 from sparsedelta.operations.arrows import Arrow, DiffersError, arrows_of, follow, stays
 from sparsedelta.operations.standpoint import refuse_part
 from sparsedelta.words import Bytes, TensorSpec, Words, as_words
 
 
 def read_rows(
-    base: str | Path | CheckpointReader,
-    delta: str | Path | DeltaReader,
+    base: LocationLike | CheckpointReader,
+    delta: LocationLike | DeltaReader,
     name: str,
     start: int,
     stop: int,

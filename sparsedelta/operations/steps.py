@@ -16,7 +16,8 @@ from typing import Final, TypeAlias
 import numpy as np
 
 from sparsedelta.checkpoint import FileCheckpoint
-from sparsedelta.checkpoint_writer import CheckpointWriter, find_companions
+from sparsedelta.checkpoint_writer import CheckpointWriter
+from sparsedelta.companions import find_companions
 from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.digests import Digest, checkpoint_fingerprint, segment_digest, tensor_digest
 from sparsedelta.errors import DAMAGED, FormatError

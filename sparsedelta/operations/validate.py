@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 from sparsedelta.attachments import LayoutEnd
 from sparsedelta.container import DeltaFile
@@ -25,6 +24,7 @@ from sparsedelta.errors import (
     WrongBaseError,
 )
 from sparsedelta.limits import MAX_PROBLEMS
+from sparsedelta.locations import LocationLike, as_location
 from sparsedelta.operations.apply import prove
 from sparsedelta.operations.result_files import check_carried, misfit, read_layouts
 from sparsedelta.operations.standpoint import refuse_part, touched_specs
@@ -67,9 +67,9 @@ class ValidationReport:
 
 
 def validate(
-    delta: str | Path,
+    delta: LocationLike,
     *,
-    base: str | Path | None = None,
+    base: LocationLike | None = None,
     threads: int | None = None,
     progress: Progress = silent,
 ) -> ValidationReport:
@@ -89,7 +89,7 @@ def validate(
         reader = DeltaReader(delta)
     except FormatError as error:
         problems = (_problem(error), *map(_problem, error.others))
-        return ValidationReport(str(delta), problems, 0, 0, base_checked=False)
+        return ValidationReport(str(as_location(delta)), problems, 0, 0, base_checked=False)
     with reader:
         of_base, is_bounded = _against_base(reader, base, threads, progress)
         with OrderedMap(threads) as pool:
@@ -100,7 +100,7 @@ def validate(
             problems = (*of_file, *(problem for problem in of_base if problem.rule not in known))
         manifest = reader.manifest
         return ValidationReport(
-            path=str(delta),
+            path=str(as_location(delta)),
             problems=problems,
             tensors=len(manifest.tensors),
             nnz=manifest.nnz,
@@ -109,7 +109,7 @@ def validate(
 
 
 def _against_base(
-    reader: DeltaReader, base: str | Path | None, threads: int | None, progress: Progress
+    reader: DeltaReader, base: LocationLike | None, threads: int | None, progress: Progress
 ) -> tuple[list[Problem], bool]:
     # What is wrong with the base, and whether its size bounds the work of decoding: only once its
     # tensors are known to be those of the delta.
@@ -125,7 +125,7 @@ def _against_base(
     except FormatError as error:
         return [_problem(error)], False
     if reader.records and not report.changed:
-        message = f"{base} is the target of {reader.path}, not its base (SD501)"
+        message = f"{as_location(base)} is the target of {reader.path}, not its base (SD501)"
         return [Problem(WrongBaseError.rule, message)], True
     return [], True
 

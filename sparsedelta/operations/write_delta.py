@@ -17,7 +17,13 @@ from pathlib import Path
 import numpy as np
 
 from sparsedelta.changes import Changes
-from sparsedelta.checkpoint import CheckpointReader, open_checkpoint, segment_digests, segments
+from sparsedelta.checkpoint import (
+    CheckpointReader,
+    check_unchanged,
+    open_checkpoint,
+    segment_digests,
+    segments,
+)
 from sparsedelta.delta import (
     ADD,
     DIFFERENCE,
@@ -33,6 +39,7 @@ from sparsedelta.digests import Digest, segment_digest, tensor_digest
 from sparsedelta.encode import EncodedPart, EncodedTensor, encode_part, encode_words
 from sparsedelta.errors import FormatError, StructureError, UsageError
 from sparsedelta.limits import SEGMENT_WORDS
+from sparsedelta.locations import LocationLike, output_path
 from sparsedelta.manifest import Manifest
 from sparsedelta.outputs import check_output
 from sparsedelta.parallel import OrderedMap
@@ -44,9 +51,9 @@ from sparsedelta.writer import DeltaWriter
 
 
 def write_delta(
-    base: str | Path | CheckpointReader,
+    base: LocationLike | CheckpointReader,
     tensors: Iterable[TensorDelta],
-    out: str | Path,
+    out: LocationLike,
     *,
     metadata: Mapping[str, str] | None = None,
     lean: bool = False,
@@ -76,7 +83,7 @@ def write_delta(
         CheckpointError: The base cannot be read.
         OutputError: The output exists, or cannot be written.
     """
-    out = Path(out)
+    out = output_path(out)
     if max_shard_size is not None and max_shard_size < 1:
         raise UsageError(f"a shard size of {max_shard_size} bytes, expected at least 1")
     records = sorted(tensors, key=lambda tensor: tensor.name)
@@ -102,6 +109,7 @@ def write_delta(
         for name in sorted(checkpoint.specs.keys() - ends.touched):
             spec = checkpoint.specs[name]
             writer.add_untouched(name, tensor_digest(spec, segment_digests(checkpoint, name)))
+        check_unchanged(checkpoint)
         return writer.finish()
 
 

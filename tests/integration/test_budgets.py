@@ -92,14 +92,14 @@ def test_a_companion_that_cannot_be_read_is_an_error_of_the_base(
     base = tmp_path / "folder"
     write_file(base / "model.safetensors", {"w": Stored("U8", (5000,), bytes(5000))})
     (base / "config.json").write_text("{}")
-    real = Path.read_bytes
+    real = os.open
 
-    def refuse(path: Path) -> bytes:
-        if path.name == "config.json":
+    def refuse(path: Path, flags: int, mode: int = 0o777) -> int:
+        if str(path).endswith("config.json"):
             raise PermissionError(13, os.strerror(13))
-        return real(path)
+        return real(path, flags, mode)
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(sparsedelta.CheckpointError, match=r"config\.json: Permission denied"):
         sparsedelta.apply(base, delta, tmp_path / "out")
     assert not (tmp_path / "out").exists()

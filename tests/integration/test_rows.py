@@ -316,7 +316,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
 
     def count(self: InputFile, buffer: memoryview, offset: int) -> None:
         nonlocal read
-        if self.path.name != "base":
+        if self.location.name != "base":
             read += len(buffer)
         plain(self, buffer, offset)
 

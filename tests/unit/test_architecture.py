@@ -96,17 +96,20 @@ SPARSEDELTA_NAMES = {
     "FormatError",
     "Identity",
     "IdentityError",
+    "NoAccessError",
     "NotFiniteError",
     "NotInvertibleError",
     "OutputError",
     "Part",
     "Problem",
+    "RemoteError",
     "SparseDeltaError",
     "StructureError",
     "TensorDelta",
     "TensorSlice",
     "TensorSpec",
     "UnsupportedError",
+    "Url",
     "UsageError",
     "ValidationReport",
     "VerificationError",
@@ -147,7 +150,7 @@ def test_functions_are_not_hidden_by_modules_of_their_name() -> None:
         assert not stems.intersection(sys.modules[package].__all__)
 
 
-HEAVY = ("torch", "transformers", "huggingface_hub", "rich", "hypothesis")
+HEAVY = ("torch", "transformers", "huggingface_hub", "fsspec", "rich", "hypothesis")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 from sparsedelta.checkpoint import FileCheckpoint, open_checkpoint, segments
 from sparsedelta.errors import CheckpointError
 from sparsedelta.limits import SEGMENT_WORDS
+from sparsedelta.operations.identity import fingerprint
 from sparsedelta.words import TensorSpec
 
 INDEX = "model.safetensors.index.json"
@@ -307,3 +308,22 @@ def test_a_path_is_opened(shards: Path, kind: type[str | Path]) -> None:
 )
 def test_segments_cover_a_tensor(words: int, expected: list[tuple[int, int]]) -> None:
     assert list(segments(TensorSpec("w", "BF16", (words,)))) == expected
+
+
+def test_a_file_that_is_written_meanwhile_is_told_before_a_result_is(tmp_path: Path) -> None:
+    path = write(tmp_path / "x", a=b"12345")
+    with FileCheckpoint(path) as checkpoint:
+        fingerprint(checkpoint)
+        with path.open("r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            file.write(b"6")
+        os.utime(path, ns=(1, 1))  # file systems whose clock is slow
+        with pytest.raises(CheckpointError, match="x changed while it was being read"):
+            fingerprint(checkpoint)
+
+
+def test_a_url_that_became_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="there is no file") as error:
+        FileCheckpoint(Path("s3://bucket/x"))
+    assert error.value.hint == "give a URL as text, not as a Path: s3://…"

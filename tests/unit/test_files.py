@@ -100,7 +100,7 @@ def test_links_are_followed(file: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("input")
     with InputFile(tmp_path / "link") as source:
         assert source.read(0, 3) == CONTENT[:3]
-        assert source.path == tmp_path / "link"
+        assert source.location == tmp_path / "link"
 
 
 def test_a_file_that_was_replaced_is_read_as_it_was_opened(file: Path, tmp_path: Path) -> None:
