@@ -9,7 +9,8 @@ only by a few bytes a block, are left out beforehand:
 - ``raw`` indices above one in 765, where a byte of ``gap8`` per entry and one per 255 words are
   less than four bytes per entry.
 
-Values are never judged beforehand: escapes of a narrow width may still compress well.
+Of the value codecs of many small differences, those are tried that an estimate of entropies puts
+first; of few or of large ones all, since table rows and escapes decide there.
 
 A part of up to 24 blocks with entries is measured whole, and the choice among its candidates is
 exact. Of a larger one a sample is measured (see :class:`~sparsedelta.measure.Sample`), and a larger
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sparsedelta.choice import VALUE_NAMES, CodecChoice
 from sparsedelta.codecs import (
@@ -41,6 +43,7 @@ from sparsedelta.codecs import (
     ValueCodec,
 )
 from sparsedelta.delta import DIFFERENCE
+from sparsedelta.likely import likely_values, magnitudes
 from sparsedelta.measure import CodedBlock, PartBlocks, Sample, measure
 from sparsedelta.parallel import OrderedMap
 
@@ -48,6 +51,9 @@ _SPLIT_UP_TO: Final = 16
 _BITMASK_FROM: Final = 64
 _RUN_FROM: Final = 8
 _RAW_UP_TO: Final = 765
+
+_LOOKED_AT: Final = 1 << 12
+"""Values of a block that are counted before any is coded."""
 
 _NEAR: Final = 64
 """Sizes of a sample that differ by one part in so many say little about the whole."""
@@ -138,7 +144,13 @@ def _candidates(
             raise UnfitError(str(error)) from None
     survey = _survey(blocks, sample, pool)
     indices = _indices(blocks, op, survey, pool) if choice is None else [choice.index]
-    pairs = [_allowed(op, index, value) for index in indices for value in VALUE_NAMES.values()]
+    values = likely_values(survey.magnitudes) if op == DIFFERENCE else None
+    pairs = [
+        _allowed(op, index, value)
+        for index in indices
+        for value in VALUE_NAMES.values()
+        if values is None or value in values
+    ]
     return [encoding for encoding in pairs if encoding is not None]
 
 
@@ -184,18 +196,24 @@ class _Survey:
         entries: Number of entries.
         words: Words of the blocks with entries.
         runs: Words from the first to the last entry of each block, added up.
+        magnitudes: int64 ``[256]``, how many of some of the values have each ``|d| - 1``, the last
+            for all that are larger.
     """
 
     entries: int
     words: int
     runs: int
+    magnitudes: NDArray[np.int64]
 
 
 def _survey(blocks: PartBlocks, sample: Sample, pool: OrderedMap) -> _Survey:
-    def look(number: int) -> tuple[int, int, int]:
-        block, indices, _ = blocks.read(number, base=False)
-        return indices.size, block.words, Range().span(indices, block)[1]
+    def look(number: int) -> tuple[int, int, int, NDArray[np.int64]]:
+        block, indices, values = blocks.read(number, base=False)
+        found = magnitudes(values[:_LOOKED_AT])
+        return indices.size, block.words, Range().span(indices, block)[1], found
 
     with pool.mapped(look, sample.numbers) as looks:
-        columns = zip(*looks, strict=True)
-        return _Survey(*(sample.total(column) for column in columns))
+        entries, words, runs, found = zip(*looks, strict=True)
+    return _Survey(
+        sample.total(entries), sample.total(words), sample.total(runs), np.sum(found, axis=0)
+    )

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import ClassVar, Final
 
 import numpy as np
 
 from sparsedelta.codecs.base import Block, Bounds, Counts, StreamError
+from sparsedelta.codecs.entropy import FRACTION, entropies
 from sparsedelta.codecs.gap8 import ESCAPE, check_last, gaps_of, read_sums, write_gaps
 from sparsedelta.words import Bytes, Indices
 
@@ -21,11 +21,6 @@ MAX_K: Final = 24
 
 _SAMPLE: Final = 1 << 11
 """Gaps that the choice of k looks at, at least."""
-
-_FRACTION: Final = 16
-"""Binary digits of logarithms and sizes behind the point."""
-
-_TABLE_BITS: Final = 12
 
 _COUNTED_BITS: Final = 14
 """Quotients of so many bits are counted in one array."""
@@ -107,65 +102,38 @@ def choose_k(gaps: Indices) -> int:
         return 0
     sample = gaps[:: max(1, gaps.size // _SAMPLE)]
     top = min(int(sample.max()).bit_length(), MAX_K)
+    # What a byte of QUO is of each k, and last the escapes.
+    histograms = np.zeros((top + 1, ESCAPE + 1), np.int64)
     # The quotients of the next k are pairs of those of the last: one count of them serves all.
     first = max(0, top - _COUNTED_BITS)
+    for k in range(first):
+        histograms[k] = _bytes_of(np.bincount(sample >> k))
     quotients = np.bincount(sample >> first)
-    sizes = [_estimate(np.bincount(sample >> k), gaps.size, k) for k in range(first)]
     for k in range(first, top + 1):
-        sizes.append(_estimate(quotients, gaps.size, k))
+        histograms[k] = _bytes_of(quotients)
         quotients = np.add.reduceat(quotients, np.arange(0, quotients.size, 2))
+    kinds = np.count_nonzero(histograms, axis=1)
+    columns = (kinds, histograms.sum(axis=1), entropies(histograms))
+    sizes = []
+    for k, (used, total, bits) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
+        plain = 8 * total * gaps.size // sample.size << FRACTION
+        tables = _SYMBOL_BITS * used + _TABLE_COST_BITS << FRACTION
+        planes = 8 * k * -(-gaps.size // 8) << FRACTION
+        sizes.append(min(bits * gaps.size // sample.size + tables, plain) + planes)
     return sizes.index(min(sizes))
 
 
-def _estimate(quotients: Counts, count: int, k: int) -> int:
-    """Bits, times 2^16, that ``count`` gaps take whose sample has these quotients.
+def _bytes_of(quotients: Counts) -> Counts:
+    """How often each byte stands in QUO, int64 ``[256]``.
 
     Args:
-        quotients: int64, how many gaps of the sample have each quotient.
-        count: Number of all gaps.
-        k: Number of low bits that the quotients are without.
+        quotients: int64, how many gaps have each quotient.
     """
-    sampled = int(quotients.sum())
     rows = -(-quotients.size // ESCAPE)
-    escapes = 0
-    if rows > 1:  # the byte of a quotient is what is left of it after its escapes
-        table = np.zeros((rows, ESCAPE), np.int64)
-        table.reshape(-1)[: quotients.size] = quotients
-        escapes = int(table.sum(axis=1) @ np.arange(rows))
-        quotients = np.append(table.sum(axis=0), escapes)
-    used = quotients[quotients > 0]
-    total = sampled + escapes
-    entropy = total * _log2_of(total) - int((used * _log2(used)).sum())
-    plain = 8 * total * count // sampled << _FRACTION
-    tables = _SYMBOL_BITS * used.size + _TABLE_COST_BITS << _FRACTION
-    coded = entropy * count // sampled + tables
-    planes = 8 * k * -(-count // 8) << _FRACTION
-    return min(coded, plain) + planes
-
-
-def _log2(numbers: Indices) -> Indices:
-    """Base-2 logarithms of positive integers, times 2^16: near, and the same on every machine."""
-    shifts = np.maximum(np.frexp(numbers)[1].astype(np.int64) - _TABLE_BITS, 0)
-    logs: Indices = _logarithms()[numbers >> shifts] + (shifts << _FRACTION)
-    return logs
-
-
-def _log2_of(number: int) -> int:
-    """The same of one number."""
-    shift = max(number.bit_length() - _TABLE_BITS, 0)
-    return int(_logarithms()[number >> shift]) + (shift << _FRACTION)
-
-
-@cache
-def _logarithms() -> Indices:
-    """Those of 1 to 2^12 - 1, by integers: squaring a number in [1, 2) shows the next digit."""
-    numbers = np.arange(1, 1 << _TABLE_BITS)
-    whole = np.frexp(numbers)[1].astype(np.int64) - 1
-    mantissas = numbers.astype(np.uint64) << (31 - whole).astype(np.uint64)
-    logs = whole << _FRACTION
-    for bit in reversed(range(_FRACTION)):
-        mantissas = mantissas * mantissas >> np.uint64(31)
-        doubled = mantissas >> np.uint64(32)
-        logs += doubled.astype(np.int64) << bit
-        mantissas >>= doubled
-    return np.concatenate([[0], logs])
+    table = np.zeros((rows, ESCAPE), np.int64)
+    table.reshape(-1)[: quotients.size] = quotients
+    found = np.zeros(ESCAPE + 1, np.int64)
+    found[:ESCAPE] = table.sum(axis=0) if rows > 1 else table[0]
+    if rows > 1:
+        found[ESCAPE] = table.sum(axis=1) @ np.arange(rows)
+    return found

@@ -1,0 +1,50 @@
+"""Entropies in integers: near, and the same on every machine."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Final
+
+import numpy as np
+
+from sparsedelta.codecs.base import Counts
+from sparsedelta.words import Indices
+
+FRACTION: Final = 16
+"""Binary digits of logarithms and entropies behind the point."""
+
+_TABLE_BITS: Final = 12
+
+
+def entropies(counts: Counts) -> Counts:
+    """Bits, times 2^16, of all of the symbols of each row, int64 ``[rows]``.
+
+    Args:
+        counts: int64 ``[rows, kinds]``, how many there are of each kind, below 2^32 in all.
+    """
+    totals = counts.sum(axis=1)
+    each = (counts * _log2(np.maximum(counts, 1))).sum(axis=1)
+    bits: Counts = totals * _log2(np.maximum(totals, 1)) - each
+    return bits
+
+
+def _log2(numbers: Indices) -> Indices:
+    """Base-2 logarithms of positive integers, times 2^16: near, and the same on every machine."""
+    shifts = np.maximum(np.frexp(numbers)[1].astype(np.int64) - _TABLE_BITS, 0)
+    logs: Indices = _logarithms()[numbers >> shifts] + (shifts << FRACTION)
+    return logs
+
+
+@cache
+def _logarithms() -> Indices:
+    """Those of 1 to 2^12 - 1, by integers: squaring a number in [1, 2) shows the next digit."""
+    numbers = np.arange(1, 1 << _TABLE_BITS)
+    whole = np.frexp(numbers)[1].astype(np.int64) - 1
+    mantissas = numbers.astype(np.uint64) << (31 - whole).astype(np.uint64)
+    logs = whole << FRACTION
+    for bit in reversed(range(FRACTION)):
+        mantissas = mantissas * mantissas >> np.uint64(31)
+        doubled = mantissas >> np.uint64(32)
+        logs += doubled.astype(np.int64) << bit
+        mantissas >>= doubled
+    return np.concatenate([[0], logs])
