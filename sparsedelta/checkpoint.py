@@ -18,6 +18,7 @@ from sparsedelta.checkpoint_files import Index, find_files
 from sparsedelta.digests import Digest, segment_digest
 from sparsedelta.errors import CheckpointError, DeltaGivenError, printable
 from sparsedelta.files import InputFile
+from sparsedelta.journal import refuse_unfinished
 from sparsedelta.limits import SEGMENT_WORDS
 from sparsedelta.locations import LocationLike, Url, as_location
 from sparsedelta.safetensors_header import FileLayout, StoredTensor, read_layout
@@ -84,12 +85,15 @@ class FileCheckpoint:
     Raises:
         CheckpointError: Nothing there, or more than one reading of what is there; a malformed
             header; a tensor stored twice; an index and files that disagree.
+        UnfinishedError: A run in place is changing it, or was when it was interrupted.
     """
 
     def __init__(self, path: LocationLike) -> None:
         self.path = as_location(path)
         self.location = str(self.path if isinstance(self.path, Url) else path)
         try:
+            if isinstance(self.path, Path):
+                refuse_unfinished(self.path)
             found = find_files(self.path)
         except (OSError, RuntimeError, ValueError) as error:  # too long, a loop of links, a NUL
             reason = getattr(error, "strerror", None) or error

@@ -38,16 +38,18 @@ class CheckpointWriter:
         self, files: Sequence[tuple[str, FileLayout]], work: Path, *, is_directory: bool
     ) -> None:
         self._work = work
-        self._paths: dict[str, Path] = {}
+        self._is_directory = is_directory
         self._descriptors: list[int] = []
         self._places: dict[str, tuple[int, StoredTensor]] = {}
         try:
             for name, layout in files:
-                self._paths[name] = work / name if is_directory else work
-                self._create(self._paths[name], layout)
+                self._create(self._path(name), layout)
         except BaseException:
             self.close()
             raise
+
+    def _path(self, name: str) -> Path:
+        return self._work / name if self._is_directory else self._work
 
     def _create(self, path: Path, layout: FileLayout) -> None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
@@ -96,7 +98,7 @@ class CheckpointWriter:
 
     def sha256(self, name: str) -> str:
         """SHA-256 of a file as it was written, hex."""
-        with self._paths[name].open("rb") as file:
+        with self._path(name).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def copy_companions(self, root: Location, names: Iterable[Path]) -> None:

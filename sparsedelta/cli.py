@@ -104,13 +104,17 @@ def run(command: click.Command, name: str, arguments: list[str] | None = None) -
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; nothing was left behind", err=True)
+    except (click.Abort, KeyboardInterrupt) as error:
+        cause = error.__cause__ or error  # click has put its own in the place of the interrupt
+        notes = getattr(cause, "__notes__", ["nothing was left behind"])
+        click.echo(printable(f"interrupted; {'; '.join(notes)}"), err=True)
         sys.exit(_EXIT_INTERRUPTED)
     except SparseDeltaError as error:
         click.echo(f"error: {printable(error.message)}", err=True)
         if error.hint:
             click.echo(f"hint: {printable(error.hint)}", err=True)
+        for note in getattr(error, "__notes__", ()):
+            click.echo(f"note: {printable(note)}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         # The reader of our output has gone: nothing is wrong, and nothing more can be said.

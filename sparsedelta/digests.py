@@ -12,6 +12,7 @@ from sparsedelta.limits import SEGMENT_WORDS
 from sparsedelta.words import TensorSpec
 
 DIGEST_BYTES: Final = 32
+_SEGMENT: Final = "sparsedelta 1 segment"
 
 Digest: TypeAlias = bytes
 """32 bytes of BLAKE3."""
@@ -34,7 +35,12 @@ def segment_count(words: int) -> int:
 
 def segment_digest(data: bytes | memoryview) -> Digest:
     """Digest of the bytes of one segment: at most 2^22 words."""
-    return blake3(data, derive_key_context="sparsedelta 1 segment").digest()
+    return blake3(data, derive_key_context=_SEGMENT).digest()
+
+
+def segment_hasher() -> blake3:
+    """What digests a segment piece by piece."""
+    return hasher(_SEGMENT)
 
 
 def encode_text(text: str) -> bytes:

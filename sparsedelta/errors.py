@@ -7,8 +7,9 @@
     ├── OutputError           make room, or choose another output           exit 1
     ├── CheckpointError       repair or replace the checkpoint              exit 1
     │   ├── DeltaGivenError   a delta was given in the place of a checkpoint
-    │   └── RemoteError       try again, or repair what the URL leads to    exit 1
-    │       └── NoAccessError check the URL and the credentials             exit 4
+    │   ├── RemoteError       try again, or repair what the URL leads to    exit 1
+    │   │   └── NoAccessError check the URL and the credentials             exit 4
+    │   └── UnfinishedError   end or undo the run in place that was interrupted
     ├── StructureError        the two checkpoints cannot be related         exit 1
     ├── FormatError           get the delta again: it breaks a rule         exit 3
     │   └── UnsupportedError  get a newer release: it needs a later version exit 3
@@ -94,6 +95,12 @@ class DeltaGivenError(CheckpointError):
     """A delta was given where a checkpoint is expected."""
 
     code = "delta-given"
+
+
+class UnfinishedError(CheckpointError):
+    """A run in place was interrupted: its journal must be settled before the files are used."""
+
+    code = "unfinished"
 
 
 class RemoteError(CheckpointError):

@@ -11,7 +11,7 @@ import os
 import stat
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from sparsedelta.errors import CheckpointError
 
@@ -21,6 +21,9 @@ _NO_KERNEL_COPY: Final = frozenset(
     {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY}
 )
 """What copy_file_range says between file systems, or where it is unknown or not allowed."""
+
+
+_FACTS: Final = ("size", "mtime_ns", "ino", "dev")
 
 
 class InputFile:
@@ -106,6 +109,10 @@ class InputFile:
             done += count
         return True
 
+    def identity(self) -> list[Any]:
+        """What would be other, as far as can be told, if it were another file; as JSON."""
+        return [str(self.location), *(getattr(self._status, f"st_{fact}") for fact in _FACTS)]
+
     def check_unchanged(self) -> None:
         """Insist that nobody has written to the file since it was opened.
 
@@ -140,3 +147,15 @@ class InputFile:
 def reason(error: Exception) -> str:
     """What the operating system says is wrong."""
     return getattr(error, "strerror", None) or str(error)
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot sync this
+            raise
+    finally:
+        os.close(fd)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from sparsedelta.errors import OutputError
-from sparsedelta.files import OPEN_FILES, reason
+from sparsedelta.files import OPEN_FILES, reason, sync
 from sparsedelta.limits import MAX_COMPANION_BYTES
 
 _FORCE: Final = "--force replaces it (force=True in Python)"
@@ -163,9 +163,27 @@ def staged(path: Path, *, force: bool, directory: bool = False) -> Iterator[Path
                 _take_names(work, others, path, force=force)
             else:
                 _take_name(work, path, stage, force=force)
-            _sync(path.parent)
+            sync(path.parent)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def publish(work: Path, path: Path, aside: Path, *, force: bool) -> None:
+    """Bring a finished output to the disk, and give it its name.
+
+    Args:
+        work: The output.
+        path: Its final name. :func:`check_output` has been called.
+        aside: A folder on the same file system, for what is replaced.
+        force: Whether an output that has appeared meanwhile is replaced.
+
+    Raises:
+        OutputError: The output has appeared meanwhile.
+        OSError: The disk fails, or the rename.
+    """
+    _sync_tree(work)
+    _take_name(work, path, aside, force=force)
+    sync(path.parent)
 
 
 def _take_names(work: Path, others: Sequence[Path], path: Path, *, force: bool) -> None:
@@ -181,7 +199,7 @@ def _take_names(work: Path, others: Sequence[Path], path: Path, *, force: bool) 
                     old.rename(moved[-1][0])
             for other, target in zip(others, targets, strict=True):
                 _take_name(other, target, stage, force=force)
-            _sync(path.parent)
+            sync(path.parent)
             _take_name(work, path, stage, force=force)
         finally:
             if not _has_taken(work, path):
@@ -256,19 +274,8 @@ def _replace(work: Path, path: Path, *, aside: Path) -> None:
 def _sync_tree(path: Path) -> None:
     if path.is_dir():
         for child in sorted(path.rglob("*")):
-            _sync(child)
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot sync this
-            raise
-    finally:
-        os.close(fd)
+            sync(child)
+    sync(path)
 
 
 def write_all(fd: int, data: bytes | memoryview, position: int) -> None:

@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from sparsedelta.locations import Url
 from sparsedelta.remote import RemoteFile
@@ -109,6 +109,10 @@ class ReadAhead:
         buffer = bytearray(length)
         self.read_into(memoryview(buffer), offset)
         return bytes(buffer)
+
+    def identity(self) -> list[Any]:
+        """What would be other, as far as can be told, if it were another file; as JSON."""
+        return self._file.identity()
 
     def check_unchanged(self) -> None:
         """Insist that the file is the one that was opened; see :class:`RemoteFile`."""

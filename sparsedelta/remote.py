@@ -176,6 +176,10 @@ class RemoteFile:
         self.read_into(memoryview(buffer), offset)
         return bytes(buffer)
 
+    def identity(self) -> list[Any]:
+        """What would be other, as far as can be told, if it were another file; as JSON."""
+        return [str(self.location), self.size, *sorted(map(list, self._version.items()))]
+
     def check_unchanged(self) -> None:
         """Insist that the file is still the one that was opened, as far as its store tells.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from sparsedelta.errors import CheckpointError
 from sparsedelta.files import InputFile
@@ -32,6 +32,9 @@ class Source(Protocol):
 
     def read(self, offset: int, length: int) -> bytes:
         """``length`` bytes from ``offset``; raises as :meth:`read_into`."""
+
+    def identity(self) -> list[Any]:
+        """What would be other, as far as can be told, if it were another file; as JSON."""
 
     def check_unchanged(self) -> None:
         """Insist that the file is the one that was opened.

@@ -7,10 +7,11 @@ the output takes its name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -30,7 +31,7 @@ from sparsedelta.words import Bytes, TensorSpec
 
 _BATCH_BYTES: Final = 1 << 21
 
-_Run: TypeAlias = tuple[Arrow, int, int]
+SourceRun: TypeAlias = tuple[Arrow, int, int]
 """A run of words to be taken through: its arrow, first word, word behind the last."""
 
 
@@ -153,29 +154,51 @@ class Pass:
         """
         companions = find_companions(self.checkpoint)
         if self.out is None:
-            self._through(step, None)
+            self.through(step, None)
             return companions.left_behind
         with (
             staged(self.out, directory=files.is_directory, force=self.force) as work,
             CheckpointWriter(files.files, work, is_directory=files.is_directory) as writer,
         ):
-            self._through(step, writer)
+            self.through(step, writer)
             files.check_sha256(writer)
             writer.copy_companions(self.checkpoint.root, files.companions(companions))
             writer.write_files(files.contents)
         return companions.left_behind
 
-    def _through(self, step: Step, writer: CheckpointWriter | None) -> None:
-        total = sum(arrow.words * arrow.word_bytes for arrow in step.arrows)
+    def through(
+        self,
+        step: Step,
+        writer: CheckpointWriter | None,
+        *,
+        arrows: Sequence[Arrow] | None = None,
+        known: Mapping[str, Digest] = MappingProxyType({}),
+        made: Callable[[Arrow], None] = lambda _: None,
+    ) -> None:
+        """Read, verify, change and write the words of a checkpoint.
+
+        Args:
+            step: The step.
+            writer: Where to write; None: nowhere.
+            arrows: Those of the step that are to be followed; None: all.
+            known: Tensor digests of what stays by arrows that are not followed.
+            made: Told of each arrow when its result is written.
+
+        Raises:
+            DiffersError: A tensor is not what the step starts from.
+            VerificationError: The result is not what the delta promises.
+        """
+        arrows = step.arrows if arrows is None else arrows
+        total = sum(arrow.words * arrow.word_bytes for arrow in arrows)
         done = 0
 
-        def work(batch: Sequence[_Run]) -> list[Digest | None]:
+        def work(batch: Sequence[SourceRun]) -> list[Digest | None]:
             return [self._take(step, writer, *run) for run in batch]
 
-        found = dict(step.expected)
-        with self.pool.mapped(work, _batches(step.arrows)) as batches:
-            results = chain.from_iterable(batches)
-            for arrow in step.arrows:
+        found = {**step.expected, **known}
+        with self.pool.mapped(work, batches(arrows)) as taken:
+            results = chain.from_iterable(taken)
+            for arrow in arrows:
                 digests = []
                 for start, stop in arrow.spans():
                     digests.append(next(results))
@@ -186,6 +209,7 @@ class Pass:
                     found[name] = tensor_digest(arrow.source, [d for d in digests if d is not None])
                     if found[name] != step.expected.get(name, found[name]):
                         raise DiffersError
+                made(arrow)
         if checkpoint_fingerprint(found).hex() != step.fingerprint:
             raise DiffersError
         step.check_result(found)
@@ -225,9 +249,9 @@ class Pass:
         return self.checkpoint.read(source.name, start, stop), False
 
 
-def _batches(arrows: Iterable[Arrow]) -> Iterator[list[_Run]]:
+def batches(arrows: Iterable[Arrow]) -> Iterator[list[SourceRun]]:
     """All runs in their order, small ones together: handing over each would cost as much."""
-    batch: list[_Run] = []
+    batch: list[SourceRun] = []
     size = 0
     for arrow in arrows:
         for start, stop in arrow.spans():

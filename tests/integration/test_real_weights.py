@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 import sparsedelta
+from sparsedelta.operations.proving import Verify
 
 pytestmark = pytest.mark.real
 
@@ -53,6 +55,13 @@ def test_there_and_back(pair: tuple[Path, Path], tmp_path: Path) -> None:
     assert (tmp_path / "out").read_bytes() == target.read_bytes()
     sparsedelta.revert(tmp_path / "out", tmp_path / "d", tmp_path / "back")
     assert (tmp_path / "back").read_bytes() == base.read_bytes()
+    here = Path(shutil.copy(base, tmp_path / "here"))
+    verifying: tuple[Verify, ...] = ("full", "touched")
+    for verify in verifying:
+        assert sparsedelta.apply(here, tmp_path / "d", in_place=True, verify=verify).changed
+        assert here.read_bytes() == target.read_bytes()
+        assert sparsedelta.revert(here, tmp_path / "d", in_place=True, verify=verify).changed
+        assert here.read_bytes() == base.read_bytes()
     checked = sparsedelta.validate(tmp_path / "d", base=base)
     assert checked.ok
     assert checked.base_checked

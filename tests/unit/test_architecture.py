@@ -108,6 +108,7 @@ SPARSEDELTA_NAMES = {
     "TensorDelta",
     "TensorSlice",
     "TensorSpec",
+    "UnfinishedError",
     "UnsupportedError",
     "Url",
     "UsageError",

@@ -1,0 +1,262 @@
+"""Proving a change in place before it is made: every run verified, its changed words journalled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Final, Literal, TypeAlias
+
+import numpy as np
+
+from sparsedelta.checkpoint import FileCheckpoint
+from sparsedelta.delta import DIFFERENCE, REPLACE, Part
+from sparsedelta.digests import (
+    Digest,
+    checkpoint_fingerprint,
+    segment_hasher,
+    tensor_digest,
+)
+from sparsedelta.journal_frames import Buffers, Run, run_frame
+from sparsedelta.limits import SEGMENT_WORDS
+from sparsedelta.locked_files import LockedFiles
+from sparsedelta.operations.arrows import Arrow, DiffersError, follow
+from sparsedelta.operations.steps import SourceRun, Step, batches
+from sparsedelta.parallel import OrderedMap
+from sparsedelta.progress import Progress
+from sparsedelta.records import PartRecord
+from sparsedelta.slices import apply_parts, check_disjoint
+from sparsedelta.words import Indices, Words, as_words
+
+Verify: TypeAlias = Literal["full", "touched"]
+"""Whether every tensor is digested, or those that the delta names."""
+
+Place: TypeAlias = tuple[int, int]
+"""Number of a file, and the byte at which a tensor begins there."""
+
+_CHUNK: Final = 1 << 20
+"""Bytes that are read, digested, changed and digested again at a time: they stay in the cache."""
+
+_PLAIN_OPS: Final = (DIFFERENCE, REPLACE)
+"""Ops that never fail, whatever the words: they may run before all of a segment is digested."""
+
+_Found: TypeAlias = tuple[list[Digest], list[Buffers]]
+"""Digests of a source that is not known by its segments, and what to journal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """Goes through a checkpoint along a step, and tells what is to be changed where.
+
+    Attributes:
+        checkpoint: The checkpoint.
+        files: Its files, locked.
+        sources: Where its tensors lie, by name.
+        results: Where those of the result lie, by name.
+        pool: Threads to use.
+        verify: What is verified.
+    """
+
+    checkpoint: FileCheckpoint
+    files: LockedFiles
+    sources: Mapping[str, Place]
+    results: Mapping[str, Place]
+    pool: OrderedMap
+    verify: Verify
+
+    def __call__(self, step: Step, journal: Callable[[Buffers], None], progress: Progress) -> None:
+        """Verify the checkpoint and what the step makes of it.
+
+        Args:
+            step: The step.
+            journal: Takes the frame of every run that changes.
+            progress: Told how many bytes were gone through, and of how many.
+
+        Raises:
+            DiffersError: A tensor is not what the step starts from.
+            VerificationError: The result is not what the delta promises.
+            CheckpointError: A file became shorter.
+            FormatError: The delta breaks a rule.
+        """
+        is_full = self.verify == "full"
+        arrows = [arrow for arrow in step.arrows if is_full or arrow.record is not None]
+        total = sum(arrow.words * arrow.word_bytes for arrow in arrows)
+        done = 0
+
+        def work(batch: Sequence[SourceRun]) -> list[_Found]:
+            return [self._take(step, *run) for run in batch]
+
+        found = dict(step.expected)
+        with self.pool.mapped(work, batches(arrows)) as taken:
+            results = chain.from_iterable(taken)
+            for arrow in arrows:
+                digests = []
+                for start, stop in arrow.spans():
+                    segments, frames = next(results)
+                    digests += segments
+                    for frame in frames:
+                        journal(frame)
+                    done += (stop - start) * arrow.word_bytes
+                    progress(done, total)
+                if arrow.source is not None and arrow.record is None:
+                    name = arrow.source.name
+                    found[name] = tensor_digest(arrow.source, digests)
+                    if found[name] != step.expected.get(name, found[name]):
+                        raise DiffersError
+        if is_full:
+            if checkpoint_fingerprint(found).hex() != step.fingerprint:
+                raise DiffersError
+            step.check_result(found)
+
+    def _take(self, step: Step, arrow: Arrow, start: int, stop: int) -> _Found:
+        if arrow.record is None:
+            return self._digests(arrow, start, stop), []
+        return [], self._changes(step, arrow, start, stop)
+
+    def _digests(self, arrow: Arrow, start: int, stop: int) -> list[Digest]:
+        assert arrow.source is not None  # noqa: S101 (it stays)
+        file, offset = self.sources[arrow.source.name]
+        width = arrow.word_bytes
+        state = segment_hasher()  # spans of what stays are segments
+        buffer = np.empty(min(_CHUNK, (stop - start) * width), np.uint8)
+        for at in range(start * width, stop * width, _CHUNK):
+            data = buffer[: min(_CHUNK, stop * width - at)]
+            self.files.read_into(file, data.data, offset + at)
+            state.update(data.data)
+        return [state.digest()]
+
+    def _changes(self, step: Step, arrow: Arrow, start: int, stop: int) -> list[Buffers]:
+        if self._is_plain(arrow):
+            frames = self._scattered(step, arrow, start, stop)
+            if frames is not None:
+                return frames
+        return self._compared(step, arrow, start, stop)
+
+    def _is_plain(self, arrow: Arrow) -> bool:
+        """Whether entries are all that changes, and can be had without the words they change."""
+        source, result = arrow.source, arrow.result
+        if source is None or result is None or arrow.carried is not None or arrow.before is None:
+            return False
+        return (
+            source.words == result.words
+            and self.sources[source.name] == self.results[result.name]
+            and all(_is_simple(part) for part in _parts(arrow))
+        )
+
+    def _compared(self, step: Step, arrow: Arrow, start: int, stop: int) -> list[Buffers]:
+        """Make a run of the result, and compare it with what lies in its place."""
+        data = np.empty(0, np.uint8)
+        if arrow.source is not None and start < arrow.source.words:
+            data = self.checkpoint.read(arrow.source.name, start, min(stop, arrow.source.words))
+        made = follow(step.reader, arrow, start, stop, data)
+        if arrow.result is None:
+            return []
+        width = arrow.word_bytes
+        file, offset = self.results[arrow.result.name]
+        frames: list[Buffers] = []
+        for at in range(0, made.size, SEGMENT_WORDS * width):
+            new = made[at : at + SEGMENT_WORDS * width]
+            old = np.empty_like(new)
+            place = offset + start * width + at
+            self.files.read_into(file, old.data, place)
+            frames += compared(file, place, as_words(old, width), as_words(new, width))
+        return frames
+
+    def _scattered(self, step: Step, arrow: Arrow, start: int, stop: int) -> list[Buffers] | None:
+        """Follow the entries of a run; None if a digest is not the expected one."""
+        assert arrow.before is not None and arrow.source is not None  # noqa: S101, PT018
+        parts = list(_entries(step, arrow, start, stop))
+        places = [part.indices for part in parts if part.indices is not None]
+        if len(places) > 1:
+            check_disjoint(step.reader.path, arrow.source.name, places)
+        frames = []
+        for first in range(start, stop, SEGMENT_WORDS):
+            last = min(first + SEGMENT_WORDS, stop)
+            number = first // SEGMENT_WORDS
+            run, *digests = self._segment(arrow, first, last, parts)
+            if digests != [arrow.before[number], arrow.after[number]]:
+                return None
+            if run is not None:
+                frames.append(run_frame(run))
+        return frames
+
+    def _segment(
+        self, arrow: Arrow, first: int, last: int, parts: list[Part]
+    ) -> tuple[Run | None, Digest, Digest]:
+        assert arrow.source is not None and arrow.result is not None  # noqa: S101, PT018
+        file, offset = self.sources[arrow.source.name]
+        width = arrow.word_bytes
+        size = _CHUNK // width
+        before = segment_hasher()
+        # A segment without entries stays as it is, and so does its digest.
+        changes = any(_within(part, first, last).nnz for part in parts)
+        after = segment_hasher()
+        buffer = np.empty(min(size, last - first), arrow.result.word_dtype)
+        runs: list[tuple[Indices, Words, Words]] = []
+        for start in range(first, last, size):
+            words = buffer[: min(size, last - start)]
+            data = words.view(np.uint8).data
+            self.files.read_into(file, data, offset + start * width)
+            before.update(data)
+            if not changes:
+                continue
+            near = [_within(part, start, start + words.size) for part in parts]
+            at = _positions(near) - start
+            old = words[at]
+            apply_parts(arrow.result, words, start, near)
+            runs.append((at + (start - first), old, words[at]))
+            after.update(data)
+        if not changes:
+            return None, before.digest(), before.digest()
+        at, old, new = (np.concatenate(each) for each in zip(*runs, strict=True))
+        positions = None if at.size == last - first else at
+        run = Run(file, offset + first * width, last - first, positions, old, new)
+        return run, before.digest(), after.digest()
+
+
+def compared(file: int, offset: int, old: Words, new: Words) -> Iterator[Buffers]:
+    """The frame of a run of at most 2^22 words that differs somewhere; nothing if it does not."""
+    at = np.flatnonzero(old != new)
+    if at.size:
+        positions = None if at.size == old.size else at
+        yield run_frame(Run(file, offset, old.size, positions, old[at], new[at]))
+
+
+def _parts(arrow: Arrow) -> Iterator[PartRecord]:
+    for number in arrow.changes:
+        part = arrow.record.parts[number] if arrow.record is not None else None
+        assert isinstance(part, PartRecord)  # noqa: S101 (changes are coded)
+        yield part
+
+
+def _is_simple(part: PartRecord) -> bool:
+    return part.op in _PLAIN_OPS and not part.encoding.needs_base
+
+
+def _entries(step: Step, arrow: Arrow, start: int, stop: int) -> Iterator[Part]:
+    """The entries of each change within a run of whole blocks, as they are to be applied."""
+    assert arrow.record is not None  # noqa: S101 (what stays has no changes)
+    for number, described in zip(arrow.changes, _parts(arrow), strict=True):
+        last = min(stop, arrow.record.domain(number))
+        size = 1 << described.block_log2
+        indices, values = [], []
+        for block in range(start // size, -(-last // size)):
+            found, words = step.reader.read_block(arrow.record, number, block)
+            indices.append(found + block * size)
+            values.append(words)
+        if indices:
+            part = Part(described.op, np.concatenate(indices), np.concatenate(values))
+            yield part.invert() if arrow.reverse else part
+
+
+def _within(part: Part, start: int, stop: int) -> Part:
+    assert part.indices is not None and part.words is not None  # noqa: S101, PT018 (sparse)
+    low, high = np.searchsorted(part.indices, [start, stop])
+    return Part(part.op, part.indices[low:high], part.words[low:high])
+
+
+def _positions(parts: list[Part]) -> Indices:
+    found = [part.indices for part in parts if part.indices is not None]
+    if len(found) == 1:
+        return found[0]
+    return np.sort(np.concatenate([np.empty(0, np.int64), *found]))
