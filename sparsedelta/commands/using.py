@@ -9,9 +9,9 @@ from typing import Any, Final
 import click
 
 import sparsedelta
-from sparsedelta.commands.options import PATH, print_result, writing
-from sparsedelta.console import progress_bar
+from sparsedelta.commands.options import PATH, one_of_many, print_result, writing
 from sparsedelta.errors import printable
+from sparsedelta.launch import threads_here
 from sparsedelta.locations import Location
 
 _files: Final = click.option(
@@ -59,17 +59,20 @@ def _transform(
     dry_run: bool,
     with_files: bool,
 ) -> None:
-    with progress_bar(verb, quiet=quiet) as progress:
+    with one_of_many(verb, quiet=quiet) as (ranks, progress):
         report = operation(
             source,
             delta,
             out,
-            threads=threads,
+            threads=threads_here(ranks, threads),
             force=force,
             dry_run=dry_run,
             with_files=with_files,
             progress=progress,
+            ranks=ranks,
         )
+    if ranks.rank:
+        return
     wrote = "would write" if dry_run else "wrote"
     if report.changed:
         text = f"{wrote} {out}: {report.nnz:,} entries in {report.tensors} tensors"

@@ -26,6 +26,7 @@ from sparsedelta.operations.steps import Pass, Step
 from sparsedelta.outputs import check_output
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress, silent
+from sparsedelta.ranks import ALONE, Ranks, first
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ def apply(
     dry_run: bool = False,
     with_files: bool = True,
     progress: Progress = silent,
+    ranks: Ranks = ALONE,
 ) -> ApplyReport:
     """Write the target of ``delta``: ``base`` with its changes, bit for bit.
 
@@ -81,7 +83,9 @@ def apply(
         force: Replace an existing output.
         dry_run: Do and verify everything but a recorded SHA-256 of files; write nothing.
         with_files: Write the files that the delta carries, if the output is a directory.
-        progress: Told how many bytes were done, and of how many.
+        progress: Told how many bytes were done, and of how many: by this rank.
+        ranks: The processes that do this together, each with tensors of its own. All of them call
+            this alike; rank 0 makes the files and gives them their names.
 
     Raises:
         WrongBaseError: ``base`` is neither the base nor the target of the delta.
@@ -89,6 +93,7 @@ def apply(
         FormatError: The delta breaks a rule.
         CheckpointError: ``base`` cannot be read.
         OutputError: The output exists, or cannot be written.
+        RankError: Another rank failed; nothing is left behind.
     """
     return _transform(
         base,
@@ -100,6 +105,7 @@ def apply(
         dry_run=dry_run,
         with_files=with_files,
         progress=progress,
+        ranks=ranks,
     )
 
 
@@ -113,6 +119,7 @@ def revert(
     dry_run: bool = False,
     with_files: bool = True,
     progress: Progress = silent,
+    ranks: Ranks = ALONE,
 ) -> ApplyReport:
     """Write the base of ``delta``: ``target`` with its changes undone, bit for bit.
 
@@ -131,6 +138,7 @@ def revert(
         dry_run=dry_run,
         with_files=with_files,
         progress=progress,
+        ranks=ranks,
     )
 
 
@@ -155,6 +163,7 @@ def prove(
         dry_run=True,
         with_files=True,
         progress=progress,
+        ranks=ALONE,
     )
 
 
@@ -169,8 +178,10 @@ def _transform(
     dry_run: bool,
     with_files: bool,
     progress: Progress,
+    ranks: Ranks,
 ) -> ApplyReport:
     with ExitStack() as stack:
+        stack.enter_context(ranks.together())
         # The checkpoint first: exchanged arguments are then told as such.
         try:
             checkpoint = stack.enter_context(FileCheckpoint(source))
@@ -183,22 +194,22 @@ def _transform(
             stack.enter_context(reader)
         _check_direction(reader, reverse=reverse)
         pool = stack.enter_context(OrderedMap(threads))
-        walk = Standpoint(checkpoint, reader, pool, reverse=reverse)
+        walk = Standpoint(checkpoint, reader, pool, reverse=reverse, ranks=ranks)
         out = None if out is None else output_path(out)
         try:
             walk.check_structure()
             files = walk.files(with_files=with_files)
-            _check_out(out, checkpoint, reader, files, force=force)
+            first(ranks, lambda: _check_out(out, checkpoint, reader, files, force=force))
             changed = bool(reader.records) or reader.manifest.attachments != Attachments()
-            run = Pass(checkpoint, None if dry_run else out, pool, progress, force)
+            run = Pass(checkpoint, None if dry_run else out, pool, progress, force, ranks)
             left_behind = run(walk.step, files)
         except (DiffersError, WrongBaseError) as error:
             # Before it is called wrong: is it already where the delta leads?
             walk.insist_on_result(error)
             files = same_files(checkpoint)
-            _check_out(out, checkpoint, reader, files, force=force)
+            first(ranks, lambda: _check_out(out, checkpoint, reader, files, force=force))
             changed = False
-            run = Pass(checkpoint, None if dry_run else out, pool, progress, force)
+            run = Pass(checkpoint, None if dry_run else out, pool, progress, force, ranks)
             try:
                 left_behind = run(Step.copy(reader, checkpoint, reverse=reverse), files)
             except DiffersError:

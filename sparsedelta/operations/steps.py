@@ -8,6 +8,7 @@ the output takes its name.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -23,9 +24,10 @@ from sparsedelta.digests import Digest, checkpoint_fingerprint, segment_digest, 
 from sparsedelta.errors import DAMAGED, FormatError
 from sparsedelta.operations.arrows import Arrow, DiffersError, arrows_of, follow, stays
 from sparsedelta.operations.result_files import ResultFiles
-from sparsedelta.outputs import staged
+from sparsedelta.outputs import output_errors, staged
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress
+from sparsedelta.ranks import ALONE, Ranks, first, own, watched
 from sparsedelta.words import Bytes, TensorSpec
 
 _BATCH_BYTES: Final = 1 << 21
@@ -128,7 +130,8 @@ class Step:
 class Pass:
     """Takes a checkpoint through a step, into an output that appears whole or not at all.
 
-    Without an output everything is done and verified, and nothing written.
+    Without an output everything is done and verified, and nothing written. Of several ranks each
+    has arrows of its own, rank 0 the output and the last word.
     """
 
     checkpoint: FileCheckpoint
@@ -136,6 +139,7 @@ class Pass:
     pool: OrderedMap
     progress: Progress
     force: bool
+    ranks: Ranks = ALONE
 
     def __call__(self, step: Step, files: ResultFiles) -> Sequence[str]:
         """Take the step.
@@ -155,40 +159,76 @@ class Pass:
         if self.out is None:
             self._through(step, None)
             return companions.left_behind
-        with (
-            staged(self.out, directory=files.is_directory, force=self.force) as work,
-            CheckpointWriter(files.files, work, is_directory=files.is_directory) as writer,
-        ):
+        with ExitStack() as stack:
+            writer = self._writer(self.out, files, stack)
             self._through(step, writer)
-            files.check_sha256(writer)
-            writer.copy_companions(self.checkpoint.root, files.companions(companions))
-            writer.write_files(files.contents)
+            if self.ranks.rank == 0:
+                files.check_sha256(writer)
+                writer.copy_companions(self.checkpoint.root, files.companions(companions))
+                writer.write_files(files.contents)
+        self.ranks.share(None)  # the output has its name
         return companions.left_behind
 
+    def _writer(self, out: Path, files: ResultFiles, stack: ExitStack) -> CheckpointWriter:
+        is_directory = files.is_directory
+        if self.ranks.rank == 0:
+            work = stack.enter_context(staged(out, directory=is_directory, force=self.force))
+            writer = CheckpointWriter(files.files, work, is_directory=is_directory)
+            stack.callback(writer.close)
+            self.ranks.share(work.absolute())
+            return writer
+        stack.enter_context(output_errors(out))
+        work = self.ranks.share(None)
+        writer = CheckpointWriter(files.files, work, is_directory=is_directory, create=False)
+        stack.callback(writer.close)
+        return writer
+
     def _through(self, step: Step, writer: CheckpointWriter | None) -> None:
-        total = sum(arrow.words * arrow.word_bytes for arrow in step.arrows)
+        sizes = [arrow.words * arrow.word_bytes for arrow in step.arrows]
+        arrows = [step.arrows[n] for n in own(self.ranks, sizes)]
+        try:
+            found = self._follow(step, arrows, writer)
+        except DiffersError:
+            found = None
+        if writer is not None and self.ranks.rank:
+            writer.sync()  # rank 0 can only see to what it wrote itself
+        gathered = self.ranks.gather(found)
+        if first(self.ranks, lambda: _differs(step, gathered)):
+            raise DiffersError
+
+    def _follow(
+        self, step: Step, arrows: Sequence[Arrow], writer: CheckpointWriter | None
+    ) -> dict[str, Digest]:
+        """Follow arrows.
+
+        Returns:
+            Tensor digests of the sources of those without a record.
+
+        Raises:
+            DiffersError: A source is not what the step starts from.
+        """
+        total = sum(arrow.words * arrow.word_bytes for arrow in arrows)
+        progress = watched(self.ranks, self.progress)
         done = 0
 
         def work(batch: Sequence[_Run]) -> list[Digest | None]:
             return [self._take(step, writer, *run) for run in batch]
 
-        found = dict(step.expected)
-        with self.pool.mapped(work, _batches(step.arrows)) as batches:
+        found: dict[str, Digest] = {}
+        with self.pool.mapped(work, _batches(arrows)) as batches:
             results = chain.from_iterable(batches)
-            for arrow in step.arrows:
+            for arrow in arrows:
                 digests = []
                 for start, stop in arrow.spans():
                     digests.append(next(results))
                     done += (stop - start) * arrow.word_bytes
-                    self.progress(done, total)
+                    progress(done, total)
                 if arrow.source is not None and arrow.record is None:
                     name = arrow.source.name
                     found[name] = tensor_digest(arrow.source, [d for d in digests if d is not None])
                     if found[name] != step.expected.get(name, found[name]):
                         raise DiffersError
-        if checkpoint_fingerprint(found).hex() != step.fingerprint:
-            raise DiffersError
-        step.check_result(found)
+        return found
 
     def _take(
         self, step: Step, writer: CheckpointWriter | None, arrow: Arrow, start: int, stop: int
@@ -238,3 +278,20 @@ def _batches(arrows: Iterable[Arrow]) -> Iterator[list[_Run]]:
                 batch, size = [], 0
     if batch:
         yield batch
+
+
+def _differs(step: Step, gathered: Sequence[Mapping[str, Digest] | None]) -> bool:
+    """Whether the source is not what the step starts from, by what all ranks found.
+
+    Raises:
+        FormatError: It is, and the result is not what the delta promises (SD306).
+    """
+    leaves = dict(step.expected)
+    for found in gathered:
+        if found is None:
+            return True
+        leaves |= found
+    if checkpoint_fingerprint(leaves).hex() != step.fingerprint:
+        return True
+    step.check_result(leaves)
+    return False

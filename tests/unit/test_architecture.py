@@ -102,6 +102,7 @@ SPARSEDELTA_NAMES = {
     "OutputError",
     "Part",
     "Problem",
+    "RankError",
     "RemoteError",
     "SparseDeltaError",
     "StructureError",
