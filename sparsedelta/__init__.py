@@ -42,10 +42,12 @@ if TYPE_CHECKING:
     from sparsedelta.operations.export_raw import ExportReport, export_raw
     from sparsedelta.operations.identity import Identity, fingerprint
     from sparsedelta.operations.info import DeltaInfo, info
+    from sparsedelta.operations.live_diff import diff_state_dict
     from sparsedelta.operations.rows import read_rows
     from sparsedelta.operations.validate import Problem, ValidationReport, validate
     from sparsedelta.operations.write_delta import write_delta
     from sparsedelta.slices import TensorSlice
+    from sparsedelta.snapshot import Snapshot
     from sparsedelta.words import TensorSpec
 
 __version__: Final = "0.2.0"
@@ -77,10 +79,12 @@ _MODULES: Final = {
     "locations": ("Url",),
     "operations.identity": ("Identity", "fingerprint"),
     "operations.info": ("DeltaInfo", "info"),
+    "operations.live_diff": ("diff_state_dict",),
     "operations.rows": ("read_rows",),
     "operations.validate": ("Problem", "ValidationReport", "validate"),
     "operations.write_delta": ("write_delta",),
     "slices": ("TensorSlice",),
+    "snapshot": ("Snapshot",),
     "words": ("TensorSpec",),
 }
 _HOMES: Final = {name: module for module, names in _MODULES.items() for name in names}
@@ -105,6 +109,7 @@ __all__ = [
     "Problem",
     "RankError",
     "RemoteError",
+    "Snapshot",
     "SparseDeltaError",
     "StructureError",
     "TensorDelta",
@@ -119,6 +124,7 @@ __all__ = [
     "__version__",
     "apply",
     "diff",
+    "diff_state_dict",
     "export_raw",
     "fingerprint",
     "info",

@@ -19,14 +19,18 @@ from collections.abc import Iterator
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from sparsedelta.errors import RankError, SparseDeltaError
+from sparsedelta.errors import RankError, SparseDeltaError, UsageError
 
 _Value = TypeVar("_Value")
+
+_channels: WeakKeyDictionary[dist.ProcessGroup, dict[str, dist.ProcessGroup]] = WeakKeyDictionary()
+"""Groups of our own, by the group that they are made of."""
 
 _BEAT_SECONDS: Final = 10.0
 SILENCE: Final = timedelta(seconds=120)
@@ -53,15 +57,21 @@ class TorchRanks:
     Attributes:
         rank: Number of this process in the group.
         size: Number of processes.
-        members: Their ranks in the default group, in order.
         failure: What has become of another rank, or None.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
-        self.members: list[int] = dist.get_process_group_ranks(group)
-        self.size = len(self.members)
+        parent = dist.group.WORLD if group is None else group
+        if parent is None:
+            raise UsageError(
+                "there is no process group",
+                hint="call torch.distributed.init_process_group() first, or start with torchrun",
+            )
+        self._parent: dist.ProcessGroup = parent
+        self._members: list[int] = dist.get_process_group_ranks(group)
+        self.size = len(self._members)
         self.failure: RankError | None = None
-        self._group = self.new_group(SILENCE)
+        self._group = self.channel("ranks", SILENCE)
         self.rank = dist.get_rank(self._group)
         self._peers = [0] if self.rank else list(range(1, self.size))
         self._changed = threading.Condition()
@@ -75,12 +85,17 @@ class TorchRanks:
         for thread in (*self._listeners, self._heart):
             thread.start()
 
-    def new_group(self, timeout: timedelta) -> dist.ProcessGroup:
-        """A gloo group of the same processes; collective."""
-        group: dist.ProcessGroup = dist.new_group(
-            self.members, timeout=timeout, backend="gloo", use_local_synchronization=True
-        )
-        return group
+    def channel(self, purpose: str, timeout: timedelta) -> dist.ProcessGroup:
+        """A gloo group of the same processes, for this purpose alone; collective.
+
+        It stays open for whoever asks next: connecting takes longer than a small diff.
+        """
+        channels = _channels.setdefault(self._parent, {})
+        if purpose not in channels:
+            channels[purpose] = dist.new_group(
+                self._members, timeout=timeout, backend="gloo", use_local_synchronization=True
+            )
+        return channels[purpose]
 
     def gather(self, value: _Value) -> list[_Value]:
         """Values of all ranks, on rank 0."""
@@ -186,12 +201,12 @@ class TorchRanks:
     def close(self) -> None:
         """Part from the other ranks; collective, but for ranks that are gone."""
         self._ended.set()
-        self._tell((_BYE,), self._peers)
         self._heart.join()
+        self._tell((_BYE,), self._peers)
         patience = SILENCE.total_seconds() if self.failure is None else _FAREWELL_SECONDS
         self.part([*self._listeners], patience)
-        if not any(thread.is_alive() for thread in self._listeners):
-            dist.destroy_process_group(self._group)
+        if self.failure is not None:
+            _channels.pop(self._parent, None)  # something may still be on its way there
 
     def part(self, threads: list[threading.Thread], patience: float | None = None) -> None:
         """Wait for threads that wait for peers.
