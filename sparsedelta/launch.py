@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Final
 
 from sparsedelta.errors import RankError
-from sparsedelta.parallel import usable_cores
 from sparsedelta.ranks import ALONE, Ranks
 
 _VARIABLES: Final = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -47,6 +46,8 @@ def threads_here(ranks: Ranks, threads: int | None) -> int | None:
     """Worker threads of this process: those asked for, or its share of its machine's cores."""
     if threads is not None or ranks.size == 1:
         return threads
+    from sparsedelta.parallel import usable_cores  # noqa: PLC0415 (info does not pay for threads)
+
     return max(1, usable_cores() // _number("LOCAL_WORLD_SIZE"))
 
 

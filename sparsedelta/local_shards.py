@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sparsedelta.boxes import Box
 from sparsedelta.checkpoint import CheckpointReader
@@ -15,6 +15,13 @@ from sparsedelta.words import TensorSpec
 if TYPE_CHECKING:
     import torch
     from torch.distributed.tensor import DTensor
+
+OLD: Final = 0
+"""The end of a diff that is the old model, as a position in pairs."""
+
+NEW: Final = 1
+BOTH: Final = 2
+"""What may be asked for of a pair, besides one end of it."""
 
 
 @dataclass(frozen=True, slots=True)

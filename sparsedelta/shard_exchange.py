@@ -19,13 +19,10 @@ import torch
 import torch.distributed as dist
 
 from sparsedelta.errors import CheckpointError
-from sparsedelta.local_shards import LocalShards
+from sparsedelta.local_shards import BOTH, NEW, OLD, LocalShards
 from sparsedelta.torch_ranks import TorchRanks
 from sparsedelta.words import Bytes, as_words
 
-OLD: Final = 0
-NEW: Final = 1
-BOTH: Final = 2
 _STOP: Final = 3
 
 _QUESTIONS: Final = 1

@@ -6,14 +6,18 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sparsedelta.boxes import Box
 from sparsedelta.errors import StructureError
 from sparsedelta.limits import SEGMENT_WORDS
-from sparsedelta.shard_exchange import BOTH, NEW, OLD, ShardExchange
+from sparsedelta.local_shards import BOTH, NEW, OLD
 from sparsedelta.words import Bytes, TensorSpec, as_words
+
+if TYPE_CHECKING:
+    from sparsedelta.shard_exchange import ShardExchange
 
 Holders = tuple[tuple[Box, tuple[int, ...]], ...]
 """The distinct boxes of a tensor, and the ranks that hold each."""

@@ -14,8 +14,8 @@ import numpy as np
 from sparsedelta.boxes import Box
 from sparsedelta.checkpoint import segments
 from sparsedelta.errors import CheckpointError, StructureError, UsageError
-from sparsedelta.files import output_errors, write_all
 from sparsedelta.local_shards import LocalShards, is_sharded, local_tensors, shards_of
+from sparsedelta.outputs import output_errors, write_all
 from sparsedelta.state_dict import StateDictReader
 from sparsedelta.words import Bytes, TensorSpec
 
