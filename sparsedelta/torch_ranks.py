@@ -135,7 +135,7 @@ class TorchRanks:
             failure = self.failure
             if failure is None:
                 self._fail(_own_failure(self.rank, error), origin=self.rank)
-            elif isinstance(error, Exception) and error is not failure:
+            elif isinstance(error, Exception) and not _is_same(error, failure):
                 # Whatever went wrong here did so because another rank was gone.
                 raise failure from None
             raise
@@ -229,6 +229,8 @@ class TorchRanks:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if value is not None and self.failure is None:
+            self._fail(_own_failure(self.rank, value), origin=self.rank)
         self.close()
 
 
@@ -237,6 +239,11 @@ def _leave(code: int) -> None:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)
+
+
+def _is_same(error: Exception, failure: RankError) -> bool:
+    """Whether an error is the failure, or one that all ranks came to alike."""
+    return isinstance(error, SparseDeltaError) and failure.message.endswith(error.message)
 
 
 def _own_failure(rank: int, error: BaseException) -> RankError:

@@ -203,8 +203,8 @@ def diff(
         manifest = writer.finish(dry_run=dry_run)
         total = sum(spec.nbytes for spec in new.specs.values())
         gathered = [each for found in ranks.gather(sizes) for each in found]
-        gathered.sort(key=lambda each: each.tensor)
-        return DiffReport(manifest, writer.size, total, tuple(gathered), notes)
+        every = ranks.share(sorted(gathered, key=lambda each: each.tensor))
+        return DiffReport(manifest, writer.size, total, tuple(every), notes)
 
 
 def _shards(shards: int | None, max_shard_size: int | None, ranks: Ranks) -> int | None:
