@@ -101,7 +101,7 @@ def _box(name: str, tensor: DTensor, local: tuple[int, ...]) -> Box:
             continue
         if type(placement) is not Shard:
             raise CheckpointError(
-                f"tensor {name!r} is placed as {placement} on dimension {axis} of its mesh, "
+                f"tensor {name!r} is placed as {placement!r} on dimension {axis} of its mesh, "
                 "expected Shard or Replicate",
                 hint="give it another placement first: "
                 "tensor.redistribute(placements=[Replicate()] * tensor.device_mesh.ndim)",

@@ -60,9 +60,12 @@ class ShardExchange:
         self._numbers: Sequence[Mapping[str, int]] = ()
         self._tags = itertools.count()
         self._lock = threading.Lock()
-        self._server = threading.Thread(target=self._answer, daemon=True)
         self.received = 0
         self.largest = 0
+        # It listens from the start: a farewell may come before a question.
+        self._is_open = threading.Event()
+        self._server = threading.Thread(target=self._answer, daemon=True)
+        self._server.start()
 
     def open(self, ends: Sequence[LocalShards], names: Sequence[Sequence[str]]) -> None:
         """Begin to answer.
@@ -73,8 +76,7 @@ class ShardExchange:
         """
         self._ends, self._names = ends, names
         self._numbers = [{name: n for n, name in enumerate(each)} for each in names]
-        if self._ranks.size > 1:
-            self._server.start()
+        self._is_open.set()
 
     def ask(self, rank: int, what: int, name: str, run: tuple[int, int]) -> tuple[Bytes, Bytes]:
         """Words of the shard of a rank; callable from any thread.
@@ -136,9 +138,9 @@ class ShardExchange:
                 source = dist.recv(question, group=self._group, tag=_QUESTIONS)
                 what, number, start, stop, tag = question.tolist()
                 if what == _STOP:
-                    # A rank that is gone does not say so: after a failure one farewell is enough.
-                    stops += 1 if self._ranks.failure is None else self._ranks.size
+                    stops += 1
                     continue
+                self._is_open.wait()
                 kind, data = self._packed(what, number, (start, stop))
                 header = torch.tensor([kind, data.size])
                 dist.send(header, dst=source, group=self._group, tag=tag)
@@ -160,6 +162,7 @@ class ShardExchange:
 
     def close(self) -> None:
         """Answer until all others are done, too."""
+        self._is_open.set()
         stop = torch.tensor([_STOP, 0, 0, 0, 0])
         for rank in range(self._ranks.size):
             if rank != self._ranks.rank:

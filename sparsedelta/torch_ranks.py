@@ -71,6 +71,7 @@ class TorchRanks:
         self._members: list[int] = dist.get_process_group_ranks(group)
         self.size = len(self._members)
         self.failure: RankError | None = None
+        self._origin: int | None = None
         self._group = self.channel("ranks", SILENCE)
         self.rank = dist.get_rank(self._group)
         self._peers = [0] if self.rank else list(range(1, self.size))
@@ -135,10 +136,15 @@ class TorchRanks:
             failure = self.failure
             if failure is None:
                 self._fail(_own_failure(self.rank, error), origin=self.rank)
-            elif isinstance(error, Exception) and not _is_same(error, failure):
+            elif isinstance(error, Exception) and not self._is_of(failure, error):
                 # Whatever went wrong here did so because another rank was gone.
                 raise failure from None
             raise
+
+    def _is_of(self, failure: RankError, error: Exception) -> bool:
+        """Whether a failure is of this rank, or of all of them: each then raises its own error."""
+        common = isinstance(error, SparseDeltaError) and failure.message.endswith(error.message)
+        return common or self._origin == self.rank
 
     def _say(self, peer: int, message: tuple[Any, ...]) -> None:
         try:
@@ -189,7 +195,7 @@ class TorchRanks:
         with self._changed:
             if self.failure is not None:
                 return
-            self.failure = failure
+            self.failure, self._origin = failure, origin
             self._changed.notify_all()
         self._tell((_ERROR, failure, origin), [peer for peer in self._peers if peer != origin])
 
@@ -239,11 +245,6 @@ def _leave(code: int) -> None:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)
-
-
-def _is_same(error: Exception, failure: RankError) -> bool:
-    """Whether an error is the failure, or one that all ranks came to alike."""
-    return isinstance(error, SparseDeltaError) and failure.message.endswith(error.message)
 
 
 def _own_failure(rank: int, error: BaseException) -> RankError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
@@ -26,6 +27,11 @@ def free_port() -> int:
 
 def run_ranks(size: int, task: str, *arguments: str | Path) -> list[Run]:
     """Run a task of ``rank_work.py`` in ``size`` processes until all have ended."""
+    return run_script(size, WORK, task, *arguments)
+
+
+def run_script(size: int, script: Path, *arguments: str | Path) -> list[Run]:
+    """Run a script in ``size`` processes until all have ended."""
     port = free_port()
     processes = []
     for rank in range(size):
@@ -40,7 +46,7 @@ def run_ranks(size: int, task: str, *arguments: str | Path) -> list[Run]:
         }
         processes.append(
             subprocess.Popen(
-                [sys.executable, str(WORK), task, *map(str, arguments)],
+                [sys.executable, "-X", "faulthandler", str(script), *map(str, arguments)],
                 env=environment({key: str(value) for key, value in env.items()}),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -48,19 +54,19 @@ def run_ranks(size: int, task: str, *arguments: str | Path) -> list[Run]:
                 text=True,
             )
         )
-    runs = []
-    try:
-        for process in processes:
-            out, err = process.communicate(timeout=TIMEOUT)
-            runs.append(Run(process.returncode, out, without_progress(err)))
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+    runs, hung = [], False
+    for process in processes:
+        try:
+            out, err = process.communicate(timeout=1 if hung else TIMEOUT)
+        except subprocess.TimeoutExpired:
+            hung = True
+            process.send_signal(signal.SIGABRT)  # it says on stderr where it was
+            out, err = process.communicate()
+        runs.append(Run(process.returncode, out, without_progress(err)))
     return runs
 
 
 def all_well(runs: list[Run]) -> None:
     """All ranks ended well."""
-    for rank, run in enumerate(runs):
-        assert run.code == 0, f"rank {rank}: {run.out}\n{run.err}"
+    told = "\n".join(f"rank {n}: {run.code}\n{run.out}{run.err}" for n, run in enumerate(runs))
+    assert all(run.code == 0 for run in runs), told
