@@ -224,7 +224,7 @@ class TorchRanks:
             thread.join(_FAREWELL_SECONDS if patience is None else patience)
         if any(thread.is_alive() for thread in threads):
             code = 1 if self.failure is None else self.failure.exit_code
-            atexit.register(_leave, code)
+            atexit.register(_leave, threads, code)
 
     def __enter__(self) -> Self:
         return self
@@ -240,7 +240,9 @@ class TorchRanks:
         self.close()
 
 
-def _leave(code: int) -> None:
+def _leave(threads: list[threading.Thread], code: int) -> None:
+    if not any(thread.is_alive() for thread in threads):
+        return
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()

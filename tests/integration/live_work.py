@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -243,9 +245,30 @@ def fsdp(folder: Path) -> None:
         save_file(full, folder / "trained.safetensors")
 
 
+def killed(folder: Path) -> None:
+    """One rank is killed while the others wait for words of it."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    model = {
+        f"v{n}": distribute_tensor(torch.zeros(9, 4), mesh, [Shard(0)], src_data_rank=None)
+        for n in range(20)
+    }
+
+    def kill(*_: object) -> None:
+        if dist.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    try:
+        sparsedelta.diff_state_dict(model, model, folder / "d", progress=kill)
+    except RankError as error:
+        print(error)  # noqa: T201 (what the test looks for)
+
+
 def main(folder: Path) -> None:
     """All of it, in one start of the processes."""
     dist.init_process_group("gloo")
+    if len(sys.argv) > 2:
+        killed(folder)
+        return
     tasks: list[Callable[[], None]] = [lambda: refusals(folder), lambda: fsdp(folder)]
     for task in tasks:
         task()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -86,3 +87,13 @@ def test_what_many_ranks_hold_is_one_model(tmp_path: Path, size: int) -> None:
     )
     assert not list(many.glob("never*"))
     assert not list(many.glob(".sparsedelta*"))
+
+
+def test_a_rank_that_is_killed_ends_those_that_wait_for_its_shards(tmp_path: Path) -> None:
+    """The survivors are told, whatever they were waiting for, and end by themselves."""
+    runs = run_script(3, Path(__file__).parent / "live_work.py", tmp_path, "killed")
+    assert runs[1].code == -signal.SIGKILL
+    for run in (runs[0], runs[2]):
+        assert "rank 1 ended without a word" in run.out, run.err
+        assert "Traceback" not in run.err
+    assert list(tmp_path.iterdir()) == []
