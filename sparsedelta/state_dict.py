@@ -7,8 +7,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from sparsedelta.errors import CheckpointError
 from sparsedelta.words import Bytes, TensorSpec
 
@@ -79,12 +77,12 @@ class StateDictReader:
         """Bytes of the words ``[start, stop)`` of a tensor: a word is an element here."""
         import torch  # noqa: PLC0415
 
-        run = _run(self._tensors[name], start, stop).cpu()
-        if run.dtype == torch.complex64:
-            run = torch.view_as_real(run.resolve_conj()).reshape(-1)
-        if not run.numel():
-            return np.empty(0, np.uint8)
-        return run.view(torch.uint8).numpy().copy()
+        run = _run(self._tensors[name], start, stop)
+        copy = torch.empty(run.shape, dtype=run.dtype).copy_(run)  # of the host, without strides
+        if copy.dtype == torch.complex64:
+            copy = torch.view_as_real(copy).reshape(-1)
+        data: Bytes = copy.view(torch.uint8).numpy()
+        return data
 
     def close(self) -> None:
         """Nothing is open."""
