@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         NotFiniteError,
         NotInvertibleError,
         OutputError,
+        RankError,
         RemoteError,
         SparseDeltaError,
         StructureError,
@@ -37,21 +38,25 @@ if TYPE_CHECKING:
         WrongBaseError,
     )
     from sparsedelta.locations import Url
-    from sparsedelta.operations.apply import ApplyReport, apply, revert
+    from sparsedelta.operations.apply import apply, revert
     from sparsedelta.operations.diff import DiffReport, diff
     from sparsedelta.operations.export_raw import ExportReport, export_raw
+    from sparsedelta.operations.following import ApplyReport
     from sparsedelta.operations.identity import Identity, fingerprint
     from sparsedelta.operations.info import DeltaInfo, info
+    from sparsedelta.operations.live_diff import diff_state_dict
     from sparsedelta.operations.rows import read_rows
     from sparsedelta.operations.validate import Problem, ValidationReport, validate
     from sparsedelta.operations.write_delta import write_delta
     from sparsedelta.slices import TensorSlice
+    from sparsedelta.snapshot import Snapshot
     from sparsedelta.words import TensorSpec
 
 __version__: Final = "0.2.0"
 
 _MODULES: Final = {
-    "operations.apply": ("ApplyReport", "apply", "revert"),
+    "operations.apply": ("apply", "revert"),
+    "operations.following": ("ApplyReport",),
     "delta": ("Delta", "Part", "TensorDelta"),
     "delta_reader": ("DeltaReader",),
     "operations.diff": ("DiffReport", "diff"),
@@ -65,6 +70,7 @@ _MODULES: Final = {
         "NotFiniteError",
         "NotInvertibleError",
         "OutputError",
+        "RankError",
         "RemoteError",
         "SparseDeltaError",
         "StructureError",
@@ -77,10 +83,12 @@ _MODULES: Final = {
     "locations": ("Url",),
     "operations.identity": ("Identity", "fingerprint"),
     "operations.info": ("DeltaInfo", "info"),
+    "operations.live_diff": ("diff_state_dict",),
     "operations.rows": ("read_rows",),
     "operations.validate": ("Problem", "ValidationReport", "validate"),
     "operations.write_delta": ("write_delta",),
     "slices": ("TensorSlice",),
+    "snapshot": ("Snapshot",),
     "words": ("TensorSpec",),
 }
 _HOMES: Final = {name: module for module, names in _MODULES.items() for name in names}
@@ -103,7 +111,9 @@ __all__ = [
     "OutputError",
     "Part",
     "Problem",
+    "RankError",
     "RemoteError",
+    "Snapshot",
     "SparseDeltaError",
     "StructureError",
     "TensorDelta",
@@ -119,6 +129,7 @@ __all__ = [
     "__version__",
     "apply",
     "diff",
+    "diff_state_dict",
     "export_raw",
     "fingerprint",
     "info",

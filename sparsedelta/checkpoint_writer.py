@@ -29,13 +29,19 @@ class CheckpointWriter:
         files: Name and layout of each file: the header is written as it is given.
         work: Where to write: a directory that exists, or the path of the only file.
         is_directory: Which of them.
+        create: Whether to make the files, with their headers; else another rank has made them.
 
     Raises:
         OSError: The disk is full, or not writable.
     """
 
     def __init__(
-        self, files: Sequence[tuple[str, FileLayout]], work: Path, *, is_directory: bool
+        self,
+        files: Sequence[tuple[str, FileLayout]],
+        work: Path,
+        *,
+        is_directory: bool,
+        create: bool = True,
     ) -> None:
         self._work = work
         self._is_directory = is_directory
@@ -43,7 +49,7 @@ class CheckpointWriter:
         self._places: dict[str, tuple[int, StoredTensor]] = {}
         try:
             for name, layout in files:
-                self._create(self._path(name), layout)
+                self._open(self._path(name), layout, create=create)
         except BaseException:
             self.close()
             raise
@@ -51,11 +57,13 @@ class CheckpointWriter:
     def _path(self, name: str) -> Path:
         return self._work / name if self._is_directory else self._work
 
-    def _create(self, path: Path, layout: FileLayout) -> None:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    def _open(self, path: Path, layout: FileLayout, *, create: bool) -> None:
+        made = os.O_CREAT | os.O_EXCL if create else 0
+        descriptor = os.open(path, os.O_RDWR | made, 0o666)
         self._descriptors.append(descriptor)
-        os.ftruncate(descriptor, layout.size)
-        write_all(descriptor, layout.prefix, 0)
+        if create:
+            os.ftruncate(descriptor, layout.size)
+            write_all(descriptor, layout.prefix, 0)
         for stored in layout.tensors:
             self._places[stored.spec.name] = (descriptor, stored)
 
@@ -95,6 +103,11 @@ class CheckpointWriter:
         data = np.empty((stop - start) * width, np.uint8)
         read_all(descriptor, data.data, stored.offset + start * width)
         return data
+
+    def sync(self) -> None:
+        """See to it that what was written has left this machine's memory."""
+        for descriptor in self._descriptors:
+            os.fsync(descriptor)
 
     def sha256(self, name: str) -> str:
         """SHA-256 of a file as it was written, hex."""

@@ -15,6 +15,7 @@
     │   └── UnsupportedError  get a newer release: it needs a later version exit 3
     ├── NotFiniteError        the delta adds numbers this base cannot take  exit 3
     ├── NotInvertibleError    make the delta again without --one-way        exit 1
+    ├── RankError             look at another rank's output, run it again   its exit code
     └── IdentityError         get the right base or delta                   exit 3
         ├── WrongBaseError    this checkpoint is not the delta's base
         └── VerificationError the result is not what the delta promises
@@ -48,7 +49,7 @@ class SparseDeltaError(Exception):
     """
 
     code: ClassVar[str] = "error"
-    exit_code: ClassVar[int] = 1
+    exit_code: int = 1
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
@@ -202,3 +203,17 @@ class NotInvertibleError(SparseDeltaError):
 
     code = "not-invertible"
     rule: ClassVar[str] = "SD503"
+
+
+class RankError(SparseDeltaError):
+    """Another process of an operation failed, was killed, or did not come.
+
+    Attributes:
+        exit_code: What that process exits with, as far as it is known, else 1.
+    """
+
+    code = "rank"
+
+    def __init__(self, message: str, *, hint: str | None = None, exit_code: int = 1) -> None:
+        super().__init__(message, hint=hint)
+        self.exit_code = exit_code

@@ -24,6 +24,12 @@ _Result = TypeVar("_Result")
 _DEFAULT_THREADS: Final = 16
 
 
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    return usable or os.cpu_count() or 1
+
+
 class OrderedMap:
     """A pool of threads for pure functions; a context manager.
 
@@ -39,8 +45,7 @@ class OrderedMap:
 
     def __init__(self, threads: int | None = None) -> None:
         if threads is None:
-            threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-            threads = min(threads or os.cpu_count() or 1, _DEFAULT_THREADS)
+            threads = min(usable_cores(), _DEFAULT_THREADS)
         if threads < 1:
             raise UsageError(f"{threads} threads, expected at least 1")
         self.threads = threads

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from sparsedelta.errors import CheckpointError
 from sparsedelta.words import Bytes, TensorSpec
@@ -62,8 +59,6 @@ class StateDictReader:
     ) -> None:
         self.location = location
         self.paths: tuple[Path, ...] = ()
-        self._lock = threading.Lock()
-        self._copied: tuple[str, torch.Tensor] | None = None
         self._tensors = {name: tensor.detach() for name, tensor in tensors.items()}
         self.specs: Mapping[str, TensorSpec] = {
             name: self._spec(name, tensor) for name, tensor in self._tensors.items()
@@ -78,26 +73,36 @@ class StateDictReader:
             )
         return TensorSpec(name, dtype, tuple(tensor.shape))
 
-    def _flat(self, name: str) -> torch.Tensor:
-        tensor = self._tensors[name]
-        if tensor.is_contiguous():
-            return tensor.view(-1)
-        # Other strides need a copy of the whole tensor: the last one is kept for its other runs.
-        with self._lock:
-            if self._copied is None or self._copied[0] != name:
-                self._copied = (name, tensor.contiguous().view(-1))
-            return self._copied[1]
-
     def read(self, name: str, start: int, stop: int) -> Bytes:
         """Bytes of the words ``[start, stop)`` of a tensor: a word is an element here."""
         import torch  # noqa: PLC0415
 
-        run = self._flat(name)[start:stop].cpu()
-        if run.dtype == torch.complex64:
-            run = torch.view_as_real(run).reshape(-1)
-        if not run.numel():
-            return np.empty(0, np.uint8)
-        return run.view(torch.uint8).numpy().copy()
+        run = _run(self._tensors[name], start, stop)
+        copy = torch.empty(run.shape, dtype=run.dtype).copy_(run)  # of the host, without strides
+        if copy.dtype == torch.complex64:
+            copy = torch.view_as_real(copy).reshape(-1)
+        data: Bytes = copy.view(torch.uint8).numpy()
+        return data
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def _run(tensor: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    """A run of a tensor's elements in row-major order, flat; no others are copied."""
+    import torch  # noqa: PLC0415
+
+    if tensor.is_contiguous():
+        return tensor.view(-1)[start:stop]
+    if tensor.dim() == 1:
+        return tensor[start:stop].contiguous()
+    row = tensor[0].numel()
+    first, last = -(-start // row), stop // row
+    if first > last:  # within one row
+        return _run(tensor[last], start - last * row, stop - last * row)
+    pieces = [tensor[first:last].reshape(-1)]
+    if start < first * row:
+        pieces.insert(0, _run(tensor[first - 1], start - (first - 1) * row, row))
+    if last * row < stop:
+        pieces.append(_run(tensor[last], 0, stop - last * row))
+    return torch.cat(pieces) if len(pieces) > 1 else pieces[0]

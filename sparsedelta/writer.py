@@ -1,14 +1,16 @@
 """Writing deltas (spec section 3): tensors as they come, header and manifest at the end.
 
-One file, or a set of part files and their root where a size is not to be exceeded.
+One file, or a set of part files and their root: as many as a size wants, or as were planned. Ranks
+each write the part files of their own tensors, and rank 0 the root.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
@@ -21,44 +23,27 @@ from sparsedelta.attachments import (
     attachment_problems,
 )
 from sparsedelta.codecs.frames import encode_frame
-from sparsedelta.delta import content_digest
-from sparsedelta.digests import (
-    Digest,
-    checkpoint_fingerprint,
-    plain_digest,
-    tensor_digest,
+from sparsedelta.delta_files import (
+    DeltaFiles,
+    DeltaPiece,
+    Written,
+    groups_by_plan,
+    groups_by_size,
+    part_name,
 )
+from sparsedelta.digests import Digest, plain_digest, tensor_digest
 from sparsedelta.encode import EncodedTensor
 from sparsedelta.errors import StructureError, UsageError
-from sparsedelta.file_names import CHECKPOINT_SUFFIX, file_name_problem
-from sparsedelta.header import DATA, MANIFEST, TABLES, build_header
-from sparsedelta.limits import MAX_BLOBS, MAX_BLOBS_BYTES, MAX_MANIFEST_BYTES, MAX_SET_PARTS
-from sparsedelta.manifest import (
-    PORTABLE,
-    Manifest,
-    SetPart,
-    SetPlace,
-    are_invertible,
-    name_problem,
-)
+from sparsedelta.file_names import file_name_problem
+from sparsedelta.limits import MAX_BLOBS, MAX_BLOBS_BYTES, MAX_SET_PARTS
+from sparsedelta.manifest import Manifest, name_problem
 from sparsedelta.outputs import check_output, output_errors, staged, write_all
-from sparsedelta.records import TensorRecord
-from sparsedelta.strict_json import canonical
+from sparsedelta.ranks import ALONE, Ranks, first
 from sparsedelta.table_rules import digest_problems
 from sparsedelta.tables import parse_tables
 
 _COPY_BYTES: Final = 1 << 22
 _FEWER_FILES: Final = "leave out --with-files, or record no layout: --layout never"
-
-
-@dataclass(frozen=True, slots=True)
-class _Written:
-    """A touched tensor whose frames are in the spool."""
-
-    record: TensorRecord
-    tables: bytes
-    content: bytes
-    leaves: tuple[Digest | None, Digest | None]
 
 
 class DeltaWriter:
@@ -75,6 +60,9 @@ class DeltaWriter:
         lean: Leave the untouched tensors out.
         max_shard_size: Bytes of frames and tables that a part file may have, but for one with a
             single tensor; None for one file.
+        plan: Number of the part file of each record, by name; None if the size decides. The records
+            of a part file follow each other, and are added by one rank.
+        ranks: Who adds tensors, each rank its own.
         force: Whether an existing output is replaced.
         inputs: Files that are read: part files of a set do not overwrite them, even with ``force``.
 
@@ -83,7 +71,7 @@ class DeltaWriter:
 
     Attributes:
         size: Bytes of all files, once :meth:`finish` has been called.
-        spooled: Bytes of the frames so far.
+        spooled: Bytes of the frames: of this rank, and of all once :meth:`collect` has been called.
     """
 
     def __init__(
@@ -95,6 +83,8 @@ class DeltaWriter:
         base_revision: str | None = None,
         lean: bool = False,
         max_shard_size: int | None = None,
+        plan: Mapping[str, int] | None = None,
+        ranks: Ranks = ALONE,
         force: bool = False,
         inputs: Iterable[Path] = (),
     ) -> None:
@@ -103,6 +93,8 @@ class DeltaWriter:
         self._force = force
         self._lean = lean
         self._max_shard_size = max_shard_size
+        self._plan = plan
+        self._ranks = ranks
         self._metadata = dict(metadata or {})
         hints = {"sd.base_repo": base_repo, "sd.base_revision": base_revision}
         self._hints = {key: value for key, value in hints.items() if value is not None}
@@ -112,19 +104,20 @@ class DeltaWriter:
                     f"metadata {key!r:.80}: expected text that UTF-8 can hold, found {value!r:.80}",
                     hint="metadata maps strings to strings: convert numbers with str()",
                 )
-        if max_shard_size is not None:
-            for name in (path.name, self._part_name(MAX_SET_PARTS, MAX_SET_PARTS)):
+        if max_shard_size is not None or plan is not None:
+            for name in (path.name, part_name(path, MAX_SET_PARTS, MAX_SET_PARTS)):
                 problem = file_name_problem(name)
                 if problem:
                     raise UsageError(f"{path}: the files of a set need a simple name: it {problem}")
         self._untouched: dict[str, Digest] = {}
-        self._touched: dict[str, _Written] = {}
+        self._touched: dict[str, Written] = {}
         self._frames: list[bytes] = []
         self._blobs: dict[Blob, int] = {}
         self._blob_bytes = 0
         self._spool: IO[bytes] | None = None
         self.attachments = Attachments()
         self.spooled = 0
+        self._end = 0
         self.size = 0
 
     def __enter__(self) -> Self:
@@ -158,22 +151,25 @@ class DeltaWriter:
                 _check_name(spec.name)
         if self._touched and next(reversed(self._touched)) >= record.name:
             raise ValueError(f"tensor {record.name!r} comes too late")
+        start = self._end
         for part in tensor.parts:
             self._append(part.frames)
+        self.spooled = self._end
         leaves = (
             None if record.base is None else tensor_digest(record.base, tensor.base_segments),
             None if record.target is None else tensor_digest(record.target, tensor.target_segments),
         )
-        written = _Written(record, tensor.tables, tensor.content, leaves)
-        self._touched[record.name] = written
+        self._touched[record.name] = Written(
+            record, tensor.tables, tensor.content, leaves, self._ranks.rank, (start, self._end)
+        )
 
     def _append(self, frames: Sequence[bytes]) -> None:
         if self._spool is None:
             raise ValueError("the writer is not open")
         with output_errors(self._path):
             for frame in frames:
-                write_all(self._spool.fileno(), frame, self.spooled)
-                self.spooled += len(frame)
+                write_all(self._spool.fileno(), frame, self._end)
+                self._end += len(frame)
 
     def blob(self, content: bytes) -> int:
         """Add a blob; equal contents become one.
@@ -213,6 +209,21 @@ class DeltaWriter:
         for problem in attachment_problems(self.attachments):
             raise StructureError(f"{self._path}: {problem.message}", hint=_FEWER_FILES)
 
+    def collect(self) -> None:
+        """Bring the records of all ranks together: rank 0 then knows the whole delta.
+
+        Raises:
+            RankError: Another rank failed.
+        """
+        gathered = self._ranks.gather((self._touched, self._untouched, self._end))
+        if not gathered:
+            return
+        touched = [item for found, _, _ in gathered for item in found.items()]
+        self._touched = dict(sorted(touched, key=itemgetter(0)))
+        for _, stay, _ in gathered:
+            self._untouched |= stay
+        self.spooled = sum(end for _, _, end in gathered)
+
     def finish(self, *, dry_run: bool = False) -> Manifest:
         """Write the file, or the files of the set, and give them their names.
 
@@ -224,166 +235,78 @@ class DeltaWriter:
 
         Raises:
             OutputError: It cannot be written; nothing is left behind.
+            RankError: Another rank failed; nothing is left behind.
         """
-        if self._spool is None:
-            raise ValueError("the writer is not open")
-        data = self.spooled
-        self._append(self._frames)
-        whole = self._manifest()
-        self._check(whole)
-        groups = self._groups()
-        if len(groups) <= 1:
-            pieces = [(self._path.name, whole, self._tables(self._touched), (0, self.spooled))]
-        else:
-            pieces = list(self._set(whole, groups, data))
-        files = [
-            (name, *self._head(manifest, tables, span)) for name, manifest, tables, span in pieces
-        ]
-        self.size = sum(len(head) + end - start for _, head, (start, end) in files)
-        for name, *_ in files:
-            if name != self._path.name:  # that one has been checked before anything was read
-                part = self._path.parent / name
-                check_output(part, force=self._force, inputs=self._inputs)
+        whole, pieces = first(self._ranks, self._pieces)
+        self.size = sum(piece.size for piece in pieces)
         if not dry_run:
-            with staged(self._path, force=self._force) as work:
-                for name, head, span in files:
-                    self._write(work.parent / name, head, span)
+            self._write_pieces(pieces)
         return whole
 
-    def _check(self, whole: Manifest) -> None:
+    def _pieces(self) -> tuple[Manifest, list[DeltaPiece]]:
+        start = self._end
+        self._append(self._frames)
+        files = DeltaFiles(
+            self._path,
+            self._touched,
+            self._untouched,
+            self._lean,
+            self._metadata,
+            self._hints,
+            self.attachments,
+        )
+        whole = files.manifest()
+        self._check(whole, files.tables())
+        if self._plan is None:
+            groups = groups_by_size(self._touched, self._max_shard_size)
+        else:
+            groups = groups_by_plan(self._touched, self._plan)
+        pieces = list(files.pieces(whole, groups, (start, self._end)))
+        for piece in pieces[:-1]:  # the root has been checked before anything was read
+            part = self._path.parent / piece.name
+            check_output(part, force=self._force, inputs=self._inputs)
+        return whole, pieces
+
+    def _check(self, whole: Manifest, tables: bytes) -> None:
         """What is about to be written has to be what a reader takes, whoever made the parts."""
-        tables = parse_tables(self._tables(self._touched), whole)
-        for problem in digest_problems(tables, whole, is_part=False):
+        for problem in digest_problems(parse_tables(tables, whole), whole, is_part=False):
             raise StructureError(f"{self._path}: no delta can hold this: {problem.message}")
 
-    def _part_name(self, number: int, count: int) -> str:
-        stem = self._path.name.removesuffix(CHECKPOINT_SUFFIX)
-        return f"{stem}-{number:05d}-of-{count:05d}{CHECKPOINT_SUFFIX}"
+    def _write_pieces(self, pieces: Sequence[DeltaPiece]) -> None:
+        """Each rank writes its own files into the folder of rank 0, which then names them."""
 
-    def _groups(self) -> list[list[str]]:
-        """Names of the records of each part file: one group if all fit."""
-        limit = self._max_shard_size
-        groups: list[list[str]] = [[]]
-        size = 0
-        for name, written in self._touched.items():
-            own = written.record.nbytes + len(written.tables)
-            if limit is not None and groups[-1] and size + own > limit:
-                groups.append([])
-                size = 0
-            groups[-1].append(name)
-            size += own
-        return groups
+        def stage() -> Path:
+            work = stack.enter_context(staged(self._path, force=self._force))
+            return work.parent.absolute()
 
-    def _set(
-        self, whole: Manifest, groups: list[list[str]], data: int
-    ) -> Iterator[tuple[str, Manifest, bytes, tuple[int, int]]]:
-        listed = []
-        start = 0
-        for number, names in enumerate(groups, start=1):
-            name = self._part_name(number, len(groups))
-            touched = {name: self._touched[name] for name in names}
-            records = tuple(written.record for written in touched.values())
-            tables = self._tables(touched, untouched=False)
-            contents = {name: written.content for name, written in touched.items()}
-            manifest = replace(
-                whole,
-                content=content_digest(whole.base, whole.target, contents),
-                metadata={},
-                nnz=sum(record.nnz for record in records),
-                invertible=are_invertible(records),
-                tables=plain_digest(tables).hex(),
-                tensors=records,
-                untouched=(),
-                attachments=Attachments(),
-                place=SetPlace(whole.content, number),
-            )
-            span = (start, start + sum(record.nbytes for record in records))
-            head, _ = self._head(manifest, tables, span)
-            size = len(head) + span[1] - span[0]
-            listed.append(SetPart(name, size, plain_digest(_manifest_frame(manifest)[0]).hex()))
-            yield name, manifest, tables, span
-            start = span[1]
-        tables = self._tables({})
-        root = replace(
-            whole,
-            tables=plain_digest(tables).hex(),
-            tensors=(),
-            place=SetPlace(whole.content, 0, tuple(listed)),
-        )
-        yield self._path.name, root, tables, (data, self.spooled)
+        with ExitStack() as stack:
+            folder = first(self._ranks, stage)
+            for piece in pieces:
+                if piece.rank == self._ranks.rank:
+                    self._write(folder / piece.name, piece)
+            self._ranks.gather(None)  # all files are there
+        self._ranks.share(None)  # and have their names
 
-    def _tables(self, touched: Mapping[str, _Written], *, untouched: bool = True) -> bytes:
-        stay = self._untouched if untouched and not self._lean else {}
-        chunks = [stay[name] for name in sorted(stay)]
-        return b"".join((*chunks, *(written.tables for written in touched.values())))
-
-    def _manifest(self) -> Manifest:
-        ends: list[str] = []
-        for end in (0, 1):
-            leaves = dict(self._untouched)
-            for written in self._touched.values():
-                spec = (written.record.base, written.record.target)[end]
-                digest = written.leaves[end]
-                if spec is not None and digest is not None:
-                    leaves[spec.name] = digest
-            ends.append(checkpoint_fingerprint(leaves).hex())
-        records = tuple(written.record for written in self._touched.values())
-        contents = {name: written.content for name, written in self._touched.items()}
-        return Manifest(
-            base=ends[0],
-            target=ends[1],
-            content=content_digest(ends[0], ends[1], contents),
-            profile=PORTABLE,
-            metadata=self._metadata,
-            tables=plain_digest(self._tables(self._touched)).hex(),
-            nnz=sum(record.nnz for record in records),
-            invertible=are_invertible(records),
-            tensors=records,
-            untouched=() if self._lean else tuple(sorted(self._untouched)),
-            lean=self._lean,
-            attachments=self.attachments,
-        )
-
-    def _head(
-        self, manifest: Manifest, tables: bytes, span: tuple[int, int]
-    ) -> tuple[bytes, tuple[int, int]]:
-        """Header, manifest and tables of a file."""
-        frame, length = _manifest_frame(manifest)
-        if length > MAX_MANIFEST_BYTES:
-            raise StructureError(
-                f"{self._path}: a manifest of {length} bytes, {MAX_MANIFEST_BYTES} are allowed",
-                hint="--lean leaves out the tensors that are not touched; --max-shard-size divides",
-            )
-        metadata = {
-            "format": "sparsedelta",
-            "sd.manifest": plain_digest(frame).hex(),
-            "sd.manifest_size": str(length),
-            **manifest.header_facts(),
-            **self._hints,
-        }
-        lengths = {MANIFEST: len(frame), TABLES: len(tables), DATA: span[1] - span[0]}
+    def _write(self, path: Path, piece: DeltaPiece) -> None:
+        assert self._spool is not None  # noqa: S101 (records were added)
         try:
-            header = build_header(metadata, lengths)
-        except ValueError as error:
-            raise UsageError(f"{self._path}: the hints at the base are too long: {error}") from None
-        return header + frame + tables, span
-
-    def _write(self, path: Path, head: bytes, span: tuple[int, int]) -> None:
-        assert self._spool is not None  # noqa: S101 (finish has seen to it)
-        with path.open("wb") as output:
-            output.write(head)
-            position, end = span
-            while position < end:
-                piece = os.pread(self._spool.fileno(), min(_COPY_BYTES, end - position), position)
-                output.write(piece)
-                position += len(piece)
-            output.flush()
-            os.fsync(output.fileno())
-
-
-def _manifest_frame(manifest: Manifest) -> tuple[bytes, int]:
-    text = canonical(manifest.to_json())
-    return encode_frame(text), len(text)
+            with output_errors(self._path), path.open("wb") as output:
+                output.write(piece.head)
+                position, end = piece.span
+                while position < end:
+                    self._ranks.check()
+                    size = min(_COPY_BYTES, end - position)
+                    data = os.pread(self._spool.fileno(), size, position)
+                    output.write(data)
+                    position += len(data)
+                output.flush()
+                os.fsync(output.fileno())
+        except BaseException:
+            # Rank 0 may have removed the folder before this file was made in it.
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+                path.parent.rmdir()
+            raise
 
 
 def _check_name(name: str) -> None:

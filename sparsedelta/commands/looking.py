@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 import sparsedelta
-from sparsedelta.commands.options import PATH, bits, print_result, reading
+from sparsedelta.commands.options import PATH, bits, one_of_many, print_result, reading
 from sparsedelta.console import format_bytes, progress_bar
+from sparsedelta.launch import threads_here
 from sparsedelta.locations import Location
 
 if TYPE_CHECKING:
@@ -122,8 +123,11 @@ def fingerprint(
     checkpoint: Location, threads: int | None, *, tensors: bool, as_json: bool, quiet: bool
 ) -> None:
     """Print the identity of CHECKPOINT: of its names, dtypes, shapes and bits."""
-    with progress_bar("fingerprint", quiet=quiet) as progress:
-        found = sparsedelta.fingerprint(checkpoint, threads=threads, progress=progress)
+    with one_of_many("fingerprint", quiet=quiet) as (ranks, progress):
+        count = threads_here(ranks, threads)
+        found = sparsedelta.fingerprint(checkpoint, threads=count, progress=progress, ranks=ranks)
+    if ranks.rank:
+        return
     document: dict[str, Any] = {
         "checkpoint": str(checkpoint),
         "fingerprint": found.fingerprint,

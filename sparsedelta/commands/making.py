@@ -16,6 +16,7 @@ from sparsedelta.commands.options import (
     as_json,
     bits,
     force,
+    one_of_many,
     print_result,
     quiet,
     ratio,
@@ -23,6 +24,7 @@ from sparsedelta.commands.options import (
 )
 from sparsedelta.console import format_bytes, progress_bar
 from sparsedelta.errors import printable
+from sparsedelta.launch import threads_here
 from sparsedelta.locations import Location
 
 if TYPE_CHECKING:
@@ -86,6 +88,13 @@ _UNITS: Final = {
     metavar="SIZE",
     help="Write a set of files of about this size: 500MB, 5GB.",
 )
+@click.option(
+    "--shards",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Write a set of N files, each for an equal share of the checkpoint. "
+    "[default under torchrun: the processes]",
+)
 @click.option("--meta", multiple=True, metavar="KEY=VALUE", help="Provenance to store; repeatable.")
 @click.option("--base-repo", metavar="NS/NAME", help="Hint where the base can be had.")
 @click.option("--base-revision", metavar="COMMIT", help="Hint at the base's commit.")
@@ -111,13 +120,17 @@ def diff(
     codec: str | None,
     explain: bool,
     max_shard_size: str | None,
+    shards: int | None,
     as_json: bool,
     quiet: bool,
     force: bool,
     dry_run: bool,
 ) -> None:
-    """Write the delta that leads from BASE to TARGET."""
-    with progress_bar("diff", quiet=quiet) as progress:
+    """Write the delta that leads from BASE to TARGET.
+
+    Under torchrun the processes share the work.
+    """
+    with one_of_many("diff", quiet=quiet) as (ranks, progress):
         report = sparsedelta.diff(
             base,
             target,
@@ -134,14 +147,18 @@ def diff(
             codec=codec,
             explain=explain,
             max_shard_size=_size(max_shard_size),
+            shards=shards,
             metadata=dict(_pairs("--meta", "KEY=VALUE", meta)),
             base_repo=base_repo,
             base_revision=base_revision,
-            threads=threads,
+            threads=threads_here(ranks, threads),
             force=force,
             dry_run=dry_run,
             progress=progress,
+            ranks=ranks,
         )
+    if ranks.rank:
+        return
     for note in report.notes if not quiet else ():
         click.echo(printable(f"note: {note}"), err=True)
     manifest = report.manifest

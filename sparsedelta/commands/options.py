@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 import click
 
+from sparsedelta.console import progress_bar
 from sparsedelta.errors import printable
+from sparsedelta.launch import launched
 from sparsedelta.locations import Location, as_location
+from sparsedelta.progress import Progress
+from sparsedelta.ranks import Ranks
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -56,6 +61,13 @@ class _Place(click.ParamType[Location]):
 PATH: Final = _Place()
 reading = options(as_json, quiet, threads)
 writing = options(as_json, quiet, threads, force, dry_run)
+
+
+@contextmanager
+def one_of_many(label: str, *, quiet: bool) -> Iterator[tuple[Ranks, Progress]]:
+    """The ranks that this process is one of, and progress, which only the first one shows."""
+    with launched() as ranks, progress_bar(label, quiet=quiet or ranks.rank > 0) as progress:
+        yield ranks, progress
 
 
 def ratio(whole: int, part: int) -> str:

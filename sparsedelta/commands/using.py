@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any, Final
 
 import click
 
 import sparsedelta
-from sparsedelta.commands.options import PATH, options, print_result, writing
-from sparsedelta.console import progress_bar
+from sparsedelta.commands.options import PATH, one_of_many, options, print_result, writing
 from sparsedelta.errors import printable
+from sparsedelta.launch import threads_here
 from sparsedelta.locations import Location
 
 _following: Final = options(
@@ -21,7 +21,7 @@ _following: Final = options(
         type=click.Choice(["full", "touched"]),
         default="full",
         show_default=True,
-        help="In place: digest every tensor, or only those that the delta names.",
+        help="Digest every tensor, or only those that the delta names.",
     ),
     click.option(
         "--resume",
@@ -70,24 +70,25 @@ def _transform(
     as_json: bool,
     quiet: bool,
     dry_run: bool,
+    threads: int | None,
     **options: Any,  # noqa: ANN401 (passed on)
 ) -> None:
-    with progress_bar(verb, quiet=quiet) as progress:
-        report = operation(source, delta, out, dry_run=dry_run, progress=progress, **options)
+    with one_of_many(verb, quiet=quiet) as (ranks, progress):
+        report = operation(
+            source,
+            delta,
+            out,
+            threads=threads_here(ranks, threads),
+            dry_run=dry_run,
+            progress=progress,
+            ranks=ranks,
+            **options,
+        )
+    if ranks.rank:
+        return
     wrote = "would write" if dry_run else "wrote"
-    if report.settled is not None and not quiet:
-        click.echo(f"note: the run that was interrupted has been {report.settled}", err=True)
-    if report.kept and not quiet:
-        click.echo(f"note: {len(report.kept)} files were finished already: verified", err=True)
-    if report.discarded and not quiet:
-        click.echo("note: an interrupted run had left files of other inputs: removed", err=True)
-    if report.files and not quiet:
-        click.echo(printable(f"note: {wrote} from the delta: {', '.join(report.files)}"), err=True)
-    for name, why in report.unwritten.items() if not quiet else ():
-        click.echo(printable(f"note: {name} is not written: {why}"), err=True)
-    for name in report.left_behind if not quiet else ():
-        note = f"note: {name} is not copied: old weights, a large file, a link, or not to be listed"
-        click.echo(printable(note), err=True)
+    for note in _notes(report, wrote) if not quiet else ():
+        click.echo(printable(f"note: {note}"), err=True)
     if report.changed:
         if out is None:
             wrote = "would change" if dry_run else "changed"
@@ -106,3 +107,18 @@ def _transform(
         as_json=as_json,
         quiet=quiet,
     )
+
+
+def _notes(report: sparsedelta.ApplyReport, wrote: str) -> Iterator[str]:
+    if report.settled is not None:
+        yield f"the run that was interrupted has been {report.settled}"
+    if report.kept:
+        yield f"{len(report.kept)} files were finished already: verified"
+    if report.discarded:
+        yield "an interrupted run had left files of other inputs: removed"
+    if report.files:
+        yield f"{wrote} from the delta: {', '.join(report.files)}"
+    for name, why in report.unwritten.items():
+        yield f"{name} is not written: {why}"
+    for name in report.left_behind:
+        yield f"{name} is not copied: old weights, a large file, a link, or not to be listed"

@@ -1,75 +1,17 @@
 """``apply`` and ``revert``: from one end of a delta to the other, verified bit for bit.
 
-Here it is decided which checkpoint is at hand; the pass over it is in :mod:`steps`.
+How they are carried out is in :mod:`following`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from pathlib import Path
-
-from sparsedelta.attachments import Attachments
-from sparsedelta.checkpoint import FileCheckpoint
-from sparsedelta.delta_reader import DeltaReader, open_delta
-from sparsedelta.errors import (
-    DeltaGivenError,
-    NotInvertibleError,
-    SparseDeltaError,
-    UsageError,
-    WrongBaseError,
-)
-from sparsedelta.journal import Head
-from sparsedelta.locations import LocationLike, as_location, output_path
-from sparsedelta.locked_files import LockedFiles
-from sparsedelta.operations.arrows import DiffersError
-from sparsedelta.operations.in_place import InPlace, insist_on_result, lock
-from sparsedelta.operations.proving import Verify
-from sparsedelta.operations.result_files import ResultFiles, same_files
-from sparsedelta.operations.resuming import go_on
-from sparsedelta.operations.settle import Settled, settle
-from sparsedelta.operations.standpoint import Standpoint, changed_meanwhile, refuse_part
-from sparsedelta.operations.steps import Pass, Step
-from sparsedelta.outputs import check_output
-from sparsedelta.parallel import OrderedMap
+from sparsedelta.delta_reader import DeltaReader
+from sparsedelta.errors import UsageError
+from sparsedelta.locations import LocationLike, output_path
+from sparsedelta.operations.following import ApplyReport, Request, transform
+from sparsedelta.operations.steps import Verify
 from sparsedelta.progress import Progress, silent
-
-
-@dataclass(frozen=True, slots=True)
-class ApplyReport:
-    """What apply or revert did.
-
-    Attributes:
-        fingerprint: Fingerprint of the output.
-        verified: What was verified: ``"full"``, so that the fingerprint is that of the output; or
-            ``"touched"``, the tensors that the delta names and no others.
-        changed: Whether there was something to do; False if the input already was the wanted
-            checkpoint.
-        tensors: Number of tensors that were changed.
-        nnz: Number of entries that were applied.
-        nbytes: Bytes of all tensors of the output.
-        files: Names of the carried files that were written beside the weights.
-        unwritten: Names of carried files that were not written, and why.
-        left_behind: Files beside the weights that were not copied: other weights, or too large.
-        settled: What became of a run in place that had been interrupted: ``"undone"``, ``"ended"``,
-            or None if there was none.
-        kept: Files of the output that an interrupted run had finished: verified, not made again.
-        discarded: Whether what an interrupted run had left was of other inputs, and was removed.
-    """
-
-    fingerprint: str
-    verified: Verify
-    changed: bool
-    tensors: int
-    nnz: int
-    nbytes: int
-    files: Sequence[str]
-    unwritten: Mapping[str, str]
-    left_behind: Sequence[str]
-    settled: Settled | None = None
-    kept: Sequence[str] = ()
-    discarded: bool = False
+from sparsedelta.ranks import ALONE, Ranks
 
 
 def apply(
@@ -85,6 +27,7 @@ def apply(
     dry_run: bool = False,
     with_files: bool = True,
     progress: Progress = silent,
+    ranks: Ranks = ALONE,
 ) -> ApplyReport:
     """Write the target of ``delta``: ``base`` with its changes, bit for bit.
 
@@ -103,7 +46,8 @@ def apply(
         out: The new checkpoint: a file if ``base`` is one and the target is recorded as one, else a
             directory. None: in place.
         in_place: Change the files of ``base``; the result must have files of their names and sizes.
-        verify: In place: ``"full"`` digests every tensor, ``"touched"`` those that the delta names.
+        verify: ``"full"``: every tensor and the fingerprint, before and after. ``"touched"``: the
+            tensors that the delta names; the others are copied as they are, or left alone.
         resume: Go on with a run that was interrupted: in place, end it instead of undoing it; into
             a directory, keep what is finished when this run is interrupted, and what the last one
             kept. That is verified, and removed if it is of other inputs.
@@ -111,7 +55,9 @@ def apply(
         force: Replace an existing output.
         dry_run: Do and verify everything but a recorded SHA-256 of files; write nothing.
         with_files: Write the files that the delta carries, if the output is a directory.
-        progress: Told how many bytes were done, and of how many.
+        progress: Told how many bytes were done, and of how many: by this rank.
+        ranks: The processes that do this together, each with tensors of its own. All of them call
+            this alike; rank 0 makes the files and gives them their names.
 
     Raises:
         WrongBaseError: ``base`` is neither the base nor the target of the delta.
@@ -122,9 +68,10 @@ def apply(
         OutputError: The output exists, or cannot be written; ``base`` cannot be changed in place.
         UsageError: Neither or both of ``out`` and ``in_place``; nothing would be verified; the run
             to resume is another one.
+        RankError: Another rank failed; nothing is left behind.
     """
     _check_output_is_named(out, in_place=in_place)
-    request = _Request(
+    request = Request(
         reverse=False,
         threads=threads,
         progress=progress,
@@ -135,8 +82,9 @@ def apply(
         force=force,
         dry_run=dry_run,
         with_files=with_files,
+        ranks=ranks,
     )
-    return _transform(base, delta, request)
+    return transform(base, delta, request)
 
 
 def revert(
@@ -152,6 +100,7 @@ def revert(
     dry_run: bool = False,
     with_files: bool = True,
     progress: Progress = silent,
+    ranks: Ranks = ALONE,
 ) -> ApplyReport:
     """Write the base of ``delta``: ``target`` with its changes undone, bit for bit.
 
@@ -161,7 +110,7 @@ def revert(
         NotInvertibleError: The delta was written one-way.
     """
     _check_output_is_named(out, in_place=in_place)
-    request = _Request(
+    request = Request(
         reverse=True,
         threads=threads,
         progress=progress,
@@ -172,8 +121,9 @@ def revert(
         force=force,
         dry_run=dry_run,
         with_files=with_files,
+        ranks=ranks,
     )
-    return _transform(target, delta, request)
+    return transform(target, delta, request)
 
 
 def prove(
@@ -187,188 +137,10 @@ def prove(
 
     Arguments and errors are those of :func:`apply`.
     """
-    request = _Request(reverse=False, threads=threads, progress=progress, dry_run=True)
-    return _transform(base, delta, request)
+    request = Request(reverse=False, threads=threads, progress=progress, dry_run=True)
+    return transform(base, delta, request)
 
 
 def _check_output_is_named(out: LocationLike | None, *, in_place: bool) -> None:
     if out is None and not in_place:
         raise UsageError("an output is missing", hint="name it: -o OUT; or --in-place")
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """How a delta is to be followed; the attributes are the arguments of :func:`apply`."""
-
-    reverse: bool
-    threads: int | None
-    progress: Progress
-    out: Path | None = None
-    in_place: bool = False
-    verify: Verify = "full"
-    resume: bool = False
-    force: bool = False
-    dry_run: bool = False
-    with_files: bool = True
-
-    def __post_init__(self) -> None:
-        if self.verify not in ("full", "touched"):
-            raise UsageError(f"verify is {self.verify!r}, expected 'full' or 'touched'")
-        if self.in_place and (self.out is not None or self.force):
-            raise UsageError(
-                "in place there is no output to name or to replace",
-                hint="either --in-place, or -o OUT",
-            )
-        if not self.in_place and self.verify != "full":
-            raise UsageError("--verify touched belongs to --in-place")
-
-    def is_continued(self, head: Head, delta: LocationLike | DeltaReader) -> bool:
-        """Whether a run that was interrupted is to be ended: the same one, if so.
-
-        Raises:
-            UsageError: It is another one.
-        """
-        if not (self.resume and self.in_place):
-            return False
-        with ExitStack() as stack:
-            reader = open_delta(delta)
-            if reader is not delta:
-                stack.enter_context(reader)
-            content = reader.manifest.content
-        if (head.content, head.reverse, head.with_files) != (
-            content,
-            self.reverse,
-            self.with_files,
-        ):
-            raise UsageError(
-                f"the run that was interrupted is another one: sparsedelta {head.verb} with "
-                f"{head.delta}, content digest {head.content}, expected {content}",
-                hint="without --resume it is undone first",
-            )
-        return True
-
-
-def _transform(
-    source: LocationLike, delta: LocationLike | DeltaReader, request: _Request
-) -> ApplyReport:
-    with ExitStack() as stack:
-        pool = stack.enter_context(OrderedMap(request.threads))
-        settled = None
-        location = as_location(source)
-        # A dry run writes nothing: it refuses, as those who only read do.
-        if isinstance(location, Path) and not request.dry_run:
-            settled = settle(location, pool, lambda head: request.is_continued(head, delta))
-        try:
-            report = _follow(source, delta, pool, request, stack, is_ended=settled == "ended")
-        except SparseDeltaError as error:
-            if settled is not None:
-                error.add_note(f"the run that was interrupted has been {settled}")
-            raise
-        return replace(report, settled=settled)
-
-
-def _follow(
-    source: LocationLike,
-    delta: LocationLike | DeltaReader,
-    pool: OrderedMap,
-    request: _Request,
-    stack: ExitStack,
-    *,
-    is_ended: bool,
-) -> ApplyReport:
-    # The checkpoint first: exchanged arguments are then told as such.
-    try:
-        locked = stack.enter_context(lock(output_path(source))) if request.in_place else None
-        checkpoint = stack.enter_context(FileCheckpoint(source))
-    except DeltaGivenError as error:
-        order = "revert TARGET DELTA" if request.reverse else "apply BASE DELTA"
-        error.hint = f"the order of arguments is: sparsedelta {order} -o OUT"
-        raise
-    reader = open_delta(delta)
-    if reader is not delta:
-        stack.enter_context(reader)
-    _check_direction(reader, reverse=request.reverse)
-    walk = Standpoint(checkpoint, reader, pool, reverse=request.reverse)
-    written = _Written()
-    try:
-        walk.check_structure()
-        files = walk.files(with_files=request.with_files)
-        changed = bool(reader.records) or reader.manifest.attachments != Attachments()
-        if locked is None:
-            written = _write(walk, walk.step, files, request)
-        else:
-            _change(walk, locked, files, request)()
-    except (DiffersError, WrongBaseError) as error:
-        # Before it is called wrong: is it already where the delta leads?
-        insist_on_result(walk, request.verify, error)
-        files = same_files(checkpoint)
-        changed = is_ended
-        if locked is None:
-            try:
-                copy = Step.copy(reader, checkpoint, reverse=request.reverse)
-                written = _write(walk, copy, files, request)
-            except DiffersError:
-                raise changed_meanwhile(checkpoint) from None
-    manifest = reader.manifest
-    return ApplyReport(
-        fingerprint=manifest.base if request.reverse else manifest.target,
-        verified=request.verify,
-        changed=changed,
-        tensors=len(manifest.tensors) if changed else 0,
-        nnz=manifest.nnz if changed else 0,
-        nbytes=sum(stored.spec.nbytes for _, f in files.files for stored in f.tensors),
-        files=files.carried,
-        unwritten=files.unwritten,
-        left_behind=written.left_behind,
-        kept=written.kept,
-        discarded=written.discarded,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Written:
-    """What is told of an output; the attributes are those of :class:`ApplyReport`."""
-
-    left_behind: Sequence[str] = ()
-    kept: Sequence[str] = ()
-    discarded: bool = False
-
-
-def _write(walk: Standpoint, step: Step, files: ResultFiles, request: _Request) -> _Written:
-    checkpoint, out = walk.checkpoint, request.out
-    if out is not None:
-        inputs = (*checkpoint.paths, *walk.reader.paths)
-        check_output(out, force=request.force, inputs=inputs, directory=files.is_directory)
-    out = None if request.dry_run else out
-    run = Pass(checkpoint, out, walk.pool, request.progress, request.force)
-    if out is None or not request.resume or not files.is_directory:
-        return _Written(run(step, files))
-    left_behind, stage = go_on(run, step, files, out)
-    return _Written(left_behind, stage.kept, stage.discarded)
-
-
-def _change(
-    walk: Standpoint, locked: LockedFiles, files: ResultFiles, request: _Request
-) -> InPlace:
-    return InPlace(
-        walk,
-        locked,
-        files,
-        walk.pool,
-        request.verify,
-        with_files=request.with_files,
-        dry_run=request.dry_run,
-        progress=request.progress,
-    )
-
-
-def _check_direction(reader: DeltaReader, *, reverse: bool) -> None:
-    refuse_part(reader)
-    if reverse and not reader.manifest.invertible:
-        lost = next(record for record in reader.manifest.tensors if not record.invertible)
-        raise NotInvertibleError(
-            f"{reader.path} does not lead back (SD503): it does not hold the old words of "
-            f"{lost.name!r} ({', '.join(part.op for part in lost.parts)})",
-            hint="make it again without --one-way and --forget: "
-            "sparsedelta diff BASE TARGET -o DELTA",
-        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Literal
@@ -12,15 +12,18 @@ from sparsedelta.choice import parse_choice
 from sparsedelta.digests import tensor_digest
 from sparsedelta.encode import EncodedTensor
 from sparsedelta.errors import UsageError
+from sparsedelta.limits import MAX_SET_PARTS
 from sparsedelta.locations import LocationLike, output_path
 from sparsedelta.manifest import PORTABLE, PROFILES, Manifest
 from sparsedelta.operations.attach import find_carried, record_layout
 from sparsedelta.operations.info import record_kinds
-from sparsedelta.operations.pairing import pair_tensors
+from sparsedelta.operations.pairing import Pair, pair_tensors
 from sparsedelta.operations.scanning import Recipe, ScannedTensor, scan_tensors
 from sparsedelta.outputs import check_output
 from sparsedelta.parallel import OrderedMap
+from sparsedelta.partition import divide
 from sparsedelta.progress import Progress, silent
+from sparsedelta.ranks import ALONE, Ranks, first, watched
 from sparsedelta.writer import DeltaWriter
 
 LayoutMode = Literal["auto", "always", "never"]
@@ -84,6 +87,7 @@ def diff(
     codec: str | None = None,
     explain: bool = False,
     max_shard_size: int | None = None,
+    shards: int | None = None,
     metadata: Mapping[str, str] | None = None,
     base_repo: str | None = None,
     base_revision: str | None = None,
@@ -91,6 +95,7 @@ def diff(
     force: bool = False,
     dry_run: bool = False,
     progress: Progress = silent,
+    ranks: Ranks = ALONE,
 ) -> DiffReport:
     """Write the delta that leads from ``base`` to ``target``, bit for bit.
 
@@ -113,19 +118,25 @@ def diff(
         codec: Force codecs, such as ``gap8`` or ``bitmask+planes``; None for the smallest.
         explain: Try every codec and report what each would have cost.
         max_shard_size: Write a set of part files of about this many bytes; None for one file.
+        shards: Write a set of this many part files, each with the changes of about the same number
+            of bytes of the checkpoints; one without any is left out. By default the number of
+            ranks.
         metadata: Provenance, string to string; not part of the delta's identity.
         base_repo: Hint where the base can be had.
         base_revision: Hint at its commit.
         threads: Worker threads; None for the cores of this process.
         force: Replace an existing output.
         dry_run: Do everything but leave the output behind.
-        progress: Told how many bytes were compared, and of how many.
+        progress: Told how many bytes were compared, and of how many: by this rank.
+        ranks: The processes that do this together, each the part files that are its own. All of
+            them call this alike; rank 0 writes the root.
 
     Raises:
         UsageError: Unknown profile or codec, a rename that makes no sense.
         OutputError: The output exists, or cannot be written.
         CheckpointError: A checkpoint cannot be read.
         StructureError: The checkpoints share few tensors, and ``unrelated`` is false.
+        RankError: Another rank failed; nothing is left behind.
     """
     if profile not in PROFILES:
         raise UsageError(
@@ -133,22 +144,27 @@ def diff(
             f"{' or '.join(PROFILES)}",
             hint="use --profile portable",
         )
-    if max_shard_size is not None and max_shard_size < 1:
-        raise UsageError(f"a shard size of {max_shard_size} bytes, expected at least 1")
+    shards = _shards(shards, max_shard_size, ranks)
     recipe = Recipe(
         one_way, forget or one_way, parse_choice(codec) if codec is not None else None, explain
     )
     out = output_path(out)
     with ExitStack() as stack:
+        stack.enter_context(ranks.together())
         old = open_checkpoint(base)
         if old is not base:
             stack.callback(old.close)
         new = open_checkpoint(target)
         if new is not target:
             stack.callback(new.close)
-        check_output(out, force=force, inputs=(*old.paths, *new.paths))
         pool = stack.enter_context(OrderedMap(threads))
-        pairs = pair_tensors(old, new, pool=pool, renames=renames, unrelated=unrelated)
+
+        def prepare() -> list[Pair]:
+            check_output(out, force=force, inputs=(*old.paths, *new.paths))
+            return pair_tensors(old, new, pool=pool, renames=renames, unrelated=unrelated)
+
+        pairs = first(ranks, prepare)
+        plan = None if shards is None else plan_parts(pairs, shards)
         writer = stack.enter_context(
             DeltaWriter(
                 out,
@@ -157,24 +173,71 @@ def diff(
                 base_revision=base_revision,
                 lean=lean,
                 max_shard_size=max_shard_size,
+                plan=plan,
+                ranks=ranks,
                 force=force,
                 inputs=(*old.paths, *new.paths),
             )
         )
+        mine = [
+            pair for pair in pairs if plan is None or plan[pair.name] % ranks.size == ranks.rank
+        ]
         sizes: list[PartSizes] = []
-        scanned = scan_tensors(old, new, pairs, recipe=recipe, pool=pool, progress=progress)
+        told = watched(ranks, progress)
+        scanned = scan_tensors(old, new, mine, recipe=recipe, pool=pool, progress=told)
         with closing(scanned) as tensors:
             for tensor in tensors:
                 sizes += _write(tensor, writer, recipe)
-        recorded, notes = record_layout(old, new, writer, mode=layout, sha256=sha256)
-        carried, more = (
-            find_carried(old, new, writer, forget=recipe.forget) if with_files else ((), ())
-        )
-        writer.attach(recorded, carried)
+        writer.collect()
+
+        def attach() -> tuple[str, ...]:
+            recorded, notes = record_layout(old, new, writer, mode=layout, sha256=sha256)
+            carried, more = (
+                find_carried(old, new, writer, forget=recipe.forget) if with_files else ((), ())
+            )
+            writer.attach(recorded, carried)
+            return (*notes, *more)
+
+        notes = first(ranks, attach)
         check_unchanged(old, new)
         manifest = writer.finish(dry_run=dry_run)
         total = sum(spec.nbytes for spec in new.specs.values())
-        return DiffReport(manifest, writer.size, total, tuple(sizes), (*notes, *more))
+        gathered = [each for found in ranks.gather(sizes) for each in found]
+        every = ranks.share(sorted(gathered, key=lambda each: each.tensor))
+        return DiffReport(manifest, writer.size, total, tuple(every), notes)
+
+
+def _shards(shards: int | None, max_shard_size: int | None, ranks: Ranks) -> int | None:
+    if max_shard_size is not None:
+        if max_shard_size < 1:
+            raise UsageError(f"a shard size of {max_shard_size} bytes, expected at least 1")
+        if shards is not None or ranks.size > 1:
+            raise UsageError(
+                "the number of part files cannot follow from their size where it is given, or where"
+                f" ranks share the work: {ranks.size}",
+                hint="use --shards (shards in Python) instead of --max-shard-size",
+            )
+    if shards is None:
+        return ranks.size if ranks.size > 1 else None
+    if not 1 <= shards <= MAX_SET_PARTS:
+        raise UsageError(f"{shards} shards, expected 1 to {MAX_SET_PARTS}")
+    return shards
+
+
+def plan_parts(pairs: Sequence[Pair], shards: int) -> dict[str, int]:
+    """The part file of each pair's record, from 0, by the record's name.
+
+    Known before anything is compared: it depends on names, dtypes and shapes alone.
+
+    Args:
+        pairs: The pairs, ascending by name.
+        shards: Number of part files.
+    """
+    sizes = [
+        sum(spec.nbytes for spec in (pair.base, pair.target) if spec is not None) for pair in pairs
+    ]
+    names = [pair.name for pair in pairs]
+    return dict(zip(names, divide(sizes, shards), strict=True))
 
 
 def _write(tensor: ScannedTensor, writer: DeltaWriter, recipe: Recipe) -> list[PartSizes]:

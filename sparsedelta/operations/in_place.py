@@ -20,7 +20,6 @@ from sparsedelta.errors import (
     OutputError,
     SparseDeltaError,
     UnfinishedError,
-    UsageError,
     VerificationError,
 )
 from sparsedelta.journal import (
@@ -33,10 +32,11 @@ from sparsedelta.journal import (
 from sparsedelta.journal_frames import Buffers, SmallFile, small_frame
 from sparsedelta.limits import MAX_INDEX_BYTES, SEGMENT_WORDS
 from sparsedelta.locked_files import LockedFiles, read_small
-from sparsedelta.operations.proving import Place, Proof, Verify, compared
+from sparsedelta.operations.proving import Place, Proof, compared
 from sparsedelta.operations.result_files import ResultFiles
 from sparsedelta.operations.settle import carry_out, remove
 from sparsedelta.operations.standpoint import Standpoint, changed_meanwhile, touched_specs
+from sparsedelta.operations.steps import Verify
 from sparsedelta.outputs import output_errors
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress
@@ -80,19 +80,13 @@ class InPlace:
 
         Raises:
             DiffersError: A tensor is not what the delta starts from; nothing was written.
-            UsageError: Nothing would be verified.
             OutputError: The result has other files, or these cannot be written.
             VerificationError: The result is not what the delta promises; nothing is changed.
             UnfinishedError: The files are half changed; the journal is kept.
         """
-        reader, files = self.walk.reader, self.locked
+        files = self.locked
         if files.paths != [file.source.location for file in self.checkpoint.files]:
             raise changed_meanwhile(self.checkpoint)
-        if self.verify == "touched" and not reader.records:
-            raise UsageError(
-                f"{reader.path} touches no tensor: nothing would be verified",
-                hint="--verify full",
-            )
         proof = self._proof()
         small = list(self._small_files())
         with output_errors(files.folder), ExitStack() as stack:

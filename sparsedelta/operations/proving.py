@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Final, Literal, TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 
@@ -21,15 +21,12 @@ from sparsedelta.journal_frames import Buffers, Run, run_frame
 from sparsedelta.limits import SEGMENT_WORDS
 from sparsedelta.locked_files import LockedFiles
 from sparsedelta.operations.arrows import Arrow, DiffersError, follow
-from sparsedelta.operations.steps import SourceRun, Step, batches
+from sparsedelta.operations.steps import SourceRun, Step, Verify, batches
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress
 from sparsedelta.records import PartRecord
 from sparsedelta.slices import apply_parts, check_disjoint
 from sparsedelta.words import Indices, Words, as_words
-
-Verify: TypeAlias = Literal["full", "touched"]
-"""Whether every tensor is digested, or those that the delta names."""
 
 Place: TypeAlias = tuple[int, int]
 """Number of a file, and the byte at which a tensor begins there."""

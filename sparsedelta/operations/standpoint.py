@@ -21,6 +21,7 @@ from sparsedelta.operations.identity import tensor_digests
 from sparsedelta.operations.result_files import ResultFiles, result_files
 from sparsedelta.operations.steps import Step
 from sparsedelta.parallel import OrderedMap
+from sparsedelta.ranks import ALONE, Ranks
 from sparsedelta.words import TensorSpec
 
 _NAMED_TENSORS: Final = 3
@@ -56,11 +57,13 @@ class Standpoint:
         pool: OrderedMap,
         *,
         reverse: bool,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.checkpoint = checkpoint
         self.reader = reader
         self.pool = pool
         self.reverse = reverse
+        self.ranks = ranks
         self.end = "target" if reverse else "base"
 
     @cached_property
@@ -122,7 +125,7 @@ class Standpoint:
             manifest.lean or names == self.checkpoint.specs.keys()
         ):
             raise cause
-        found = tensor_digests(self.checkpoint, pool=self.pool)
+        found = tensor_digests(self.checkpoint, pool=self.pool, ranks=self.ranks)
         fingerprint = checkpoint_fingerprint(found).hex()
         source, result = (manifest.base, manifest.target)
         if self.reverse:

@@ -8,11 +8,12 @@ the output takes its name.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import numpy as np
 
@@ -24,12 +25,16 @@ from sparsedelta.digests import Digest, checkpoint_fingerprint, segment_digest, 
 from sparsedelta.errors import DAMAGED, FormatError
 from sparsedelta.operations.arrows import Arrow, DiffersError, arrows_of, follow, stays
 from sparsedelta.operations.result_files import ResultFiles
-from sparsedelta.outputs import staged
+from sparsedelta.outputs import output_errors, staged
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress
+from sparsedelta.ranks import ALONE, Ranks, first, own, watched
 from sparsedelta.words import Bytes, TensorSpec
 
 _BATCH_BYTES: Final = 1 << 21
+
+Verify: TypeAlias = Literal["full", "touched"]
+"""What is verified: every tensor and the fingerprint, or the tensors that a delta names."""
 
 SourceRun: TypeAlias = tuple[Arrow, int, int]
 """A run of words to be taken through: its arrow, first word, word behind the last."""
@@ -129,7 +134,9 @@ class Step:
 class Pass:
     """Takes a checkpoint through a step, into an output that appears whole or not at all.
 
-    Without an output everything is done and verified, and nothing written.
+    Without an output everything is done and verified, and nothing written. Of several ranks each
+    has arrows of its own, rank 0 the output and the last word. Verified are all tensors, or only
+    those that the step touches.
     """
 
     checkpoint: FileCheckpoint
@@ -137,6 +144,8 @@ class Pass:
     pool: OrderedMap
     progress: Progress
     force: bool
+    ranks: Ranks = ALONE
+    verify: Verify = "full"
 
     def __call__(self, step: Step, files: ResultFiles) -> Sequence[str]:
         """Take the step.
@@ -156,15 +165,29 @@ class Pass:
         if self.out is None:
             self.through(step, None)
             return companions.left_behind
-        with (
-            staged(self.out, directory=files.is_directory, force=self.force) as work,
-            CheckpointWriter(files.files, work, is_directory=files.is_directory) as writer,
-        ):
+        with ExitStack() as stack:
+            writer = self._writer(self.out, files, stack)
             self.through(step, writer)
-            files.check_sha256(writer)
-            writer.copy_companions(self.checkpoint.root, files.companions(companions))
-            writer.write_files(files.contents)
+            if self.ranks.rank == 0:
+                files.check_sha256(writer)
+                writer.copy_companions(self.checkpoint.root, files.companions(companions))
+                writer.write_files(files.contents)
+        self.ranks.share(None)  # the output has its name
         return companions.left_behind
+
+    def _writer(self, out: Path, files: ResultFiles, stack: ExitStack) -> CheckpointWriter:
+        is_directory = files.is_directory
+        if self.ranks.rank == 0:
+            work = stack.enter_context(staged(out, directory=is_directory, force=self.force))
+            writer = CheckpointWriter(files.files, work, is_directory=is_directory)
+            stack.callback(writer.close)
+            self.ranks.share(work.absolute())
+            return writer
+        stack.enter_context(output_errors(out))
+        work = self.ranks.share(None)
+        writer = CheckpointWriter(files.files, work, is_directory=is_directory, create=False)
+        stack.callback(writer.close)
+        return writer
 
     def through(
         self,
@@ -189,13 +212,60 @@ class Pass:
             VerificationError: The result is not what the delta promises.
         """
         arrows = step.arrows if arrows is None else arrows
+        sizes = [arrow.words * arrow.word_bytes for arrow in arrows]
+        mine = [arrows[n] for n in own(self.ranks, sizes)]
+        found: dict[str, Digest] | None
+        try:
+            found = {**known, **self._follow(step, mine, writer, made)}
+        except DiffersError:
+            found = None
+        if writer is not None and self.ranks.rank:
+            writer.sync()  # rank 0 can only see to what it wrote itself
+        gathered = self.ranks.gather(found)
+        if first(self.ranks, lambda: self._differs(step, gathered)):
+            raise DiffersError
+
+    def _differs(self, step: Step, gathered: Sequence[Mapping[str, Digest] | None]) -> bool:
+        """Whether the source is not what the step starts from, by what all ranks found.
+
+        Raises:
+            FormatError: It is, and the result is not what the delta promises (SD306).
+        """
+        leaves = dict(step.expected)
+        for found in gathered:
+            if found is None:
+                return True
+            leaves |= found
+        if self.verify == "touched":
+            return False
+        if checkpoint_fingerprint(leaves).hex() != step.fingerprint:
+            return True
+        step.check_result(leaves)
+        return False
+
+    def _follow(
+        self,
+        step: Step,
+        arrows: Sequence[Arrow],
+        writer: CheckpointWriter | None,
+        made: Callable[[Arrow], None],
+    ) -> dict[str, Digest]:
+        """Follow arrows.
+
+        Returns:
+            Tensor digests of the sources of those without a record, if they are verified.
+
+        Raises:
+            DiffersError: A source is not what the step starts from.
+        """
         total = sum(arrow.words * arrow.word_bytes for arrow in arrows)
+        progress = watched(self.ranks, self.progress)
         done = 0
 
         def work(batch: Sequence[SourceRun]) -> list[Digest | None]:
             return [self._take(step, writer, *run) for run in batch]
 
-        found = {**step.expected, **known}
+        found: dict[str, Digest] = {}
         with self.pool.mapped(work, batches(arrows)) as taken:
             results = chain.from_iterable(taken)
             for arrow in arrows:
@@ -203,28 +273,36 @@ class Pass:
                 for start, stop in arrow.spans():
                     digests.append(next(results))
                     done += (stop - start) * arrow.word_bytes
-                    self.progress(done, total)
-                if arrow.source is not None and arrow.record is None:
+                    progress(done, total)
+                if arrow.source is not None and self._is_digested(arrow):
                     name = arrow.source.name
                     found[name] = tensor_digest(arrow.source, [d for d in digests if d is not None])
                     if found[name] != step.expected.get(name, found[name]):
                         raise DiffersError
                 made(arrow)
-        if checkpoint_fingerprint(found).hex() != step.fingerprint:
-            raise DiffersError
-        step.check_result(found)
+        return found
+
+    def _is_digested(self, arrow: Arrow) -> bool:
+        """Whether the source is one of which only the digest of the whole tensor is known."""
+        return arrow.record is None and self.verify == "full"
 
     def _take(
         self, step: Step, writer: CheckpointWriter | None, arrow: Arrow, start: int, stop: int
     ) -> Digest | None:
         """Take a run through a step; the digest of its source, if it is not known beforehand."""
         source, result = arrow.source, arrow.result
+        if (
+            arrow.record is None
+            and self.verify == "touched"
+            and self._copied(writer, arrow, start, stop)
+        ):
+            return None
         data = np.empty(0, np.uint8)
         if source is not None and start < source.words:
             data, is_written = self._read(writer, arrow, start, min(stop, source.words))
         else:
             is_written = False
-        digest = segment_digest(data.data) if arrow.before is None and data.size else None
+        digest = segment_digest(data.data) if self._is_digested(arrow) and data.size else None
         made = follow(step.reader, arrow, start, stop, data)
         if writer is not None and result is not None and not is_written:
             writer.write(result.name, start, made)
@@ -247,6 +325,13 @@ class Pass:
         ):
             return writer.read(result.name, start, stop), True
         return self.checkpoint.read(source.name, start, stop), False
+
+    def _copied(self, writer: CheckpointWriter | None, arrow: Arrow, start: int, stop: int) -> bool:
+        """Whether nothing is left to do for a run that stays and is not verified."""
+        source, result = arrow.source, arrow.result
+        if writer is None or source is None or result is None:
+            return True
+        return writer.copy(self.checkpoint, source.name, result.name, start, stop)
 
 
 def batches(arrows: Iterable[Arrow]) -> Iterator[list[SourceRun]]:

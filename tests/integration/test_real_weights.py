@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 import sparsedelta
-from sparsedelta.operations.proving import Verify
+from sparsedelta.operations.steps import Verify
 
 pytestmark = pytest.mark.real
 

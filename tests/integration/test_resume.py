@@ -100,13 +100,15 @@ def case(
     delta = tmp_path / "delta"
     sparsedelta.diff(base, target, delta, lean=request.param)
     case = Case(tmp_path, base, target, delta)
-    create = CheckpointWriter._create  # noqa: SLF001 (told of what is made)
+    opened = CheckpointWriter._open  # noqa: SLF001 (told of what is made)
 
-    def recording(writer: CheckpointWriter, path: Path, layout: FileLayout) -> None:
+    def recording(
+        writer: CheckpointWriter, path: Path, layout: FileLayout, *, create: bool
+    ) -> None:
         case.begun.append(path.name)
-        create(writer, path, layout)
+        opened(writer, path, layout, create=create)
 
-    monkeypatch.setattr(CheckpointWriter, "_create", recording)
+    monkeypatch.setattr(CheckpointWriter, "_open", recording)
     monkeypatch.setattr(steps, "_BATCH_BYTES", 1)  # these shards are small: one after the other
     yield case
     if case.out.exists():

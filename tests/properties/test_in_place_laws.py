@@ -32,7 +32,7 @@ from sparsedelta.journal_frames import Run, run_frame
 from sparsedelta.limits import SEGMENT_WORDS
 from sparsedelta.locked_files import LockedFiles
 from sparsedelta.operations import proving, settle
-from sparsedelta.operations.proving import Verify
+from sparsedelta.operations.steps import Verify
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.words import TensorSpec, word_dtype
 

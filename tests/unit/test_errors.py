@@ -20,6 +20,7 @@ from sparsedelta.errors import (
     NotFiniteError,
     NotInvertibleError,
     OutputError,
+    RankError,
     RemoteError,
     SparseDeltaError,
     StructureError,
@@ -45,6 +46,7 @@ PROMISED: dict[type[SparseDeltaError], tuple[str, int]] = {
     VerificationError: ("verification", 3),
     NotFiniteError: ("not-finite", 3),
     NotInvertibleError: ("not-invertible", 1),
+    RankError: ("rank", 1),
 }
 each_class = pytest.mark.parametrize("kind", PROMISED)
 
