@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     )
     from sparsedelta.locations import Url
     from sparsedelta.operations.apply import apply, revert
+    from sparsedelta.operations.checkpoint_info import CheckpointInfo, checkpoint_info
     from sparsedelta.operations.diff import DiffReport, diff
     from sparsedelta.operations.export_raw import ExportReport, export_raw
     from sparsedelta.operations.following import ApplyReport
@@ -59,6 +60,7 @@ _MODULES: Final = {
     "operations.following": ("ApplyReport",),
     "delta": ("Delta", "Part", "TensorDelta"),
     "delta_reader": ("DeltaReader",),
+    "operations.checkpoint_info": ("CheckpointInfo", "checkpoint_info"),
     "operations.diff": ("DiffReport", "diff"),
     "operations.export_raw": ("ExportReport", "export_raw"),
     "errors": (
@@ -96,6 +98,7 @@ _HOMES: Final = {name: module for module, names in _MODULES.items() for name in 
 __all__ = [
     "ApplyReport",
     "CheckpointError",
+    "CheckpointInfo",
     "Delta",
     "DeltaGivenError",
     "DeltaInfo",
@@ -128,6 +131,7 @@ __all__ = [
     "WrongBaseError",
     "__version__",
     "apply",
+    "checkpoint_info",
     "diff",
     "diff_state_dict",
     "export_raw",

@@ -86,6 +86,19 @@ def groups_by_plan(touched: Mapping[str, Written], plan: Mapping[str, int]) -> l
     return list(groups.values())
 
 
+def leaves_of(
+    touched: Mapping[str, Written], untouched: Mapping[str, Digest], *, target: bool
+) -> dict[str, Digest]:
+    """Tensor digests of an end, by the names there."""
+    leaves = dict(untouched)
+    for written in touched.values():
+        spec = written.record.target if target else written.record.base
+        digest = written.leaves[int(target)]
+        if spec is not None and digest is not None:
+            leaves[spec.name] = digest
+    return leaves
+
+
 @dataclass(frozen=True, slots=True)
 class DeltaFiles:
     """What the files of a delta hold, but for frames.
@@ -119,15 +132,10 @@ class DeltaFiles:
 
     def manifest(self) -> Manifest:
         """The manifest of the whole delta, as of one file."""
-        ends: list[str] = []
-        for end in (0, 1):
-            leaves = dict(self.untouched)
-            for written in self.touched.values():
-                spec = (written.record.base, written.record.target)[end]
-                digest = written.leaves[end]
-                if spec is not None and digest is not None:
-                    leaves[spec.name] = digest
-            ends.append(checkpoint_fingerprint(leaves).hex())
+        ends = [
+            checkpoint_fingerprint(leaves_of(self.touched, self.untouched, target=target)).hex()
+            for target in (False, True)
+        ]
         records = tuple(written.record for written in self.touched.values())
         contents = {name: written.content for name, written in self.touched.items()}
         return Manifest(

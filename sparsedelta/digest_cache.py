@@ -16,16 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from sparsedelta.checkpoint import CheckpointReader, FileCheckpoint
 from sparsedelta.digests import DIGEST_BYTES, Digest
 from sparsedelta.errors import CheckpointError
+from sparsedelta.file_names import DIGESTS_SUFFIX
 from sparsedelta.files import InputFile
 from sparsedelta.strict_json import parse
 
 Verified = Literal["read", "full", "touched"]
 """How digests were come by: from the file's bytes; as a result that was verified whole, or of which
 only the tensors were verified that a delta touches."""
-
-SUFFIX: Final = ".sparsedelta-digests"
 
 MIN_FILE_BYTES: Final = 1 << 24
 """Smaller files are digested in the time that a record takes to be looked up."""
@@ -87,7 +87,7 @@ class Remembered:
 
 def record_path(path: Path) -> Path:
     """Where the digests of a file are remembered."""
-    return path.parent / f".{path.name}{SUFFIX}"
+    return path.parent / f".{path.name}{DIGESTS_SUFFIX}"
 
 
 def recall(path: Path) -> Remembered | None:
@@ -126,12 +126,12 @@ def remember(
     """
     with contextlib.suppress(OSError):
         now = time.time_ns()
-        if (
-            state.size < MIN_FILE_BYTES
-            or path.is_symlink()
-            or FileState.of(path) != state
-            or not state.is_settled(now)
-        ):
+        if state.size < MIN_FILE_BYTES or path.is_symlink():
+            return
+        if verified != "read" and not state.is_settled(now):  # it was just written, by us
+            time.sleep(_SETTLED_NS / 1e9)
+            now = time.time_ns()
+        if FileState.of(path) != state or not state.is_settled(now):
             return
         document = {
             "format": _FORMAT,
@@ -142,10 +142,44 @@ def remember(
         _write(record_path(path), json.dumps(document).encode())
 
 
-def forget(path: Path) -> None:
-    """Drop what is remembered of a file that is about to change."""
-    with contextlib.suppress(OSError):
-        record_path(path).unlink()
+class KnownDigests:
+    """Digests of the tensors of a checkpoint, as far as they are remembered.
+
+    Args:
+        reader: The checkpoint, just opened.
+        use: Whether to remember at all.
+
+    Attributes:
+        tensors: Tensor digests by name.
+    """
+
+    def __init__(self, reader: CheckpointReader, *, use: bool) -> None:
+        self.tensors: dict[str, Digest] = {}
+        self._fresh: list[tuple[Path, FileState, list[str]]] = []
+        for file in reader.files if use and isinstance(reader, FileCheckpoint) else ():
+            path = file.source.location
+            if not isinstance(path, Path) or file.source.size < MIN_FILE_BYTES:
+                continue
+            try:
+                state = FileState.of(path)
+            except OSError:
+                continue
+            names = [stored.spec.name for stored in file.layout.tensors]
+            found = recall(path)
+            known = {} if found is None else found.tensors
+            self.tensors.update((name, known[name]) for name in names if name in known)
+            if any(name not in known for name in names):
+                self._fresh.append((path, state, names))
+
+    def remember(self, leaves: Mapping[str, Digest]) -> None:
+        """Record the digests of the files of which not all were known.
+
+        Args:
+            leaves: Tensor digests by name, of bytes that were read since.
+        """
+        for path, state, names in self._fresh:
+            if all(name in leaves for name in names):
+                remember(path, state, {name: leaves[name] for name in names})
 
 
 def _state_text(state: FileState) -> str:

@@ -12,6 +12,9 @@ from typing import Final
 from sparsedelta.limits import MAX_FILE_NAME_BYTES
 
 CHECKPOINT_SUFFIX: Final = ".safetensors"
+DIGESTS_SUFFIX: Final = ".sparsedelta-digests"
+"""End of the hidden files beside checkpoint files in which their digests are remembered."""
+
 INDEX_SUFFIX: Final = ".safetensors.index.json"
 
 _ALLOWED: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", re.ASCII)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from sparsedelta.errors import OutputError
+from sparsedelta.file_names import DIGESTS_SUFFIX
 from sparsedelta.files import OPEN_FILES, reason, sync
 from sparsedelta.limits import MAX_COMPANION_BYTES
 
@@ -85,6 +86,8 @@ def _check_replacement(path: Path, *, force: bool, directory: bool) -> None:
 def _not_ours(path: Path) -> Path | None:
     """An entry of a directory that no checkpoint written here would have, or None."""
     for entry in sorted(path.iterdir()):
+        if entry.name.startswith(".") and entry.name.endswith(DIGESTS_SUFFIX) and entry.is_file():
+            continue
         if entry.name.startswith(".") or not entry.is_file():
             return entry
         if entry.suffix != ".safetensors" and entry.stat().st_size > MAX_COMPANION_BYTES:

@@ -29,6 +29,7 @@ from sparsedelta.delta_files import (
     Written,
     groups_by_plan,
     groups_by_size,
+    leaves_of,
     part_name,
 )
 from sparsedelta.digests import Digest, plain_digest, tensor_digest
@@ -223,6 +224,10 @@ class DeltaWriter:
         for _, stay, _ in gathered:
             self._untouched |= stay
         self.spooled = sum(end for _, _, end in gathered)
+
+    def leaves(self, *, target: bool) -> dict[str, Digest]:
+        """Tensor digests of an end by name, as far as this rank knows them."""
+        return leaves_of(self._touched, self._untouched, target=target)
 
     def finish(self, *, dry_run: bool = False) -> Manifest:
         """Write the file, or the files of the set, and give them their names.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 import sparsedelta
-from sparsedelta.commands.options import PATH, bits, one_of_many, print_result, reading
+from sparsedelta.commands.options import PATH, bits, cache, one_of_many, print_result, reading
 from sparsedelta.console import format_bytes, progress_bar
 from sparsedelta.launch import threads_here
 from sparsedelta.locations import Location
@@ -49,14 +49,45 @@ def validate(
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="Accepted for uniformity; info has no progress.")
 def info(delta: Location, *, tensors: bool, as_json: bool, quiet: bool) -> None:  # noqa: ARG001
-    """Say what DELTA is, from its header and manifest."""
-    found = sparsedelta.info(delta)
+    """Say what DELTA is, from its header and manifest; or a checkpoint, from its headers."""
+    try:
+        found = sparsedelta.info(delta)
+    except sparsedelta.SparseDeltaError:
+        if not _print_checkpoint(delta, as_json=as_json):
+            raise
+        return
     document = asdict(found)
     if not tensors:
         del document["tensors"]
     document["bits_per_entry"] = found.bits_per_entry
     document["density"] = found.density
     print_result(document, *_info_lines(found, tensors=tensors), as_json=as_json, quiet=False)
+
+
+def _print_checkpoint(location: Location, *, as_json: bool) -> bool:
+    """Whether there is a checkpoint, of which it is told then."""
+    try:
+        found = sparsedelta.checkpoint_info(location)
+    except sparsedelta.SparseDeltaError:
+        return False
+    how = {
+        "read": "its files were digested",
+        "full": "written and verified whole",
+        "touched": "only the tensors that the delta touches were verified",
+        None: "nothing is remembered",
+    }[found.verified]
+    dtypes = ", ".join(f"{count} {dtype}" for dtype, count in found.dtypes.items())
+    rows = [
+        ("checkpoint", found.path),
+        ("files", f"{len(found.files)}"),
+        ("tensors", f"{found.tensors} ({dtypes}), {format_bytes(found.nbytes)}"),
+        ("fingerprint", found.fingerprint or f"not known: sparsedelta fingerprint {found.path}"),
+        ("verified", f"{how}; digests of {found.remembered} tensors are remembered"),
+    ]
+    width = max(len(key) for key, _ in rows)
+    lines = (f"{key:<{width}}  {value}" for key, value in rows)
+    print_result(asdict(found), *lines, as_json=as_json, quiet=False)
+    return True
 
 
 def _info_lines(found: sparsedelta.DeltaInfo, *, tensors: bool) -> list[str]:
@@ -118,21 +149,37 @@ def _ends(tensor: TensorInfo) -> str:
 @click.command()
 @click.argument("checkpoint", type=PATH)
 @click.option("--tensors", is_flag=True, help="Also list the digest of every tensor.")
+@cache
 @reading
 def fingerprint(
-    checkpoint: Location, threads: int | None, *, tensors: bool, as_json: bool, quiet: bool
+    checkpoint: Location,
+    threads: int | None,
+    *,
+    tensors: bool,
+    cache: bool,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Print the identity of CHECKPOINT: of its names, dtypes, shapes and bits."""
     with one_of_many("fingerprint", quiet=quiet) as (ranks, progress):
         count = threads_here(ranks, threads)
-        found = sparsedelta.fingerprint(checkpoint, threads=count, progress=progress, ranks=ranks)
+        found = sparsedelta.fingerprint(
+            checkpoint, threads=count, progress=progress, cache=cache, ranks=ranks
+        )
     if ranks.rank:
         return
+    if found.remembered and not quiet:
+        click.echo(
+            f"note: digests of {found.remembered} of {len(found.tensors)} tensors were remembered; "
+            "--no-cache reads the files again",
+            err=True,
+        )
     document: dict[str, Any] = {
         "checkpoint": str(checkpoint),
         "fingerprint": found.fingerprint,
         "tensors": len(found.tensors),
         "bytes": found.nbytes,
+        "remembered": found.remembered,
     }
     lines = [found.fingerprint]
     if tensors:

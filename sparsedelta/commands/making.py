@@ -15,6 +15,7 @@ from sparsedelta.commands.options import (
     PATH,
     as_json,
     bits,
+    cache,
     force,
     one_of_many,
     print_result,
@@ -98,6 +99,7 @@ _UNITS: Final = {
 @click.option("--meta", multiple=True, metavar="KEY=VALUE", help="Provenance to store; repeatable.")
 @click.option("--base-repo", metavar="NS/NAME", help="Hint where the base can be had.")
 @click.option("--base-revision", metavar="COMMIT", help="Hint at the base's commit.")
+@cache
 @writing
 def diff(
     base: Location,
@@ -125,6 +127,7 @@ def diff(
     quiet: bool,
     force: bool,
     dry_run: bool,
+    cache: bool,
 ) -> None:
     """Write the delta that leads from BASE to TARGET.
 
@@ -154,6 +157,7 @@ def diff(
             threads=threads_here(ranks, threads),
             force=force,
             dry_run=dry_run,
+            cache=cache,
             progress=progress,
             ranks=ranks,
         )

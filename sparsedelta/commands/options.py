@@ -58,6 +58,12 @@ class _Place(click.ParamType[Location]):
         return as_location(value)
 
 
+cache = click.option(
+    "--cache/--no-cache",
+    default=True,
+    show_default=True,
+    help="Remember digests of large files beside them.",
+)
 PATH: Final = _Place()
 reading = options(as_json, quiet, threads)
 writing = options(as_json, quiet, threads, force, dry_run)

@@ -9,7 +9,7 @@ from typing import Any, Final
 import click
 
 import sparsedelta
-from sparsedelta.commands.options import PATH, one_of_many, options, print_result, writing
+from sparsedelta.commands.options import PATH, cache, one_of_many, options, print_result, writing
 from sparsedelta.errors import printable
 from sparsedelta.launch import threads_here
 from sparsedelta.locations import Location
@@ -35,6 +35,7 @@ _following: Final = options(
         show_default=True,
         help="Write the small files that the delta carries.",
     ),
+    cache,
 )
 
 

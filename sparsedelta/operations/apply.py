@@ -27,6 +27,7 @@ def apply(
     dry_run: bool = False,
     with_files: bool = True,
     progress: Progress = silent,
+    cache: bool = True,
     ranks: Ranks = ALONE,
 ) -> ApplyReport:
     """Write the target of ``delta``: ``base`` with its changes, bit for bit.
@@ -56,6 +57,8 @@ def apply(
         dry_run: Do and verify everything but a recorded SHA-256 of files; write nothing.
         with_files: Write the files that the delta carries, if the output is a directory.
         progress: Told how many bytes were done, and of how many: by this rank.
+        cache: Whether the digests of the result are recorded beside its files, for later runs that
+            compare it: see :mod:`sparsedelta.digest_cache`. What is verified is always read.
         ranks: The processes that do this together, each with tensors of its own. All of them call
             this alike; rank 0 makes the files and gives them their names.
 
@@ -82,6 +85,7 @@ def apply(
         force=force,
         dry_run=dry_run,
         with_files=with_files,
+        cache=cache,
         ranks=ranks,
     )
     return transform(base, delta, request)
@@ -100,6 +104,7 @@ def revert(
     dry_run: bool = False,
     with_files: bool = True,
     progress: Progress = silent,
+    cache: bool = True,
     ranks: Ranks = ALONE,
 ) -> ApplyReport:
     """Write the base of ``delta``: ``target`` with its changes undone, bit for bit.
@@ -121,6 +126,7 @@ def revert(
         force=force,
         dry_run=dry_run,
         with_files=with_files,
+        cache=cache,
         ranks=ranks,
     )
     return transform(target, delta, request)

@@ -9,6 +9,7 @@ from typing import Literal
 
 from sparsedelta.checkpoint import CheckpointReader, check_unchanged, open_checkpoint
 from sparsedelta.choice import parse_choice
+from sparsedelta.digest_cache import KnownDigests
 from sparsedelta.digests import tensor_digest
 from sparsedelta.encode import EncodedTensor
 from sparsedelta.errors import UsageError
@@ -95,6 +96,7 @@ def diff(
     force: bool = False,
     dry_run: bool = False,
     progress: Progress = silent,
+    cache: bool = True,
     ranks: Ranks = ALONE,
 ) -> DiffReport:
     """Write the delta that leads from ``base`` to ``target``, bit for bit.
@@ -128,6 +130,8 @@ def diff(
         force: Replace an existing output.
         dry_run: Do everything but leave the output behind.
         progress: Told how many bytes were compared, and of how many: by this rank.
+        cache: Whether tensors are skipped of which digests are remembered beside both files, and
+            equal; and new digests recorded: see :mod:`sparsedelta.digest_cache`.
         ranks: The processes that do this together, each the part files that are its own. All of
             them call this alike; rank 0 writes the root.
 
@@ -158,6 +162,7 @@ def diff(
         if new is not target:
             stack.callback(new.close)
         pool = stack.enter_context(OrderedMap(threads))
+        known = KnownDigests(old, use=cache), KnownDigests(new, use=cache)
 
         def prepare() -> list[Pair]:
             check_output(out, force=force, inputs=(*old.paths, *new.paths))
@@ -182,6 +187,10 @@ def diff(
         mine = [
             pair for pair in pairs if plan is None or plan[pair.name] % ranks.size == ranks.rank
         ]
+        same = {pair.name for pair in mine if _is_known_to_stay(pair, *known)}
+        for name in same:
+            writer.add_untouched(name, known[1].tensors[name])
+        mine = [pair for pair in mine if pair.name not in same]
         sizes: list[PartSizes] = []
         told = watched(ranks, progress)
         scanned = scan_tensors(old, new, mine, recipe=recipe, pool=pool, progress=told)
@@ -200,6 +209,9 @@ def diff(
 
         notes = first(ranks, attach)
         check_unchanged(old, new)
+        if ranks.rank == 0:
+            for each, is_target in zip(known, (False, True), strict=True):
+                each.remember(writer.leaves(target=is_target))
         manifest = writer.finish(dry_run=dry_run)
         total = sum(spec.nbytes for spec in new.specs.values())
         gathered = [each for found in ranks.gather(sizes) for each in found]
@@ -238,6 +250,16 @@ def plan_parts(pairs: Sequence[Pair], shards: int) -> dict[str, int]:
     ]
     names = [pair.name for pair in pairs]
     return dict(zip(names, divide(sizes, shards), strict=True))
+
+
+def _is_known_to_stay(pair: Pair, old: KnownDigests, new: KnownDigests) -> bool:
+    digest = old.tensors.get(pair.name)
+    return (
+        pair.base == pair.target
+        and pair.copied is None
+        and digest is not None
+        and digest == new.tensors.get(pair.name)
+    )
 
 
 def _write(tensor: ScannedTensor, writer: DeltaWriter, recipe: Recipe) -> list[PartSizes]:

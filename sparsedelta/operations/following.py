@@ -5,6 +5,7 @@ Here it is decided which checkpoint is at hand; the pass over it is in :mod:`ste
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from pathlib import Path
 from sparsedelta.attachments import Attachments
 from sparsedelta.checkpoint import FileCheckpoint
 from sparsedelta.delta_reader import DeltaReader, open_delta
+from sparsedelta.digest_cache import FileState, remember
 from sparsedelta.errors import (
     DeltaGivenError,
     NotInvertibleError,
@@ -28,7 +30,12 @@ from sparsedelta.operations.in_place import InPlace, insist_on_result, lock
 from sparsedelta.operations.result_files import ResultFiles, same_files
 from sparsedelta.operations.resuming import go_on
 from sparsedelta.operations.settle import Settled, settle
-from sparsedelta.operations.standpoint import Standpoint, changed_meanwhile, refuse_part
+from sparsedelta.operations.standpoint import (
+    Standpoint,
+    changed_meanwhile,
+    refuse_part,
+    touched_specs,
+)
 from sparsedelta.operations.steps import Pass, Step, Verify
 from sparsedelta.outputs import check_output
 from sparsedelta.parallel import OrderedMap
@@ -86,6 +93,7 @@ class Request:
     force: bool = False
     dry_run: bool = False
     with_files: bool = True
+    cache: bool = True
     ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
@@ -198,10 +206,18 @@ def _follow(
                 written = _write(walk, copy, files, request)
             except DiffersError:
                 raise changed_meanwhile(checkpoint) from None
+    verified: Verify = "full" if locked is None and not changed else request.verify
+    if (
+        request.cache
+        and not request.dry_run
+        and request.ranks.rank == 0
+        and (changed or request.out)
+    ):
+        _remember(walk, files, request.out, verified)
     manifest = reader.manifest
     return ApplyReport(
         fingerprint=manifest.base if request.reverse else manifest.target,
-        verified="full" if locked is None and not changed else request.verify,
+        verified=verified,
         changed=changed,
         tensors=len(manifest.tensors) if changed else 0,
         nnz=manifest.nnz if changed else 0,
@@ -246,6 +262,24 @@ def _write(walk: Standpoint, step: Step, files: ResultFiles, request: Request) -
         return _Written(run(step, files))
     left_behind, stage = go_on(run, step, files, out)
     return _Written(left_behind, stage.kept, stage.discarded)
+
+
+def _remember(walk: Standpoint, files: ResultFiles, out: Path | None, verified: Verify) -> None:
+    """Record the digests of the files of a result."""
+    leaves = walk.reader.leaves(target=not walk.reverse)
+    if verified == "touched":
+        touched = touched_specs(walk.reader, target=not walk.reverse)
+        leaves = {name: leaves[name] for name in touched}
+    base = walk.checkpoint.root if out is None else out
+    for name, layout in files.files:
+        path: object = base / name if isinstance(base, Path) else None
+        if not files.is_directory:
+            path = out or walk.checkpoint.files[0].source.location
+        names = [stored.spec.name for stored in layout.tensors]
+        found = {name: leaves[name] for name in names if name in leaves}
+        if isinstance(path, Path):
+            with contextlib.suppress(OSError):
+                remember(path, FileState.of(path), found, verified)
 
 
 def _change(walk: Standpoint, locked: LockedFiles, files: ResultFiles, request: Request) -> InPlace:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from sparsedelta.checkpoint import CheckpointReader, check_unchanged, open_checkpoint, segments
+from sparsedelta.digest_cache import KnownDigests
 from sparsedelta.digests import (
     Digest,
     checkpoint_fingerprint,
@@ -16,7 +18,7 @@ from sparsedelta.digests import (
 from sparsedelta.locations import LocationLike
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress, silent
-from sparsedelta.ranks import ALONE, Ranks, own, watched
+from sparsedelta.ranks import ALONE, Ranks, first, own, watched
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +29,13 @@ class Identity:
         fingerprint: 64 hex digits.
         tensors: Tensor digests by name, ascending.
         nbytes: Bytes of all tensors.
+        remembered: Number of tensors whose digests were remembered, not read again.
     """
 
     fingerprint: str
     tensors: Mapping[str, Digest]
     nbytes: int
+    remembered: int = 0
 
     def __str__(self) -> str:
         return self.fingerprint
@@ -42,6 +46,7 @@ def fingerprint(
     *,
     threads: int | None = None,
     progress: Progress = silent,
+    cache: bool = True,
     ranks: Ranks = ALONE,
 ) -> Identity:
     """The identity of a checkpoint, from one pass over it.
@@ -53,6 +58,8 @@ def fingerprint(
         checkpoint: A file, a directory, an index, or a reader.
         threads: Worker threads; None for the cores of this process.
         progress: Told how many bytes were digested, and of how many: by this rank.
+        cache: Whether digests that are remembered beside files are believed, and new ones recorded:
+            see :mod:`sparsedelta.digest_cache`.
         ranks: The processes that do this together, each with tensors of its own.
 
     Raises:
@@ -65,10 +72,15 @@ def fingerprint(
         if reader is not checkpoint:
             stack.callback(reader.close)
         pool = stack.enter_context(OrderedMap(threads))
-        leaves = tensor_digests(reader, pool=pool, progress=progress, ranks=ranks)
+        known = first(ranks, lambda: KnownDigests(reader, use=cache))
+        leaves = tensor_digests(
+            reader, pool=pool, progress=progress, ranks=ranks, known=known.tensors
+        )
         check_unchanged(reader)
+        if ranks.rank == 0:
+            known.remember(leaves)
     nbytes = sum(spec.nbytes for spec in reader.specs.values())
-    return Identity(checkpoint_fingerprint(leaves).hex(), leaves, nbytes)
+    return Identity(checkpoint_fingerprint(leaves).hex(), leaves, nbytes, len(known.tensors))
 
 
 def tensor_digests(
@@ -77,9 +89,13 @@ def tensor_digests(
     pool: OrderedMap,
     progress: Progress = silent,
     ranks: Ranks = ALONE,
+    known: Mapping[str, Digest] = MappingProxyType({}),
 ) -> dict[str, Digest]:
-    """Digests of all tensors of a checkpoint, by name, ascending; all ranks know all of them."""
-    every = sorted(reader.specs)
+    """Digests of all tensors of a checkpoint, by name, ascending; all ranks know all of them.
+
+    Those that are ``known`` are not read.
+    """
+    every = sorted(reader.specs.keys() - known.keys())
     names = [every[n] for n in own(ranks, [reader.specs[name].nbytes for name in every])]
     total = sum(reader.specs[name].nbytes for name in names)
     told = watched(ranks, progress)
@@ -96,6 +112,6 @@ def tensor_digests(
             leaves[name] = tensor_digest(spec, [next(digests) for _ in segments(spec)])
             done += spec.nbytes
             told(done, total)
-    # Runs of names: rank by rank they are in order.
     gathered = ranks.gather(leaves)
-    return ranks.share({name: leaf for found in gathered for name, leaf in found.items()})
+    merged = [item for found in (known, *gathered) for item in found.items()]
+    return ranks.share(dict(sorted(merged)))

@@ -87,6 +87,7 @@ def test_no_module_is_a_drawer() -> None:
 SPARSEDELTA_NAMES = {
     "ApplyReport",
     "CheckpointError",
+    "CheckpointInfo",
     "Delta",
     "DeltaGivenError",
     "DeltaInfo",
@@ -119,6 +120,7 @@ SPARSEDELTA_NAMES = {
     "WrongBaseError",
     "__version__",
     "apply",
+    "checkpoint_info",
     "diff",
     "diff_state_dict",
     "export_raw",
