@@ -146,11 +146,11 @@ class FileCheckpoint:
                     f"is in {printable(found)}"
                 )
 
-    def read(self, name: str, start: int, stop: int) -> Bytes:
-        """Bytes of the words ``[start, stop)`` of a tensor."""
+    def read(self, name: str, start: int, stop: int, out: Bytes | None = None) -> Bytes:
+        """Bytes of the words ``[start, stop)`` of a tensor, in ``out`` if that is given."""
         file, stored = self._places[name]
         word_bytes = stored.spec.word_bytes
-        data = np.empty((stop - start) * word_bytes, np.uint8)
+        data = np.empty((stop - start) * word_bytes, np.uint8) if out is None else out
         file.source.read_into(data.data, stored.offset + start * word_bytes)
         return data
 

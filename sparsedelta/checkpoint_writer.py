@@ -9,8 +9,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import numpy as np
-
 from sparsedelta.checkpoint import FileCheckpoint
 from sparsedelta.limits import MAX_COMPANION_BYTES
 from sparsedelta.locations import Location
@@ -92,17 +90,14 @@ class CheckpointWriter:
         position = stored.offset + start * stored.spec.word_bytes
         return source.copy_to(from_name, start, stop, descriptor, position)
 
-    def read(self, name: str, start: int, stop: int) -> Bytes:
-        """Bytes of the words ``[start, stop)`` of a tensor as they were written.
+    def read(self, name: str, start: int, out: Bytes) -> None:
+        """Fill ``out`` with the words of a tensor from word ``start`` on, as they were written.
 
         Raises:
             OSError: They cannot be read.
         """
         descriptor, stored = self._places[name]
-        width = stored.spec.word_bytes
-        data = np.empty((stop - start) * width, np.uint8)
-        read_all(descriptor, data.data, stored.offset + start * width)
-        return data
+        read_all(descriptor, out.data, stored.offset + start * stored.spec.word_bytes)
 
     def sync(self) -> None:
         """See to it that what was written has left this machine's memory."""

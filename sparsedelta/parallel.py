@@ -8,6 +8,7 @@ numpy operations and file I/O all release the interpreter lock.
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -15,7 +16,10 @@ from contextlib import closing, contextmanager
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
+import numpy as np
+
 from sparsedelta.errors import UsageError
+from sparsedelta.words import Bytes
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -28,6 +32,29 @@ def usable_cores() -> int:
     """Cores that this process may use."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     return usable or os.cpu_count() or 1
+
+
+class Scratch(threading.local):
+    """Memory of each thread for runs of words that it works on, used again and again.
+
+    Memory that is given back to the system has to be cleared by it before it is had again, which
+    takes as long as reading the run.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Bytes] = {}
+
+    def take(self, purpose: str, nbytes: int) -> Bytes:
+        """``nbytes`` bytes of any content, which are this thread's until it asks again.
+
+        Args:
+            purpose: What for: different purposes do not share memory.
+            nbytes: How many.
+        """
+        kept = self._kept.get(purpose)
+        if kept is None or kept.size < nbytes:
+            kept = self._kept[purpose] = np.empty(nbytes, np.uint8)
+        return kept[:nbytes]
 
 
 class OrderedMap:

@@ -10,7 +10,7 @@ from typing import Final, TypeAlias
 import numpy as np
 
 from sparsedelta.changes import Changes, Run, make_run
-from sparsedelta.checkpoint import CheckpointReader
+from sparsedelta.checkpoint import CheckpointReader, FileCheckpoint
 from sparsedelta.choice import CodecChoice
 from sparsedelta.codecs import Planes, RawWords
 from sparsedelta.compare import differing_words
@@ -19,7 +19,7 @@ from sparsedelta.digests import Digest, segment_digest
 from sparsedelta.encode import EncodedPart, EncodedTensor, encode_part, encode_words
 from sparsedelta.limits import SEGMENT_WORDS
 from sparsedelta.operations.pairing import Pair
-from sparsedelta.parallel import OrderedMap
+from sparsedelta.parallel import OrderedMap, Scratch
 from sparsedelta.progress import Progress
 from sparsedelta.records import BarePart
 from sparsedelta.words import TensorSpec, Words, as_words
@@ -207,16 +207,17 @@ def scan_tensors(
     total = sum(map(_pair_bytes, pairs))
     done = 0
     alone = OrderedMap(1)
+    scanner = _Scanner(base, target, recipe)
 
     def work(batch: Sequence[_Work]) -> list[ScannedTensor | _Scan]:
         return [do(*each) for each in batch]
 
     def do(pair: Pair, start: int | None) -> ScannedTensor | _Scan:
         if start is not None:
-            return _scan(base, target, pair, start, recipe)
+            return scanner.scan(pair, start)
         tensor = ScannedTensor(pair)
         for each in _runs(pair):
-            tensor.add(_scan(base, target, pair, each, recipe))
+            tensor.add(scanner.scan(pair, each))
         tensor.encode(base, target, recipe, alone)
         return tensor
 
@@ -275,37 +276,50 @@ def _run_bytes(pair: Pair, start: int) -> int:
     )
 
 
-def _scan(
-    base: CheckpointReader, target: CheckpointReader, pair: Pair, start: int, recipe: Recipe
-) -> _Scan:
-    old = _read(base, pair.base, start)
-    new = _read(target, pair.target, start)
-    before = None if old is None else segment_digest(old.view(np.uint8).data)
-    after = None if new is None else segment_digest(new.view(np.uint8).data)
-    copied = None
-    if pair.copied is not None:
-        # A copy stands in for the end that is missing: the base of a new tensor, or the target of
-        # a dropped one, whose words are known to be the same.
-        spec = pair.target or pair.base
-        assert spec is not None  # noqa: S101 (a pair has at least one end)
-        if pair.target is not None:
-            old = _read(base, TensorSpec(pair.copied, spec.dtype, spec.shape), start)
-            copied = None if old is None else segment_digest(old.view(np.uint8).data)
-        else:
-            copied = before
-    if old is None or new is None or not (pair.is_change or pair.copied is not None):
-        return _Scan(before, after, copied)
-    if (copied or before) == after:  # a collision is out of reach: the words are equal
-        return _Scan(before, after, copied)
-    both = min(old.size, new.size)
-    found = differing_words(old[:both], new[:both], as_difference=recipe.op == DIFFERENCE)
-    if not found.offsets.size:
-        return _Scan(before, after, copied)
-    return _Scan(before, after, copied, make_run(start, both, *found))
+@dataclass(frozen=True, slots=True)
+class _Scanner:
+    """Compares runs of pairs, in any thread."""
 
+    base: CheckpointReader
+    target: CheckpointReader
+    recipe: Recipe
+    scratch: Scratch = field(default_factory=Scratch)
 
-def _read(reader: CheckpointReader, spec: TensorSpec | None, start: int) -> Words | None:
-    if spec is None or start >= spec.words:
-        return None
-    stop = min(start + SEGMENT_WORDS, spec.words)
-    return as_words(reader.read(spec.name, start, stop), spec.word_bytes)
+    def scan(self, pair: Pair, start: int) -> _Scan:
+        old = self._read(self.base, pair.base, start, "base")
+        new = self._read(self.target, pair.target, start, "target")
+        before = None if old is None else segment_digest(old.view(np.uint8).data)
+        after = None if new is None else segment_digest(new.view(np.uint8).data)
+        copied = None
+        if pair.copied is not None:
+            # A copy stands in for the end that is missing: the base of a new tensor, or the target
+            # of a dropped one, whose words are known to be the same.
+            spec = pair.target or pair.base
+            assert spec is not None  # noqa: S101 (a pair has at least one end)
+            if pair.target is not None:
+                same = TensorSpec(pair.copied, spec.dtype, spec.shape)
+                old = self._read(self.base, same, start, "base")
+                copied = None if old is None else segment_digest(old.view(np.uint8).data)
+            else:
+                copied = before
+        if old is None or new is None or not (pair.is_change or pair.copied is not None):
+            return _Scan(before, after, copied)
+        if (copied or before) == after:  # a collision is out of reach: the words are equal
+            return _Scan(before, after, copied)
+        both = min(old.size, new.size)
+        is_difference = self.recipe.op == DIFFERENCE
+        found = differing_words(old[:both], new[:both], as_difference=is_difference)
+        if not found.offsets.size:
+            return _Scan(before, after, copied)
+        return _Scan(before, after, copied, make_run(start, both, *found))
+
+    def _read(
+        self, reader: CheckpointReader, spec: TensorSpec | None, start: int, purpose: str
+    ) -> Words | None:
+        if spec is None or start >= spec.words:
+            return None
+        stop = min(start + SEGMENT_WORDS, spec.words)
+        if not isinstance(reader, FileCheckpoint):
+            return as_words(reader.read(spec.name, start, stop), spec.word_bytes)
+        out = self.scratch.take(purpose, (stop - start) * spec.word_bytes)
+        return as_words(reader.read(spec.name, start, stop, out), spec.word_bytes)

@@ -26,7 +26,7 @@ from sparsedelta.errors import DAMAGED, FormatError
 from sparsedelta.operations.arrows import Arrow, DiffersError, arrows_of, follow, stays
 from sparsedelta.operations.result_files import ResultFiles
 from sparsedelta.outputs import output_errors, staged
-from sparsedelta.parallel import OrderedMap
+from sparsedelta.parallel import OrderedMap, Scratch
 from sparsedelta.progress import Progress
 from sparsedelta.ranks import ALONE, Ranks, first, own, watched
 from sparsedelta.words import Bytes, TensorSpec
@@ -262,8 +262,10 @@ class Pass:
         progress = watched(self.ranks, self.progress)
         done = 0
 
+        scratch = Scratch()
+
         def work(batch: Sequence[SourceRun]) -> list[Digest | None]:
-            return [self._take(step, writer, *run) for run in batch]
+            return [self._take(step, writer, scratch, run) for run in batch]
 
         found: dict[str, Digest] = {}
         with self.pool.mapped(work, batches(arrows)) as taken:
@@ -287,9 +289,14 @@ class Pass:
         return arrow.record is None and self.verify == "full"
 
     def _take(
-        self, step: Step, writer: CheckpointWriter | None, arrow: Arrow, start: int, stop: int
+        self,
+        step: Step,
+        writer: CheckpointWriter | None,
+        scratch: Scratch,
+        run: SourceRun,
     ) -> Digest | None:
         """Take a run through a step; the digest of its source, if it is not known beforehand."""
+        arrow, start, stop = run
         source, result = arrow.source, arrow.result
         if (
             arrow.record is None
@@ -299,7 +306,7 @@ class Pass:
             return None
         data = np.empty(0, np.uint8)
         if source is not None and start < source.words:
-            data, is_written = self._read(writer, arrow, start, min(stop, source.words))
+            data, is_written = self._read(writer, arrow, start, min(stop, source.words), scratch)
         else:
             is_written = False
         digest = segment_digest(data.data) if self._is_digested(arrow) and data.size else None
@@ -309,7 +316,12 @@ class Pass:
         return digest
 
     def _read(
-        self, writer: CheckpointWriter | None, arrow: Arrow, start: int, stop: int
+        self,
+        writer: CheckpointWriter | None,
+        arrow: Arrow,
+        start: int,
+        stop: int,
+        scratch: Scratch,
     ) -> tuple[Bytes, bool]:
         """A run of the source, and whether it has been written: by the kernel, as it stays.
 
@@ -317,14 +329,16 @@ class Pass:
         """
         source, result = arrow.source, arrow.result
         assert source is not None  # noqa: S101 (there is something to read)
+        data = scratch.take("run", (stop - start) * source.word_bytes)
         if (
             writer is not None
             and result is not None
             and arrow.is_unchanged(start, stop)
             and writer.copy(self.checkpoint, source.name, result.name, start, stop)
         ):
-            return writer.read(result.name, start, stop), True
-        return self.checkpoint.read(source.name, start, stop), False
+            writer.read(result.name, start, data)
+            return data, True
+        return self.checkpoint.read(source.name, start, stop, data), False
 
     def _copied(self, writer: CheckpointWriter | None, arrow: Arrow, start: int, stop: int) -> bool:
         """Whether nothing is left to do for a run that stays and is not verified."""
