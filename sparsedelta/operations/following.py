@@ -106,7 +106,7 @@ class Request:
             )
         if self.ranks.size > 1 and (self.in_place or self.resume):
             raise UsageError(
-                f"{self.ranks.size} ranks cannot change a checkpoint in place, nor resume",
+                f"{self.ranks.size} ranks cannot share a run in place, nor one that is resumed",
                 hint="run one process: without torchrun",
             )
 

@@ -42,6 +42,9 @@ def files(folder: Path) -> None:
         assert found.fingerprint == report.manifest.target
         kept = [record for record in report.manifest.tensors if record.target is not None]
         assert len(found.tensors) == len(report.manifest.untouched) + len(kept)
+        for options in ({"in_place": True}, {"resume": True, "out": many / "no"}):
+            with pytest.raises(UsageError, match="ranks cannot share a run in place"):
+                sparsedelta.apply(base, whole, ranks=ranks, **options)
         # What is wrong on all ranks alike ends all of them alike, and they can go on.
         with pytest.raises(WrongBaseError, match="digest"):
             sparsedelta.apply(folder / "other", whole, many / "no", ranks=ranks)

@@ -435,7 +435,7 @@ def test_the_output_is_never_an_input(pair: Pair) -> None:
 def test_a_manifest_that_is_too_large_says_what_helps(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sparsedelta.writer.MAX_MANIFEST_BYTES", 100)
+    monkeypatch.setattr("sparsedelta.delta_files.MAX_MANIFEST_BYTES", 100)
     message = refused(pair, 1)
     assert "100 are allowed" in message
     assert "--lean" in hint_of(message)
