@@ -18,7 +18,7 @@ _FEW: Final = 256
 _LARGE_SHARE: Final = 16
 """If one in so many does not fit a byte, whole bytes of words may do better than escapes."""
 
-_TRIED: Final = 2
+_TRIED: Final = 3
 """Widths of ``packed`` that are tried."""
 
 _LARGEST: Final = 255
@@ -39,7 +39,7 @@ def magnitudes(values: Words) -> NDArray[np.int64]:
 def likely_values(counts: NDArray[np.int64]) -> set[ValueCodec] | None:
     """The value codecs that may give the fewest bytes; None: any.
 
-    Signs take a bit, whatever the width, and ``zigzag`` may save it; the two best widths by the
+    Signs take a bit, whatever the width, and ``zigzag`` may save it; the three best widths by the
     estimate are tried, and ``zigzag``. ``planes`` and ``raw`` have the sign in every byte.
 
     Args:
