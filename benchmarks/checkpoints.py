@@ -38,14 +38,15 @@ from rounds import tell
 from stored import StoredFile, Words, header_of
 
 GIB: Final = 1 << 30
-VERSION: Final = 1
+VERSION: Final = 2
 """Raised where the files change, so that old ones are not taken for new ones."""
 
 _SEGMENT_WORDS: Final = 1 << 21
 """Words that are made at a time, from a seed of their own."""
 _SMALL: Final = GIB // 4
-_EMBEDDING_SHARE: Final = 1 / 8
+_EMBEDDING_SHARE: Final = 1 / 4
 _EMBEDDING_MOST: Final = 128 << 20
+"""From 0.5 GiB on the largest tensor is the same: what memory then grows by is not its size."""
 
 Plan: TypeAlias = list[tuple[str, tuple[int, ...]]]
 Floats: TypeAlias = NDArray[np.float32]

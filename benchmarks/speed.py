@@ -58,10 +58,12 @@ class Target:
 
 
 IN_PLACE: Final = ("apply --in-place --verify touched", "apply --in-place --verify full")
+TOUCHED: Final = "apply --verify touched"
 COPIES: Final = ("cp, b3", "cp, sync, b3", "cp, b3 -1", "cp, sync, b3 -1")
 
 TARGETS: Final = (
     *(Target("apply", copy, most=1.0) for copy in COPIES),
+    *(Target(TOUCHED, copy) for copy in COPIES[:2]),
     *(Target("revert", copy) for copy in COPIES[:2]),
     *(Target(IN_PLACE[0], copy, most=0.5) for copy in COPIES),
     *(Target(IN_PLACE[1], copy) for copy in COPIES[:2]),
@@ -124,6 +126,9 @@ def contenders(place: Place) -> list[Contender]:
         ]
     use = partial(tools.ours, threads=CORES)
     found.append(Contender("revert", use("revert", target, delta, "-o", out), clear))
+    if tools.has_option("apply", "--verify"):
+        touched = use("apply", base, delta, "-o", out, *TOUCHED.split()[1:])
+        found.append(Contender(TOUCHED, touched, clear))
     if tools.has_option("apply", "--in-place"):
         fresh = partial(_fresh_copy, place)
         found += [
@@ -338,6 +343,8 @@ def main() -> None:
         if SHARED in folder.resolve().parents:  # it is memory: nothing of ours stays
             shutil.rmtree(place.pair.base.parent.parent)
             place.folder.rmdir()
+            if not any(folder.iterdir()):
+                folder.rmdir()
     figures["start"] = measure_start(disk, rounds=5 if quick else 40)
     print_ratios("start-up", [figures["start"]])
     if not arguments.no_memory:
