@@ -52,6 +52,15 @@ def test_a_pair_is_the_same_every_time_and_moves_as_many_words_as_asked(tmp_path
             assert np.array_equal(part.words(name), new.words(name))
 
 
+def test_from_half_a_gib_on_the_largest_tensor_is_the_same() -> None:
+    largest = set()
+    for gib in (0.5, 2, 8):
+        sizes = [2 * math.prod(shape) for _, shape in checkpoints.plan(int(gib * checkpoints.GIB))]
+        assert gib * checkpoints.GIB <= sum(sizes) < (gib + 0.125) * checkpoints.GIB
+        largest.add(max(sizes))
+    assert largest == {128 * MIB}
+
+
 @given(
     st.lists(st.integers(0, 0x7F7F), min_size=1), st.sampled_from([0, 0x8000]), st.integers(0, 99)
 )
