@@ -42,11 +42,15 @@ def differing_words(old: Words, new: Words, *, as_difference: bool) -> Differing
     shift = per_lane.bit_length() - 1
     whole = old.size >> shift << shift
     lanes = old[:whole].view(np.uint64), new[:whole].view(np.uint64)
-    found: list[Differing] = []
+    found = Differing(np.empty(old.size, np.uint32), np.empty(old.size, old.dtype))
+    count = 0
 
     def add(offsets: Indices, before: Words, after: Words) -> None:
-        values = difference(after, before) if as_difference else after
-        found.append(Differing(offsets.astype(np.uint32), values))
+        nonlocal count
+        stop = count + offsets.size
+        found.offsets[count:stop] = offsets
+        found.values[count:stop] = difference(after, before) if as_difference else after
+        count = stop
 
     def add_plainly(first: int, last: int) -> None:
         one, other = old[first:last], new[first:last]
@@ -70,10 +74,9 @@ def differing_words(old: Words, new: Words, *, as_difference: bool) -> Differing
             add(offsets, one[picked], other[picked])
     if whole < old.size:
         add_plainly(whole, old.size)
-    if len(found) == 1:
-        return found[0]
-    nothing = Differing(np.empty(0, np.uint32), old[:0])
-    return Differing(
-        np.concatenate([each.offsets for each in (nothing, *found)]),
-        np.concatenate([each.values for each in (nothing, *found)]),
-    )
+    # Of memory that was asked for, only what is used is had: room for all costs nothing. It is let
+    # go where most of it would be kept for little.
+    offsets, values = found.offsets[:count], found.values[:count]
+    if 2 * count > old.size:
+        return Differing(offsets, values)
+    return Differing(offsets.copy(), values.copy())

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,9 +55,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     read = FileCheckpoint.read
 
-    def recording(reader: FileCheckpoint, name: str, start: int, stop: int) -> object:
+    def recording(reader: FileCheckpoint, name: str, *rest: Any) -> object:  # noqa: ANN401
         seen.append(name)
-        return read(reader, name, start, stop)
+        return read(reader, name, *rest)
 
     monkeypatch.setattr(FileCheckpoint, "read", recording)
     return seen

@@ -299,12 +299,12 @@ def test_no_secret_is_printed_or_stored(web: WebServer, pair: Pair, tmp_path: Pa
         succeeded(call("validate", delta, "--base", base)),
         succeeded(call("apply", target, delta, "-o", tmp_path / "copy")),
         succeeded(call("fingerprint", base, "--json")),
+        succeeded(call("info", base)),
     ]
     assert f"{shown}/{pair.delta.name}?***" in runs[1].out
     for arguments in (
         ("fingerprint", f"{secret}/none?sig=hunter3"),
         ("fingerprint", delta),
-        ("info", base),
         ("apply", delta, base, "-o", tmp_path / "out"),
         ("apply", base, delta, "-o", f"{secret}/out"),
         ("revert", base, pair.base, "-o", tmp_path / "out"),
