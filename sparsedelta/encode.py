@@ -1,8 +1,8 @@
 """From the entries of a part, or from its words, to its bytes.
 
 First it is found out which encoding is the smallest, on a sample of the blocks if there are many;
-then the part is coded in it. A few blocks are coded once: they are kept from the search. The bytes
-do not depend on the number of threads, nor on whether sizes are to be explained.
+then the part is coded in it. A single block is coded once: it is kept from the search. The bytes do
+not depend on the number of threads, nor on whether sizes are to be explained.
 """
 
 from __future__ import annotations

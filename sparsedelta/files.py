@@ -11,19 +11,41 @@ import os
 import stat
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 from sparsedelta.errors import CheckpointError
 
 OPEN_FILES: Final = "more files than this process may have open: raise the limit with ulimit -n"
 
-_NO_KERNEL_COPY: Final = frozenset(
-    {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY}
-)
-"""What copy_file_range says between file systems, or where it is unknown or not allowed."""
+_OUTPUT_FAULTS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Where copying by the kernel fails, reading and writing tells which file is at fault; but for
+these, which are the output's in any case."""
 
 
 _FACTS: Final = ("size", "mtime_ns", "ino", "dev")
+
+
+class FileState(NamedTuple):
+    """What a file looks like from outside.
+
+    Attributes:
+        size: Its size in bytes.
+        modified_ns: When its content was last changed.
+        changed_ns: When its content, its name or its rights were last changed.
+        inode: Its number in the file system.
+        device: The file system.
+    """
+
+    size: int
+    modified_ns: int
+    changed_ns: int
+    inode: int
+    device: int
+
+    @classmethod
+    def of(cls, found: os.stat_result) -> FileState:
+        """The state that a status tells."""
+        return cls(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev)
 
 
 class InputFile:
@@ -94,20 +116,33 @@ class InputFile:
         Raises:
             OSError: The output cannot be written.
         """
-        done = 0
+        done = 0 if hasattr(os, "copy_file_range") else length + 1
         while done < length:
             try:
                 count = os.copy_file_range(
                     self._fd, descriptor, length - done, offset + done, position + done
                 )
             except OSError as error:
-                if error.errno in _NO_KERNEL_COPY:
-                    return False
-                raise
+                if error.errno in _OUTPUT_FAULTS:
+                    raise
+                return False
             if not count:  # the file became shorter: reading it says so
                 return False
             done += count
-        return True
+        return done == length
+
+    @property
+    def state(self) -> FileState:
+        """What the file looked like when it was opened."""
+        return FileState.of(self._status)
+
+    def sync(self) -> None:
+        """Write back what others have changed of the file in memory: later changes show then.
+
+        Raises:
+            OSError: It cannot be.
+        """
+        os.fsync(self._fd)
 
     def identity(self) -> list[Any]:
         """What would be other, as far as can be told, if it were another file; as JSON."""

@@ -33,7 +33,7 @@ def magnitudes(values: Words) -> NDArray[np.int64]:
     one = values.dtype.type(1)
     signs = values >> values.dtype.type(8 * values.itemsize - 1)
     found = (values ^ np.negative(signs)) - (one - signs)
-    return np.bincount(np.minimum(found, _LARGEST), minlength=_LARGEST + 1)
+    return np.bincount(np.minimum(found, _LARGEST).astype(np.int64), minlength=_LARGEST + 1)
 
 
 def likely_values(counts: NDArray[np.int64]) -> set[ValueCodec] | None:

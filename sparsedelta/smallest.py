@@ -98,7 +98,9 @@ def choose(
     coded: Mapping[int, CodedBlock] = {}
     if len(candidates) > 1:
         is_exact = sample.scale == 1
-        measured = measure(blocks, sample, candidates, pool, keep=is_exact)
+        # Of one block, what was coded is kept; of more it would take several times the part.
+        keep = len(sample.numbers) == 1
+        measured = measure(blocks, sample, candidates, pool, keep=keep)
         if not measured.sizes:
             raise UnfitError(f"{encoding.index.id!r} would hold words that are no entries")
         near = _near(measured.sizes)

@@ -106,8 +106,10 @@ def choose_k(gaps: Indices) -> int:
     histograms = np.zeros((top + 1, ESCAPE + 1), np.int64)
     # The quotients of the next k are pairs of those of the last: one count of them serves all.
     first = max(0, top - _COUNTED_BITS)
-    for k in range(first):
-        histograms[k] = _bytes_of(np.bincount(sample >> k))
+    for k in range(first):  # whose quotients are too large to be counted each by itself
+        escapes, rest = np.divmod(sample >> k, ESCAPE)
+        histograms[k] = np.bincount(rest, minlength=ESCAPE + 1)
+        histograms[k, ESCAPE] = escapes.sum()
     quotients = np.bincount(sample >> first)
     for k in range(first, top + 1):
         histograms[k] = _bytes_of(quotients)

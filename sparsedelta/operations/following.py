@@ -14,7 +14,7 @@ from pathlib import Path
 from sparsedelta.attachments import Attachments
 from sparsedelta.checkpoint import FileCheckpoint
 from sparsedelta.delta_reader import DeltaReader, open_delta
-from sparsedelta.digest_cache import FileState, remember
+from sparsedelta.digest_cache import remember
 from sparsedelta.errors import (
     DeltaGivenError,
     NotInvertibleError,
@@ -22,6 +22,7 @@ from sparsedelta.errors import (
     UsageError,
     WrongBaseError,
 )
+from sparsedelta.files import FileState
 from sparsedelta.journal import Head
 from sparsedelta.locations import LocationLike, as_location, output_path
 from sparsedelta.locked_files import LockedFiles
@@ -211,7 +212,7 @@ def _follow(
         request.cache
         and not request.dry_run
         and request.ranks.rank == 0
-        and (changed or request.out)
+        and (changed or (request.out and not reader.manifest.lean))
     ):
         _remember(walk, files, request.out, verified)
     manifest = reader.manifest
@@ -265,7 +266,7 @@ def _write(walk: Standpoint, step: Step, files: ResultFiles, request: Request) -
 
 
 def _remember(walk: Standpoint, files: ResultFiles, out: Path | None, verified: Verify) -> None:
-    """Record the digests of the files of a result."""
+    """Record the digests of the files of a result, which have been synced."""
     leaves = walk.reader.leaves(target=not walk.reverse)
     if verified == "touched":
         touched = touched_specs(walk.reader, target=not walk.reverse)
@@ -279,7 +280,7 @@ def _remember(walk: Standpoint, files: ResultFiles, out: Path | None, verified: 
         found = {name: leaves[name] for name in names if name in leaves}
         if isinstance(path, Path):
             with contextlib.suppress(OSError):
-                remember(path, FileState.of(path), found, verified)
+                remember(path, FileState.of(path.stat()), found, verified)
 
 
 def _change(walk: Standpoint, locked: LockedFiles, files: ResultFiles, request: Request) -> InPlace:

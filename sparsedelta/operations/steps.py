@@ -17,7 +17,7 @@ from typing import Final, Literal, TypeAlias
 
 import numpy as np
 
-from sparsedelta.checkpoint import FileCheckpoint
+from sparsedelta.checkpoint import FileCheckpoint, check_unchanged
 from sparsedelta.checkpoint_writer import CheckpointWriter
 from sparsedelta.companions import find_companions
 from sparsedelta.delta_reader import DeltaReader
@@ -169,7 +169,8 @@ class Pass:
             writer = self._writer(self.out, files, stack)
             self.through(step, writer)
             if self.ranks.rank == 0:
-                files.check_sha256(writer)
+                if self.verify == "full":
+                    files.check_sha256(writer)
                 writer.copy_companions(self.checkpoint.root, files.companions(companions))
                 writer.write_files(files.contents)
         self.ranks.share(None)  # the output has its name
@@ -219,6 +220,8 @@ class Pass:
             found = {**known, **self._follow(step, mine, writer, made)}
         except DiffersError:
             found = None
+        if self.verify == "touched":
+            check_unchanged(self.checkpoint)  # nothing else tells, of what was only copied
         if writer is not None and self.ranks.rank:
             writer.sync()  # rank 0 can only see to what it wrote itself
         gathered = self.ranks.gather(found)

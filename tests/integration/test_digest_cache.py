@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -15,7 +16,8 @@ from safetensors.numpy import load_file, save_file
 import sparsedelta
 from sparsedelta import digest_cache
 from sparsedelta.checkpoint import FileCheckpoint
-from sparsedelta.digest_cache import FileState, recall, record_path, remember
+from sparsedelta.digest_cache import recall, record_path, remember
+from sparsedelta.files import FileState
 
 
 @pytest.fixture(autouse=True)
@@ -114,21 +116,77 @@ def test_a_file_that_changed_is_read_again(base: Path, how: str) -> None:
     assert found.remembered == 0
 
 
-def test_a_file_that_just_changed_is_not_recorded(base: Path) -> None:
-    tensors = load_file(base)
-    save_file(tensors, base)
-    state = FileState.of(base)
-    assert not state.is_settled(state.modified_ns + 1)
-    remember(base, state, {}, "read")  # within a tick of the clock
-    if not state.is_settled(time.time_ns()):
-        assert recall(base) is None
-    coarse = FileState(1, 5_000_000_000, 5_000_000_000, 1)
-    assert not coarse.is_settled(6_000_000_000)
-    assert coarse.is_settled(7_000_000_000)
+def test_a_result_is_recorded_when_its_tick_is_over(base: Path) -> None:
+    save_file(load_file(base), base)
+    remember(base, FileState.of(base.stat()), {"t0": bytes(32)}, "full")
+    found = recall(base)
+    assert found is not None
+    state = FileState.of(base.stat())
+    assert time.time_ns() - max(state.modified_ns, state.changed_ns) >= digest_cache._TICK_NS  # noqa: SLF001
+
+
+def test_whole_seconds_are_not_trusted_before_two_have_passed(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time_ns() // 1_000_000_000 * 1_000_000_000
+    os.utime(base, ns=(now, now))
+    remember(base, FileState.of(base.stat()), {"t0": bytes(32)}, "full")
+    assert recall(base) is None
+
+
+def test_a_large_file_that_was_just_written_is_not_recorded(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digest_cache, "_CHEAP_BYTES", 0)
+    sparsedelta.fingerprint(base)
+    assert recall(base) is None
+    old = time.time_ns() - 61_000_000_000
+    os.utime(base, ns=(old, old))
+    settled(base)
+    sparsedelta.fingerprint(base)
+    assert recall(base) is not None
+
+
+def test_a_mapped_page_that_changes_again_shows(base: Path) -> None:
+    """It would not, had the file not been written back before it was read."""
+    words = np.memmap(base, np.uint8, "r+")
+    words[-1] ^= 1
+    first = sparsedelta.fingerprint(base).fingerprint
+    settled(base)
+    words[-1] ^= 2
+    assert sparsedelta.fingerprint(base).fingerprint == without_cache(base) != first
+
+
+def test_nothing_is_recorded_in_memory(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digest_cache, "_is_in_memory", lambda _: True)
+    sparsedelta.fingerprint(base)
+    assert not record_path(base).exists()
+
+
+def test_a_file_that_was_replaced_after_it_was_opened_is_not_taken_for_the_new_one(
+    base: Path, target: Path
+) -> None:
+    wanted = without_cache(base), without_cache(target)
+    sparsedelta.fingerprint(target)
+    with FileCheckpoint(base) as old:
+        target.replace(base)
+        record_path(target).replace(record_path(base))
+        assert sparsedelta.fingerprint(old).fingerprint == wanted[0]
+    assert sparsedelta.fingerprint(base).fingerprint == wanted[1]
+
+
+def test_tables_of_a_lean_delta_that_nothing_proves_are_not_recorded(
+    base: Path, target: Path
+) -> None:
+    delta, out = base.with_name("delta"), base.with_name("out.safetensors")
+    sparsedelta.diff(base, target, delta, lean=True, cache=False)
+    report = sparsedelta.apply(target, delta, out)
+    assert not report.changed
+    assert recall(out) is None
 
 
 def test_a_file_that_changed_while_it_was_read_is_not_recorded(base: Path) -> None:
-    state = FileState.of(base)
+    state = FileState.of(base.stat())
     with base.open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         file.write(b"!")
@@ -166,13 +224,13 @@ def test_a_record_that_is_broken_counts_as_none(base: Path, content: bytes | str
 
 
 def test_a_record_of_other_tensors_does_not_stand_for_those_of_the_file(base: Path) -> None:
-    state = FileState.of(base)
+    state = FileState.of(base.stat())
     remember(base, state, {"t0": bytes(32), "elsewhere": bytes(32)}, "read")
     found = recall(base)
     assert found is not None
     with FileCheckpoint(base) as reader:
         known = digest_cache.KnownDigests(reader, use=True)
-    assert known.tensors.keys() == {"t0"}
+    assert known.tensors == {}  # all of a file, or none
 
 
 def test_nothing_is_recorded_beside_links_nor_where_nothing_can_be_written(
@@ -212,7 +270,9 @@ def test_info_says_what_was_verified(
     assert found.fingerprint == (wanted if verify == "full" else None)
     again = sparsedelta.fingerprint(out)
     assert again.fingerprint == wanted
-    assert again.remembered == found.remembered
+    assert again.remembered == (4 if verify == "full" else 0)
+    if verify == "touched":  # all of it has been read now
+        assert sparsedelta.checkpoint_info(out).verified == "read"
 
 
 def test_verify_touched_does_not_see_what_the_delta_does_not_touch(
@@ -257,3 +317,57 @@ def test_a_folder_with_records_may_be_replaced(base: Path, target: Path, tmp_pat
     assert record_path(out / "model.safetensors").exists()
     sparsedelta.apply(folders[0], delta, out, force=True)
     assert sparsedelta.fingerprint(out).fingerprint == without_cache(folders[1])
+
+
+def test_verify_touched_sees_a_base_that_changes_while_it_is_copied(
+    base: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delta, out = base.with_name("delta"), base.with_name("out.safetensors")
+    sparsedelta.diff(base, target, delta, cache=False)
+    copy_to = FileCheckpoint.copy_to
+
+    def changing(reader: FileCheckpoint, *arguments: Any) -> bool:  # noqa: ANN401
+        with base.open("r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            file.write(b"!")
+        return copy_to(reader, *arguments)
+
+    monkeypatch.setattr(FileCheckpoint, "copy_to", changing)
+    with pytest.raises(sparsedelta.CheckpointError, match="changed while"):
+        sparsedelta.apply(base, delta, out, verify="touched")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EXDEV, errno.EPERM, None])
+def test_words_are_read_and_written_where_the_kernel_does_not_copy_them(
+    base: Path, target: Path, monkeypatch: pytest.MonkeyPatch, number: int | None
+) -> None:
+    delta, out = base.with_name("delta"), base.with_name("out.safetensors")
+    sparsedelta.diff(base, target, delta, cache=False)
+
+    def refusing(*_: object) -> int:
+        assert number is not None
+        raise OSError(number, os.strerror(number))
+
+    if number is None:
+        monkeypatch.delattr(os, "copy_file_range")
+    else:
+        monkeypatch.setattr(os, "copy_file_range", refusing)
+    for verify in ("full", "touched"):
+        sparsedelta.apply(base, delta, out, verify=verify, force=True)
+        assert without_cache(out) == without_cache(target)
+
+
+def test_a_disk_that_is_full_while_the_kernel_copies(
+    base: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delta, out = base.with_name("delta"), base.with_name("out.safetensors")
+    sparsedelta.diff(base, target, delta, cache=False)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "copy_file_range", full)
+    with pytest.raises(sparsedelta.OutputError, match="No space"):
+        sparsedelta.apply(base, delta, out)
+    assert not out.exists()
