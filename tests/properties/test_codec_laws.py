@@ -28,6 +28,7 @@ from sparsedelta.codecs import (
     Zigzag,
 )
 from sparsedelta.codecs.frames import decode_frame, encode_frame
+from sparsedelta.codecs.gap8_split import choose_k
 from sparsedelta.codecs.packed import WIDTHS
 from sparsedelta.words import Bytes, Indices, Words
 
@@ -218,3 +219,28 @@ def test_the_most_negative_difference_has_one_encoding(width: int) -> None:
     value = np.array([1 << (8 * width - 1)], f"<u{width}")
     for codec in (Packed(0), Packed(8), Zigzag(), Planes()):
         assert codec.decode(codec.encode(value, block), 1, block).tolist() == value.tolist()
+
+
+@given(
+    density=st.sampled_from([0.4, 0.1, 0.01, 1e-3, 1e-5]),
+    count=st.integers(1, 3000),
+    far=st.sampled_from([0, 300, 1 << 23]),
+    seed=st.integers(0, 99),
+)
+def test_the_k_of_gap8_split_is_near_the_best(
+    density: float, count: int, far: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    gaps = np.minimum(rng.geometric(density, count) - 1, (1 << 24) - 1)
+    gaps[0] += far * (gaps[0] + far < 1 << 24)
+
+    def size(k: int) -> float:
+        quotients = gaps >> k
+        counts = np.bincount(np.append(quotients % 255, 255), minlength=256)
+        counts[255] = int((quotients // 255).sum())
+        used = counts[counts > 0].astype(float)
+        entropy = float(-(used * np.log2(used / used.sum())).sum())
+        return float(min(entropy + 5 * used.size + 200, 8 * used.sum())) + 8 * k * -(-count // 8)
+
+    best = min(map(size, range(25)))
+    assert size(choose_k(gaps)) <= 1.02 * best + 64
