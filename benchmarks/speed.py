@@ -36,7 +36,7 @@ MEMORY_GIB: Final = (0.5, 2, 8)
 
 @dataclass(frozen=True)
 class Target:
-    """What issue 5 asks of a ratio.
+    """What is asked of a ratio.
 
     Attributes:
         what: The contender.
