@@ -289,7 +289,7 @@ def print_times(figures: dict[str, Any]) -> None:
 
 
 def print_ratios(title: str, rows: list[dict[str, Any]]) -> None:
-    """Ratios beside what issue 5 asks."""
+    """Ratios beside what is asked."""
     words = {True: "met", False: "NOT MET", None: ""}
     shown = [
         [
@@ -307,7 +307,7 @@ def print_ratios(title: str, rows: list[dict[str, Any]]) -> None:
 
 
 def print_memory(rows: list[dict[str, Any]]) -> None:
-    """Peak memory beside what issue 5 asks."""
+    """Peak memory beside what is asked."""
     columns = list(rows[0]["peak_bytes"])
     shown = [
         [report.size(row["checkpoint_bytes"])]
