@@ -14,11 +14,11 @@ import os
 import shlex
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, NoReturn, Self
 
 from blake3 import blake3
 
@@ -331,12 +331,37 @@ def refuse_unfinished(path: Path) -> None:
         UnfinishedError: It is; or a journal says so that is about other files.
     """
     for journal in journals_about(path):
-        journal.check_files()
-        head = journal.head
-        command = f"sparsedelta {head.verb} {shlex.quote(str(path))} {shlex.quote(head.delta)}"
-        raise UnfinishedError(
-            f"{path} is half changed: sparsedelta {head.verb} --in-place is at work, or was "
-            f"interrupted (its journal is {journal.path})",
-            hint=f"to end it: {command} --in-place --resume; to undo it and begin again: "
-            f"{command} --in-place",
-        )
+        _refuse(journal, path)
+
+
+def refuse_unfinished_links(files: Iterable[Path]) -> None:
+    """Refuse links to files that a run in place is changing: its journal is beside these.
+
+    Args:
+        files: Files of a checkpoint; those that are no links are not looked at.
+
+    Raises:
+        UnfinishedError: As :func:`refuse_unfinished`.
+    """
+    names: dict[Path, set[str]] = {}
+    for file in files:
+        if file.is_symlink():
+            real = file.resolve()
+            names.setdefault(real.parent, set()).add(real.name)
+    for folder, linked in names.items():
+        for journal in journals_about(folder):
+            if linked & journal.head.names:
+                files_of = [name for name, _, _ in journal.head.files]
+                _refuse(journal, folder / files_of[0] if len(files_of) == 1 else folder)
+
+
+def _refuse(journal: Journal, checkpoint: Path) -> NoReturn:
+    journal.check_files()
+    head = journal.head
+    command = f"sparsedelta {head.verb} {shlex.quote(str(checkpoint))} {shlex.quote(head.delta)}"
+    raise UnfinishedError(
+        f"{checkpoint} is half changed: sparsedelta {head.verb} --in-place is at work, or was "
+        f"interrupted (its journal is {journal.path})",
+        hint=f"to end it: {command} --in-place --resume; to undo it and begin again: "
+        f"{command} --in-place",
+    )

@@ -8,7 +8,6 @@ import io
 import json
 import os
 import resource
-import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -351,6 +350,43 @@ def test_readers_refuse_what_is_half_changed(pair: Pair) -> None:
         sparsedelta.read_rows(pair.base, pair.delta, TUNED, 0, 1)
     assert pair.base.read_bytes() == half
     sparsedelta.fingerprint(pair.target)  # in the same folder, and nobody's business
+
+
+def test_links_to_what_is_half_changed_are_refused_too(pair: Pair) -> None:
+    """The journal lies beside the file, not beside the link to it; nothing is settled by a link."""
+    interrupted(pair)
+    half = pair.base.read_bytes()
+    view, twice = pair.folder / "view", pair.folder / "twice"
+    for folder, target in ((view, pair.base), (twice, view / "m.safetensors")):
+        folder.mkdir()
+        (folder / "m.safetensors").symlink_to(target)
+    other = pair.folder / "m.safetensors"  # also in the same folder, under another name
+    other.symlink_to(pair.base.name)
+    for path in (view, view / "m.safetensors", twice, other):
+        for words in (("fingerprint", path), ("apply", path, pair.delta, "-o", pair.out)):
+            message = failed(call(*words), 1)
+            assert f"{pair.base} is half changed" in message
+            assert f"sparsedelta apply {pair.base} {pair.delta} --in-place" in hint_of(message)
+    assert pair.base.read_bytes() == half
+    sparsedelta.apply(pair.base, pair.delta, in_place=True)
+    assert sparsedelta.fingerprint(twice).fingerprint == (
+        sparsedelta.fingerprint(pair.target).fingerprint
+    )
+
+
+@pytest.mark.usefixtures("fast_disk")
+def test_a_folder_of_links_to_shards(case: Case, tmp_path: Path) -> None:
+    view = tmp_path / "view"
+    view.mkdir()
+    for name in (*NAMES, "model.safetensors.index.json"):
+        (view / name).symlink_to(case.folder / name)
+    states = (state for state in crashes(case, case.apply) if journals(case))
+    next(states)
+    for path in (view, view / "model.safetensors.index.json", view / NAMES[1]):
+        with pytest.raises(UnfinishedError, match="half changed") as caught:
+            sparsedelta.fingerprint(path)
+        assert caught.value.hint is not None
+        assert f"apply {case.folder} " in caught.value.hint
 
 
 def test_an_output_is_made_after_the_base_was_put_back(pair: Pair) -> None:
