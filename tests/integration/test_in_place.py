@@ -335,6 +335,7 @@ def test_readers_refuse_what_is_half_changed(pair: Pair) -> None:
     assert half not in (file_bytes(base_tensors()), pair.target.read_bytes())
     words: list[tuple[str | Path, ...]] = [
         ("fingerprint", pair.base),
+        ("info", pair.base),
         ("diff", pair.base, pair.target, "-o", pair.out),
         ("diff", pair.target, pair.base, "-o", pair.out),
         ("validate", pair.delta, "--base", pair.base),
