@@ -18,7 +18,7 @@ from sparsedelta.checkpoint_files import Index, find_files
 from sparsedelta.digests import Digest, segment_digest
 from sparsedelta.errors import CheckpointError, DeltaGivenError, printable
 from sparsedelta.files import InputFile
-from sparsedelta.journal import refuse_unfinished
+from sparsedelta.journal import refuse_unfinished, refuse_unfinished_links
 from sparsedelta.limits import SEGMENT_WORDS
 from sparsedelta.locations import LocationLike, Url, as_location
 from sparsedelta.safetensors_header import FileLayout, StoredTensor, read_layout
@@ -95,6 +95,10 @@ class FileCheckpoint:
             if isinstance(self.path, Path):
                 refuse_unfinished(self.path)
             found = find_files(self.path)
+            index = () if found.index is None else (found.index.location,)
+            refuse_unfinished_links(
+                file for file in (*found.files, *index) if isinstance(file, Path)
+            )
         except (OSError, RuntimeError, ValueError) as error:  # too long, a loop of links, a NUL
             reason = getattr(error, "strerror", None) or error
             raise CheckpointError(f"cannot read {self.path}: {str(reason)!r}") from None

@@ -12,12 +12,13 @@ import contextlib
 import json
 import os
 import shlex
+import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, NoReturn, Self
 
 from blake3 import blake3
 
@@ -47,7 +48,8 @@ class Head:
     """What a journal is about.
 
     Attributes:
-        files: Name and size of each checkpoint file, beside the journal.
+        files: Name, size and inode of each checkpoint file, beside the journal. Not its device:
+            that has another number after a restart on some file systems, or in a snapshot.
         others: Names of the small files that belong to them: the index, those that are replaced.
         delta: Path of the delta, for messages.
         content: Content digest of the delta.
@@ -55,7 +57,7 @@ class Head:
         with_files: Whether the files that the delta carries are written.
     """
 
-    files: tuple[tuple[str, int], ...]
+    files: tuple[tuple[str, int, int], ...]
     others: tuple[str, ...]
     delta: str
     content: str
@@ -65,7 +67,7 @@ class Head:
     @property
     def names(self) -> set[str]:
         """Names of all files that must not be used before the journal is settled."""
-        return {name for name, _ in self.files}.union(self.others)
+        return {name for name, _, _ in self.files}.union(self.others)
 
     @property
     def verb(self) -> str:
@@ -226,6 +228,43 @@ class Journal:
             f"whole: rm {shlex.quote(str(self.path))}, then sparsedelta fingerprint",
         )
 
+    def foreign(self, found: str) -> UnfinishedError:
+        """The error of a journal that is about other files than those that have their names."""
+        names = ", ".join(shlex.quote(name) for name, _, _ in self.head.files)
+        return UnfinishedError(
+            f"{self.path} is not about the files beside it as they are now: {found}; nothing was "
+            "written",
+            hint=f"if you know what is there of {names} to be whole: rm "
+            f"{shlex.quote(str(self.path))}, then sparsedelta fingerprint; if not, get the "
+            "checkpoint again first",
+        )
+
+    def check_files(self) -> None:
+        """Insist that the files are those that the run in place was changing.
+
+        Raises:
+            UnfinishedError: One is gone, or another has taken its name.
+        """
+        for name, _, inode in self.head.files:
+            try:
+                found = (self.path.parent / name).lstat()
+            except FileNotFoundError:
+                raise self.foreign(f"{name} is gone") from None
+            if not stat.S_ISREG(found.st_mode):  # a link may get the inode of what it replaces
+                raise self.foreign(f"{name} is no regular file any more")
+            self.check_inode(name, found.st_ino, inode)
+
+    def check_inode(self, name: str, found: int, expected: int) -> None:
+        """Insist that a file is the one that the run in place was changing.
+
+        Raises:
+            UnfinishedError: It is another.
+        """
+        if found != expected:
+            raise self.foreign(
+                f"{name} was replaced by another file (inode {found}, expected {expected})"
+            )
+
     def close(self) -> None:
         """Close the file."""
         self._source.close()
@@ -245,8 +284,8 @@ class Journal:
 def _parse_head(text: bytes) -> Head:
     # Not our strict parser: names of files may be no text. The checksum has passed.
     document = json.loads(text)
-    files = tuple((str(name), int(size)) for name, size in document["files"])
-    if any(Path(name).name != name for name, _ in files):
+    files = tuple((str(name), int(size), int(inode)) for name, size, inode in document["files"])
+    if any(Path(name).name != name for name, _, _ in files):
         raise ValueError("a name that is a path")
     return Head(**{**document, "files": files, "others": tuple(document["others"])})
 
@@ -285,15 +324,44 @@ def journals_about(path: Path) -> Iterator[Journal]:
 def refuse_unfinished(path: Path) -> None:
     """Refuse a checkpoint that a run in place is changing, or was when it was interrupted.
 
+    Also an output is refused that has the name of one: the journal would outlive it, and be
+    carried out on what comes after it.
+
     Raises:
-        UnfinishedError: It is.
+        UnfinishedError: It is; or a journal says so that is about other files.
     """
     for journal in journals_about(path):
-        head = journal.head
-        command = f"sparsedelta {head.verb} {shlex.quote(str(path))} {shlex.quote(head.delta)}"
-        raise UnfinishedError(
-            f"{path} is half changed: sparsedelta {head.verb} --in-place is at work, or was "
-            f"interrupted (its journal is {journal.path})",
-            hint=f"to end it: {command} --in-place --resume; to undo it and begin again: "
-            f"{command} --in-place",
-        )
+        _refuse(journal, path)
+
+
+def refuse_unfinished_links(files: Iterable[Path]) -> None:
+    """Refuse links to files that a run in place is changing: its journal is beside these.
+
+    Args:
+        files: Files of a checkpoint; those that are no links are not looked at.
+
+    Raises:
+        UnfinishedError: As :func:`refuse_unfinished`.
+    """
+    names: dict[Path, set[str]] = {}
+    for file in files:
+        if file.is_symlink():
+            real = file.resolve()
+            names.setdefault(real.parent, set()).add(real.name)
+    for folder, linked in names.items():
+        for journal in journals_about(folder):
+            if linked & journal.head.names:
+                files_of = [name for name, _, _ in journal.head.files]
+                _refuse(journal, folder / files_of[0] if len(files_of) == 1 else folder)
+
+
+def _refuse(journal: Journal, checkpoint: Path) -> NoReturn:
+    journal.check_files()
+    head = journal.head
+    command = f"sparsedelta {head.verb} {shlex.quote(str(checkpoint))} {shlex.quote(head.delta)}"
+    raise UnfinishedError(
+        f"{checkpoint} is half changed: sparsedelta {head.verb} --in-place is at work, or was "
+        f"interrupted (its journal is {journal.path})",
+        hint=f"to end it: {command} --in-place --resume; to undo it and begin again: "
+        f"{command} --in-place",
+    )

@@ -63,6 +63,10 @@ class LockedFiles:
         """Bytes of a file at present."""
         return os.fstat(self._descriptors[number]).st_size
 
+    def inode(self, number: int) -> int:
+        """Which file it is, whatever its name."""
+        return self._begun[number].st_ino
+
     def read_into(self, number: int, buffer: memoryview, offset: int) -> None:
         """Fill ``buffer`` from ``offset`` of a file.
 

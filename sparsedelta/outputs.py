@@ -17,6 +17,7 @@ from typing import Final
 from sparsedelta.errors import OutputError
 from sparsedelta.file_names import DIGESTS_SUFFIX
 from sparsedelta.files import OPEN_FILES, reason, sync
+from sparsedelta.journal import refuse_unfinished
 from sparsedelta.limits import MAX_COMPANION_BYTES
 
 _FORCE: Final = "--force replaces it (force=True in Python)"
@@ -36,8 +37,10 @@ def check_output(
 
     Raises:
         OutputError: It exists; it is, holds or lies in an input; its parent is no directory.
+        UnfinishedError: A run in place that was interrupted has a journal about it.
     """
     try:
+        refuse_unfinished(path)
         for source in inputs:
             relation = _relation(path, source)
             if relation:
@@ -234,6 +237,7 @@ def _has_taken(work: Path, path: Path) -> bool:
 
 
 def _take_name(work: Path, path: Path, stage: Path, *, force: bool) -> None:
+    refuse_unfinished(path)  # it took time to make the output
     if force:
         _replace(work, path, aside=stage / "replaced")
     else:

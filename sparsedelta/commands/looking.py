@@ -68,6 +68,8 @@ def _print_checkpoint(location: Location, *, as_json: bool) -> bool:
     """Whether there is a checkpoint, of which it is told then."""
     try:
         found = sparsedelta.checkpoint_info(location)
+    except sparsedelta.UnfinishedError:
+        raise  # there is one, and this is what there is to be said of it
     except sparsedelta.SparseDeltaError:
         return False
     how = {

@@ -110,7 +110,10 @@ class InPlace:
         index = self.checkpoint.index
         reader = self.walk.reader
         return Head(
-            tuple((file.name, file.layout.size) for file in self.checkpoint.files),
+            tuple(
+                (file.name, file.layout.size, self.locked.inode(number))
+                for number, file in enumerate(self.checkpoint.files)
+            ),
             (*([] if index is None else [index.name]), *(file.name for file in small)),
             str(reader.path),
             reader.manifest.content,

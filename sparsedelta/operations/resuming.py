@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -21,7 +21,7 @@ from sparsedelta.errors import CheckpointError, OutputError
 from sparsedelta.files import InputFile, sync
 from sparsedelta.operations.arrows import Arrow, DiffersError
 from sparsedelta.operations.result_files import ResultFiles
-from sparsedelta.operations.steps import Pass, Step
+from sparsedelta.operations.steps import Pass, Step, Verify
 from sparsedelta.outputs import output_errors, publish
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.safetensors_header import FileLayout, StoredTensor
@@ -54,18 +54,22 @@ class Stage:
     _homes: dict[str, str] = field(default_factory=dict)
     _left: Counter[str] = field(default_factory=Counter)
 
-    def verify(self, step: Step, pool: OrderedMap) -> None:
+    def verify(self, step: Step, pool: OrderedMap, verify: Verify) -> None:
         """Read the files that are said to be finished, and keep those that are what is promised.
 
         Args:
             step: The step that made them.
             pool: Threads to use.
+            verify: What is verified at the end: with ``"full"`` the fingerprint tells of tensors
+                that stay and that the delta does not list; without it nothing does.
         """
         arrows = {arrow.result.name: arrow for arrow in step.arrows if arrow.result is not None}
         said = set(_lines(self.folder / _FINISHED))
         good = []
         for name, layout in self.files:
-            if name in said and self._is_whole(self.work / name, layout, step, arrows, pool):
+            if name not in said or (verify != "full" and not _is_listed(layout, step, arrows)):
+                continue
+            if self._is_whole(self.work / name, layout, step, arrows, pool):
                 good.append(name)
         self._keep(good)
 
@@ -154,7 +158,7 @@ def go_on(run: Pass, step: Step, files: ResultFiles, out: Path) -> tuple[Sequenc
     """
     inputs = _describe(run.checkpoint, step, files)
     with _kept_stage(out, files, inputs, force=run.force) as stage:
-        stage.verify(step, run.pool)
+        stage.verify(step, run.pool, run.verify)
         try:
             return _go_on(run, step, files, stage), stage
         except DiffersError:
@@ -259,6 +263,12 @@ def _begin(stage: Stage, out: Path, inputs: bytes) -> None:
         described.write_bytes(inputs)
         sync(described)
         sync(stage.folder)
+
+
+def _is_listed(layout: FileLayout, step: Step, arrows: Mapping[str, Arrow]) -> bool:
+    """Whether the delta knows the digest of each tensor of a file."""
+    names = (stored.spec.name for stored in layout.tensors)
+    return all(arrows[name].record is not None or name in step.expected for name in names)
 
 
 def _lines(path: Path) -> list[str]:

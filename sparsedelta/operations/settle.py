@@ -50,8 +50,9 @@ def settle(path: Path, pool: OrderedMap, is_continued: Callable[[Head], bool]) -
     """
     settled: Settled | None = None
     for journal in journals_about(path):
+        journal.check_files()  # a file that is gone, or a link now, cannot be locked
         forward = is_continued(journal.head)
-        names = [name for name, _ in journal.head.files]
+        names = [name for name, _, _ in journal.head.files]
         with LockedFiles(journal.path.parent, names) as files:
             if not journal.path.exists():
                 continue  # whoever held the lock has settled it
@@ -146,9 +147,10 @@ def remove(journal: Journal) -> None:
 
 def _check_state(journal: Journal, files: LockedFiles, pool: OrderedMap) -> None:
     """Insist that every changed word is the old or the new one, before anything is written."""
-    for number, (name, size) in enumerate(journal.head.files):
+    for number, (name, size, inode) in enumerate(journal.head.files):
+        journal.check_inode(name, files.inode(number), inode)
         if files.size(number) != size:
-            raise _foreign(journal, f"{name} has {files.size(number)} bytes, expected {size}")
+            raise journal.foreign(f"{name} has {files.size(number)} bytes, expected {size}")
 
     def work(place: tuple[int, int]) -> None:
         run = _run(journal, files, place)
@@ -167,7 +169,7 @@ def _check_state(journal: Journal, files: LockedFiles, pool: OrderedMap) -> None
             small.old,
             small.new,
         ):
-            raise _foreign(journal, f"{small.name} has neither its old nor its new content")
+            raise journal.foreign(f"{small.name} has neither its old nor its new content")
 
 
 def _run(journal: Journal, files: LockedFiles, place: tuple[int, int]) -> Run:
@@ -242,13 +244,4 @@ def _check_words(journal: Journal, path: Path, found: Words, old: Words, new: Wo
     # A power cut can tear a word that lies on the border of two sectors.
     each, before, after = (words.view(np.uint8) for words in (found, old, new))
     if not bool(np.all((each == before) | (each == after))):
-        raise _foreign(journal, f"{path.name} holds words that are neither the old nor the new")
-
-
-def _foreign(journal: Journal, found: str) -> UnfinishedError:
-    return UnfinishedError(
-        f"{journal.path} is not about the files beside it as they are now: {found}; nothing was "
-        "written",
-        hint="if you have replaced them by whole ones: "
-        f"rm {shlex.quote(str(journal.path))}, then sparsedelta fingerprint",
-    )
+        raise journal.foreign(f"{path.name} holds words that are neither the old nor the new")

@@ -8,7 +8,6 @@ import io
 import json
 import os
 import resource
-import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -77,9 +76,9 @@ class Case:
         return tree(self.folder)
 
     def restore(self, state: dict[str, bytes | str]) -> None:
-        """Give the folder another content."""
-        shutil.rmtree(self.folder)
-        self.folder.mkdir()
+        """Give the folder another content; files that stay are the same ones to a journal."""
+        for name in self.found.keys() - state.keys():
+            (self.folder / name).unlink()
         for name, content in state.items():
             assert isinstance(content, bytes)
             (self.folder / name).write_bytes(content)
@@ -336,6 +335,7 @@ def test_readers_refuse_what_is_half_changed(pair: Pair) -> None:
     assert half not in (file_bytes(base_tensors()), pair.target.read_bytes())
     words: list[tuple[str | Path, ...]] = [
         ("fingerprint", pair.base),
+        ("info", pair.base),
         ("diff", pair.base, pair.target, "-o", pair.out),
         ("diff", pair.target, pair.base, "-o", pair.out),
         ("validate", pair.delta, "--base", pair.base),
@@ -351,6 +351,43 @@ def test_readers_refuse_what_is_half_changed(pair: Pair) -> None:
         sparsedelta.read_rows(pair.base, pair.delta, TUNED, 0, 1)
     assert pair.base.read_bytes() == half
     sparsedelta.fingerprint(pair.target)  # in the same folder, and nobody's business
+
+
+def test_links_to_what_is_half_changed_are_refused_too(pair: Pair) -> None:
+    """The journal lies beside the file, not beside the link to it; nothing is settled by a link."""
+    interrupted(pair)
+    half = pair.base.read_bytes()
+    view, twice = pair.folder / "view", pair.folder / "twice"
+    for folder, target in ((view, pair.base), (twice, view / "m.safetensors")):
+        folder.mkdir()
+        (folder / "m.safetensors").symlink_to(target)
+    other = pair.folder / "m.safetensors"  # also in the same folder, under another name
+    other.symlink_to(pair.base.name)
+    for path in (view, view / "m.safetensors", twice, other):
+        for words in (("fingerprint", path), ("apply", path, pair.delta, "-o", pair.out)):
+            message = failed(call(*words), 1)
+            assert f"{pair.base} is half changed" in message
+            assert f"sparsedelta apply {pair.base} {pair.delta} --in-place" in hint_of(message)
+    assert pair.base.read_bytes() == half
+    sparsedelta.apply(pair.base, pair.delta, in_place=True)
+    assert sparsedelta.fingerprint(twice).fingerprint == (
+        sparsedelta.fingerprint(pair.target).fingerprint
+    )
+
+
+@pytest.mark.usefixtures("fast_disk")
+def test_a_folder_of_links_to_shards(case: Case, tmp_path: Path) -> None:
+    view = tmp_path / "view"
+    view.mkdir()
+    for name in (*NAMES, "model.safetensors.index.json"):
+        (view / name).symlink_to(case.folder / name)
+    states = (state for state in crashes(case, case.apply) if journals(case))
+    next(states)
+    for path in (view, view / "model.safetensors.index.json", view / NAMES[1]):
+        with pytest.raises(UnfinishedError, match="half changed") as caught:
+            sparsedelta.fingerprint(path)
+        assert caught.value.hint is not None
+        assert f"apply {case.folder} " in caught.value.hint
 
 
 def test_an_output_is_made_after_the_base_was_put_back(pair: Pair) -> None:
@@ -385,6 +422,73 @@ def test_a_file_that_was_replaced_is_not_written_to(pair: Pair) -> None:
     pair.base.write_bytes(fresh[:-1])
     with pytest.raises(UnfinishedError, match="bytes, expected"):
         sparsedelta.apply(pair.base, pair.delta, in_place=True)
+
+
+def test_an_output_does_not_take_the_name_of_a_half_changed_file(pair: Pair) -> None:
+    """Its journal would stay, and be carried out on the words of the new file."""
+    committed = interrupted(pair)
+    half = pair.base.read_bytes()
+    back = pair.folder / "back.delta"
+    sparsedelta.diff(pair.target, pair.target, back)
+    words: list[tuple[str | Path, ...]] = [
+        ("apply", pair.target, back, "-o", pair.base),
+        ("apply", pair.target, back, "-o", pair.folder),
+        ("diff", pair.target, pair.target, "-o", pair.base),
+        ("export", "--raw", back, "-o", pair.base),
+    ]
+    for each in words:
+        for force in ((), ("--force",)):
+            message = failed(call(*each, *force), 1)
+            assert "is half changed" in message
+            assert f"{pair.delta} --in-place --resume" in hint_of(message)
+    assert pair.base.read_bytes() == half
+    assert journal_path(pair.folder, pair.base.name).read_bytes() == committed
+    sparsedelta.apply(pair.target, back, pair.out)  # in the same folder, and nobody's business
+
+
+def test_a_run_that_dies_while_an_output_is_made(pair: Pair) -> None:
+    """The output is checked again before it takes its name."""
+    back = pair.folder / "back.delta"
+    sparsedelta.diff(pair.target, pair.target, back)
+    left: list[bytes] = []
+
+    def interrupt(done: int, total: int) -> None:
+        if not left:
+            interrupted(pair)
+            left.append(pair.base.read_bytes())
+
+    with pytest.raises(UnfinishedError, match="half changed"):
+        sparsedelta.apply(pair.target, back, pair.base, force=True, progress=interrupt)
+    assert [pair.base.read_bytes()] == left
+
+
+@pytest.mark.parametrize("how", ["renamed", "gone", "link"])
+def test_a_journal_is_not_carried_out_on_another_file(pair: Pair, how: str) -> None:
+    """Even if all of its words are there: these are new or old ones by chance."""
+    interrupted(pair)
+    journal = journal_path(pair.folder, pair.base.name)
+    fresh = pair.folder / "fresh"
+    write_file(fresh, base_tensors())
+    if how == "renamed":
+        fresh.replace(pair.base)
+    else:
+        pair.base.unlink()
+        if how == "link":
+            pair.base.symlink_to(fresh)
+    for resume in (False, True):
+        with pytest.raises(UnfinishedError, match="is not about the files") as caught:
+            sparsedelta.apply(pair.base, pair.delta, in_place=True, resume=resume)
+        assert caught.value.hint is not None
+        assert f"rm {journal}" in caught.value.hint
+    with pytest.raises(UnfinishedError, match="is not about the files"):
+        sparsedelta.fingerprint(pair.base)
+    with pytest.raises(UnfinishedError, match="is not about the files"):
+        sparsedelta.apply(pair.target, pair.delta, pair.base, force=True)
+    if how == "renamed":
+        assert pair.base.read_bytes() == file_bytes(base_tensors())
+        journal.unlink()
+        sparsedelta.apply(pair.base, pair.delta, in_place=True)
+        assert pair.base.read_bytes() == pair.target.read_bytes()
 
 
 # --- two at once ---

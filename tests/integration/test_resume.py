@@ -185,6 +185,20 @@ def test_a_tensor_that_stays_is_never_trusted_either(case: Case) -> None:
     assert case.out.exists()
 
 
+def test_what_nothing_would_tell_of_is_made_again(case: Case) -> None:
+    """What stays is compared with its digest or with the fingerprint: without either, not kept."""
+    case.stop_after(3)
+    path = case.kept / "out" / NAMES[2]
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    report = case.apply(verify="touched")
+    # A lean delta knows the tensors that it touches: all of those in the second file.
+    is_lean = sparsedelta.info(case.delta).lean
+    assert list(report.kept) == (NAMES[1:2] if is_lean else NAMES[:2])
+    assert tree(case.out) == tree(case.target)
+
+
 def test_what_is_of_another_delta_is_discarded(case: Case) -> None:
     other = case.folder / "other.delta"
     new = [tuned(t, list(t), seed=9) for t in tensors()]

@@ -179,7 +179,8 @@ def test_a_journal_leads_both_ways(
         folder = Path(name)
         (folder / "m").write_bytes(mixed.tobytes())
         writer = JournalWriter(
-            folder / "j", Head((("m", old.size),), (), "d", "c", reverse=False, with_files=True)
+            folder / "j",
+            Head((("m", old.size, 0),), (), "d", "c", reverse=False, with_files=True),
         )
         before = old[offset : offset + words * width].view(dtype)
         for first, stop in ((0, cut), (cut, words)):

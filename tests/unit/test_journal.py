@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,8 @@ from sparsedelta.journal_frames import (
 )
 from sparsedelta.words import word_dtype
 
-HEAD = Head((("m.safetensors", 100), ("\udcff.safetensors", 7)), ("i.json",), "d", "c", False, True)
+NAMES = ("m.safetensors", "\udcff.safetensors")
+HEAD = Head(tuple((name, 100, 7) for name in NAMES), ("i.json",), "d", "c", False, True)
 
 
 def payload(frame: list[bytes | memoryview]) -> memoryview:
@@ -84,9 +86,9 @@ def test_a_small_file_is_never_elsewhere(name: str) -> None:
         decode_small(payload(list(small_frame(SmallFile(name, None, b"x")))))
 
 
-def committed(folder: Path) -> Path:
+def committed(folder: Path, head: Head = HEAD) -> Path:
     path = journal_path(folder, "m.safetensors")
-    writer = JournalWriter(path, HEAD)
+    writer = JournalWriter(path, head)
     words = np.arange(5, dtype=np.uint16)
     writer.append(run_frame(Run(0, 8, 40, np.array([1, 2, 3, 8, 39]), words, words + 1)))
     writer.append(small_frame(SmallFile("i.json", b"old", None)))
@@ -142,11 +144,33 @@ def test_an_uncommitted_journal_says_nothing(tmp_path: Path) -> None:
 
 def test_whom_a_journal_is_about(tmp_path: Path) -> None:
     """The folder, and the files that it names; others in the folder are nobody's business."""
-    committed(tmp_path)
-    for name in ("m.safetensors", "\udcff.safetensors", "i.json", ""):
+    for name in NAMES:
+        (tmp_path / name).touch()
+    files = tuple((name, 0, (tmp_path / name).stat().st_ino) for name in NAMES)
+    committed(tmp_path, replace(HEAD, files=files))
+    for name in (*NAMES, "i.json", ""):
         with pytest.raises(UnfinishedError) as caught:
             refuse_unfinished(tmp_path / name)
         assert caught.value.hint is not None
         assert "--in-place --resume" in caught.value.hint
     refuse_unfinished(tmp_path / "other.safetensors")
     assert list(journals_about(tmp_path / "missing" / "m.safetensors")) == []
+
+
+def test_a_journal_about_other_files_says_so(tmp_path: Path) -> None:
+    """Files that are gone, or others of the same name: what the journal says is not true of them.
+
+    The message says which journal to remove, if what is there is whole.
+    """
+    path = tmp_path / NAMES[0]
+    path.touch()
+    journal = committed(tmp_path, replace(HEAD, files=((NAMES[0], 0, path.stat().st_ino),)))
+    (tmp_path / "new").touch()
+    (tmp_path / "new").replace(path)
+    with pytest.raises(UnfinishedError, match="replaced by another file") as caught:
+        refuse_unfinished(path)
+    assert caught.value.hint is not None
+    assert f"rm {journal}" in caught.value.hint
+    path.unlink()
+    with pytest.raises(UnfinishedError, match="is gone"):
+        refuse_unfinished(path)
