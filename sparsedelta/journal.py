@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import shlex
-import stat
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from blake3 import blake3
 
 from sparsedelta.errors import CheckpointError, UnfinishedError
 from sparsedelta.files import InputFile, sync
+from sparsedelta.inodes import Inode
 from sparsedelta.journal_frames import (
     CHECKSUM_BYTES,
     FRAME,
@@ -48,8 +48,7 @@ class Head:
     """What a journal is about.
 
     Attributes:
-        files: Name, size and inode of each checkpoint file, beside the journal. Not its device:
-            that has another number after a restart on some file systems, or in a snapshot.
+        files: Name, size and inode of each checkpoint file, beside the journal.
         others: Names of the small files that belong to them: the index, those that are replaced.
         delta: Path of the delta, for messages.
         content: Content digest of the delta.
@@ -57,7 +56,7 @@ class Head:
         with_files: Whether the files that the delta carries are written.
     """
 
-    files: tuple[tuple[str, int, int], ...]
+    files: tuple[tuple[str, int, Inode], ...]
     others: tuple[str, ...]
     delta: str
     content: str
@@ -246,23 +245,21 @@ class Journal:
             UnfinishedError: One is gone, or another has taken its name.
         """
         for name, _, inode in self.head.files:
-            try:
-                found = (self.path.parent / name).lstat()
-            except FileNotFoundError:
-                raise self.foreign(f"{name} is gone") from None
-            if not stat.S_ISREG(found.st_mode):  # a link may get the inode of what it replaces
-                raise self.foreign(f"{name} is no regular file any more")
-            self.check_inode(name, found.st_ino, inode)
+            found = Inode.at(self.path.parent / name)
+            if found is None:
+                raise self.foreign(f"{name} is gone, or no regular file any more")
+            self.check_inode(name, found, inode)
 
-    def check_inode(self, name: str, found: int, expected: int) -> None:
+    def check_inode(self, name: str, found: Inode, expected: Inode) -> None:
         """Insist that a file is the one that the run in place was changing.
 
         Raises:
             UnfinishedError: It is another.
         """
-        if found != expected:
+        if not found.may_be(expected):
             raise self.foreign(
-                f"{name} was replaced by another file (inode {found}, expected {expected})"
+                f"{name} was replaced by another file (inode {found.number}, generation "
+                f"{found.generation}, expected {expected.number}, {expected.generation})"
             )
 
     def close(self) -> None:
@@ -284,7 +281,7 @@ class Journal:
 def _parse_head(text: bytes) -> Head:
     # Not our strict parser: names of files may be no text. The checksum has passed.
     document = json.loads(text)
-    files = tuple((str(name), int(size), int(inode)) for name, size, inode in document["files"])
+    files = tuple((str(name), int(size), Inode(**inode)) for name, size, inode in document["files"])
     if any(Path(name).name != name for name, _, _ in files):
         raise ValueError("a name that is a path")
     return Head(**{**document, "files": files, "others": tuple(document["others"])})

@@ -18,6 +18,7 @@ from typing import Final, Self
 
 from sparsedelta.errors import CheckpointError, OutputError
 from sparsedelta.files import sync
+from sparsedelta.inodes import Inode
 from sparsedelta.outputs import write_all
 
 _ELSEWHERE: Final = "-o OUT writes the result elsewhere; or copy it first: cp -rL {} COPY"
@@ -63,9 +64,9 @@ class LockedFiles:
         """Bytes of a file at present."""
         return os.fstat(self._descriptors[number]).st_size
 
-    def inode(self, number: int) -> int:
+    def inode(self, number: int) -> Inode:
         """Which file it is, whatever its name."""
-        return self._begun[number].st_ino
+        return Inode.of(self._descriptors[number])
 
     def read_into(self, number: int, buffer: memoryview, offset: int) -> None:
         """Fill ``buffer`` from ``offset`` of a file.

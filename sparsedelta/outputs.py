@@ -153,6 +153,7 @@ def staged(path: Path, *, force: bool, directory: bool = False) -> Iterator[Path
 
     Raises:
         OutputError: The disk is full, the folder is read-only, the rename fails.
+        UnfinishedError: Meanwhile a run in place was begun that has a journal about it.
     """
     with output_errors(path):
         stage = Path(tempfile.mkdtemp(prefix=".sparsedelta.", suffix=".tmp", dir=path.parent))
@@ -185,6 +186,7 @@ def publish(work: Path, path: Path, aside: Path, *, force: bool) -> None:
 
     Raises:
         OutputError: The output has appeared meanwhile.
+        UnfinishedError: Meanwhile a run in place was begun that has a journal about it.
         OSError: The disk fails, or the rename.
     """
     _sync_tree(work)

@@ -27,6 +27,7 @@ from test_structure_laws import CODECS, Form, diff, files_of, forms, stored
 import sparsedelta
 from sparsedelta import OutputError, TensorDelta
 from sparsedelta.delta import ADD, Part
+from sparsedelta.inodes import Inode
 from sparsedelta.journal import Head, Journal, JournalWriter
 from sparsedelta.journal_frames import Run, run_frame
 from sparsedelta.limits import SEGMENT_WORDS
@@ -180,7 +181,7 @@ def test_a_journal_leads_both_ways(
         (folder / "m").write_bytes(mixed.tobytes())
         writer = JournalWriter(
             folder / "j",
-            Head((("m", old.size, 0),), (), "d", "c", reverse=False, with_files=True),
+            Head((("m", old.size, Inode(0, 0)),), (), "d", "c", reverse=False, with_files=True),
         )
         before = old[offset : offset + words * width].view(dtype)
         for first, stop in ((0, cut), (cut, words)):

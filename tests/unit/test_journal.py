@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsedelta.errors import UnfinishedError
+from sparsedelta.inodes import Inode
 from sparsedelta.journal import (
     UNCOMMITTED,
     Head,
@@ -33,7 +34,7 @@ from sparsedelta.journal_frames import (
 from sparsedelta.words import word_dtype
 
 NAMES = ("m.safetensors", "\udcff.safetensors")
-HEAD = Head(tuple((name, 100, 7) for name in NAMES), ("i.json",), "d", "c", False, True)
+HEAD = Head(tuple((name, 100, Inode(7, 0)) for name in NAMES), ("i.json",), "d", "c", False, True)
 
 
 def payload(frame: list[bytes | memoryview]) -> memoryview:
@@ -84,6 +85,12 @@ def test_a_small_file_comes_back(old: bytes | None, new: bytes | None) -> None:
 def test_a_small_file_is_never_elsewhere(name: str) -> None:
     with pytest.raises(ValueError, match="path"):
         decode_small(payload(list(small_frame(SmallFile(name, None, b"x")))))
+
+
+def inode_at(path: Path) -> Inode:
+    found = Inode.at(path)
+    assert found is not None
+    return found
 
 
 def committed(folder: Path, head: Head = HEAD) -> Path:
@@ -146,7 +153,7 @@ def test_whom_a_journal_is_about(tmp_path: Path) -> None:
     """The folder, and the files that it names; others in the folder are nobody's business."""
     for name in NAMES:
         (tmp_path / name).touch()
-    files = tuple((name, 0, (tmp_path / name).stat().st_ino) for name in NAMES)
+    files = tuple((name, 0, inode_at(tmp_path / name)) for name in NAMES)
     committed(tmp_path, replace(HEAD, files=files))
     for name in (*NAMES, "i.json", ""):
         with pytest.raises(UnfinishedError) as caught:
@@ -157,6 +164,28 @@ def test_whom_a_journal_is_about(tmp_path: Path) -> None:
     assert list(journals_about(tmp_path / "missing" / "m.safetensors")) == []
 
 
+def test_an_inode_that_is_used_again_is_another(tmp_path: Path) -> None:
+    """As far as its generation is known; what is not known is no difference."""
+    assert Inode(1, 5).may_be(Inode(1, 5))
+    assert Inode(1, 0).may_be(Inode(1, 5))
+    assert Inode(1, 5).may_be(Inode(1, 0))
+    assert not Inode(1, 5).may_be(Inode(1, 6))
+    assert not Inode(1, 5).may_be(Inode(2, 5))
+    path = tmp_path / "file"
+    path.write_text("a")
+    first = inode_at(path)
+    path.write_text("b")
+    with path.open() as file:
+        assert Inode.of(file.fileno()) == inode_at(path) == first
+    path.unlink()
+    assert Inode.at(path) is None
+    path.symlink_to(tmp_path)
+    assert Inode.at(path) is None
+    path.unlink()
+    path.write_text("a")
+    assert not first.generation or not first.may_be(inode_at(path))
+
+
 def test_a_journal_about_other_files_says_so(tmp_path: Path) -> None:
     """Files that are gone, or others of the same name: what the journal says is not true of them.
 
@@ -164,7 +193,7 @@ def test_a_journal_about_other_files_says_so(tmp_path: Path) -> None:
     """
     path = tmp_path / NAMES[0]
     path.touch()
-    journal = committed(tmp_path, replace(HEAD, files=((NAMES[0], 0, path.stat().st_ino),)))
+    journal = committed(tmp_path, replace(HEAD, files=((NAMES[0], 0, inode_at(path)),)))
     (tmp_path / "new").touch()
     (tmp_path / "new").replace(path)
     with pytest.raises(UnfinishedError, match="replaced by another file") as caught:
@@ -172,5 +201,5 @@ def test_a_journal_about_other_files_says_so(tmp_path: Path) -> None:
     assert caught.value.hint is not None
     assert f"rm {journal}" in caught.value.hint
     path.unlink()
-    with pytest.raises(UnfinishedError, match="is gone"):
+    with pytest.raises(UnfinishedError, match="is gone, or no regular file"):
         refuse_unfinished(path)
