@@ -29,16 +29,16 @@ def test_a_box_of_a_run_is_what_numpy_cuts_out(box: Box, data: st.DataObject) ->
     words = int(np.prod(box.shape))
     start = data.draw(st.integers(0, words))
     stop = data.draw(st.integers(start, words))
-    whole = np.arange(1, words + 1, dtype=np.uint16).reshape(box.shape)
+    whole = np.arange(1, words + 1, dtype=np.uint32).reshape(box.shape)
     cut = tuple(slice(o, o + s) for o, s in zip(box.offset, box.size, strict=True))
     local = whole[cut].reshape(-1)
     assert box.words == local.size
     first, last = box.run(start, stop)
     inside = np.flatnonzero((local > start) & (local <= stop))
     assert (first, last) == ((inside[0], inside[-1] + 1) if inside.size else (first, first))
-    target = np.zeros(stop - start, np.uint16)
+    target = np.zeros(stop - start, np.uint32)
     box.place(local[first:last], first, target, start)
-    expected = np.zeros(words, np.uint16)
+    expected = np.zeros(words, np.uint32)
     expected[local - 1] = local
     assert np.array_equal(target, expected[start:stop])
 
