@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from sparsedelta.container import DeltaFile
 from sparsedelta.errors import CheckpointError, FormatError, NoAccessError
 from sparsedelta.manifest import SetPart, are_invertible, clashes
 from sparsedelta.records import TensorRecord
-from sparsedelta.sources import Source, open_sources
+from sparsedelta.sources import Source, open_source, open_sources
 
 _INCOMPLETE = "get all files of the set into one folder: the root lists them"
 _MIXED = "files of two deltas got mixed: get all files of the set again"
@@ -27,13 +27,13 @@ def open_parts(root: DeltaFile) -> Sequence[DeltaFile]:
         CheckpointError: A part file cannot be read.
     """
     assert root.manifest.place is not None  # noqa: S101 (the caller has seen that it is a root)
-    with ExitStack() as stack:
+    parts = root.manifest.place.parts
+    with ExitStack() as stack, closing(_sources(root, parts)) as sources:
         files = []
-        listed_parts = root.manifest.place.parts
-        sources = _open_sources(root, listed_parts)
-        for source in sources:
+        # One after the other: what is wrong with the first part is told first.
+        for number, (listed, source) in enumerate(zip(parts, sources, strict=True), 1):
             stack.callback(source.close)
-        for number, (listed, source) in enumerate(zip(listed_parts, sources, strict=True), start=1):
+            _check_size(root, listed, source.size)
             file = DeltaFile(source)
             _check_part(root, number, listed, file)
             files.append(file)
@@ -41,23 +41,23 @@ def open_parts(root: DeltaFile) -> Sequence[DeltaFile]:
     return files
 
 
-def _open_sources(root: DeltaFile, parts: Sequence[SetPart]) -> Sequence[Source]:
+def _sources(root: DeltaFile, parts: Sequence[SetPart]) -> Generator[Source, None, None]:
+    """The part files: local ones opened when they are asked for, remote ones all at once."""
     folder = root.path.parent
     if isinstance(folder, Path):
-        for part in parts:  # before any of them is opened: a set may have thousands
+        for part in parts:
             _check_size(root, part, _regular_size(folder / part.name))
+            yield open_source(folder / part.name)
+        return
     try:
         sources = open_sources([folder / part.name for part in parts], ahead=True)
     except NoAccessError as error:
         raise FormatError("SD601", f"{root.path}: {error.message}", hint=_INCOMPLETE) from None
-    try:
-        for part, source in zip(parts, sources, strict=True):
-            _check_size(root, part, source.size)
-    except BaseException:
+    with ExitStack() as stack:
         for source in sources:
-            source.close()
-        raise
-    return sources
+            stack.callback(source.close)
+        yield from sources
+        stack.pop_all()
 
 
 def _check_size(root: DeltaFile, part: SetPart, size: int | None) -> None:
