@@ -16,7 +16,6 @@ from sparsedelta.outputs import read_all, write_all
 from sparsedelta.safetensors_header import FileLayout, StoredTensor
 from sparsedelta.sources import read_file
 from sparsedelta.words import Bytes
-from sparsedelta.write_back import WriteBack
 
 
 class CheckpointWriter:
@@ -45,7 +44,6 @@ class CheckpointWriter:
         self._work = work
         self._is_directory = is_directory
         self._descriptors: list[int] = []
-        self._write_back = WriteBack()
         self._places: dict[str, tuple[int, StoredTensor]] = {}
         try:
             for name, layout in files:
@@ -72,7 +70,6 @@ class CheckpointWriter:
         if data.size:
             descriptor, stored = self._places[name]
             write_all(descriptor, data.data, stored.offset + start * stored.spec.word_bytes)
-            self._write_back.begin(descriptor, data.size)
 
     def copy(
         self, source: FileCheckpoint, from_name: str, name: str, start: int, stop: int
@@ -130,18 +127,10 @@ class CheckpointWriter:
             (self._work / name).write_bytes(content)
 
     def close(self) -> None:
-        """Close the files.
-
-        Raises:
-            OSError: What was written could not be written back to the disk.
-        """
-        descriptors = tuple(self._descriptors)
+        """Close the files."""
+        for descriptor in self._descriptors:
+            os.close(descriptor)
         self._descriptors.clear()
-        try:
-            self._write_back.end()
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
 
     def __enter__(self) -> Self:
         return self
