@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 import numpy as np
 
 from sparsedelta.checkpoint_files import Index, find_files
+from sparsedelta.closing import Closing
 from sparsedelta.digests import Digest, segment_digest
 from sparsedelta.errors import CheckpointError, DeltaGivenError, printable
 from sparsedelta.files import InputFile
@@ -63,7 +63,7 @@ class CheckpointFile:
         return self.source.location.name
 
 
-class FileCheckpoint:
+class FileCheckpoint(Closing):
     """A checkpoint in safetensors files.
 
     Args:
@@ -194,17 +194,6 @@ class FileCheckpoint:
         """Close the files."""
         for source in self._sources:
             source.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def open_checkpoint(checkpoint: LocationLike | CheckpointReader) -> CheckpointReader:

@@ -6,10 +6,9 @@ import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from sparsedelta.checkpoint import FileCheckpoint
+from sparsedelta.closing import Closing
 from sparsedelta.limits import MAX_COMPANION_BYTES
 from sparsedelta.locations import Location
 from sparsedelta.outputs import read_all, write_all
@@ -18,7 +17,7 @@ from sparsedelta.sources import read_file
 from sparsedelta.words import Bytes
 
 
-class CheckpointWriter:
+class CheckpointWriter(Closing):
     """Writes the tensors of checkpoint files below a temporary path.
 
     :meth:`write` may be called from any thread, in any order.
@@ -131,14 +130,3 @@ class CheckpointWriter:
         for descriptor in self._descriptors:
             os.close(descriptor)
         self._descriptors.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
+from sparsedelta.closing import Closing
 from sparsedelta.codecs import Block, StreamError
 from sparsedelta.codecs.frames import FrameError, decode_frame
 from sparsedelta.digests import plain_digest
@@ -30,7 +30,7 @@ _DIGITS: Final = len(str(MAX_JSON_INTEGER))
 """Digits of the largest number of the format; int() of thousands of them would be slow."""
 
 
-class DeltaFile:
+class DeltaFile(Closing):
     """A delta file by itself: all of a delta, or a file of a set.
 
     Opening reads and checks the header and the manifest (rules SD1xx and SD2xx), nothing else.
@@ -215,17 +215,6 @@ class DeltaFile:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def open_file(path: LocationLike) -> DeltaFile:

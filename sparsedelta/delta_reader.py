@@ -7,11 +7,10 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
+from sparsedelta.closing import Closing
 from sparsedelta.container import DeltaFile, open_file
 from sparsedelta.delta import SPARSE_OPS, Delta, Part, TensorDelta, content_digest
 from sparsedelta.digests import Digest
@@ -28,7 +27,7 @@ from sparsedelta.tables import Tables, TensorTable, touched_leaves
 from sparsedelta.words import Indices, TensorSpec, Words
 
 
-class DeltaReader:
+class DeltaReader(Closing):
     """A delta, lazily: a :class:`~sparsedelta.delta.Delta` whose entries are read on demand.
 
     Opening reads and checks headers and manifests (rules SD1xx, SD2xx and SD6xx), nothing else.
@@ -377,17 +376,6 @@ class DeltaReader:
     def close(self) -> None:
         """Close the files."""
         self._stack.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def open_delta(delta: LocationLike | DeltaReader) -> DeltaReader:

@@ -10,9 +10,9 @@ import errno
 import os
 import stat
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple
 
+from sparsedelta.closing import Closing
 from sparsedelta.errors import CheckpointError
 
 OPEN_FILES: Final = "more files than this process may have open: raise the limit with ulimit -n"
@@ -48,7 +48,7 @@ class FileState(NamedTuple):
         return cls(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev)
 
 
-class InputFile:
+class InputFile(Closing):
     """A regular file, open for positioned reads from any thread.
 
     Args:
@@ -166,17 +166,6 @@ class InputFile:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def reason(error: Exception) -> str:

@@ -16,11 +16,11 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Final, NoReturn, Self
+from typing import Final, NoReturn
 
 from blake3 import blake3
 
+from sparsedelta.closing import Closing
 from sparsedelta.errors import CheckpointError, UnfinishedError
 from sparsedelta.files import InputFile, sync
 from sparsedelta.inodes import Inode
@@ -138,7 +138,7 @@ class JournalWriter:
             self._fd = -1
 
 
-class Journal:
+class Journal(Closing):
     """A committed journal, open for reading from any thread.
 
     Args:
@@ -265,17 +265,6 @@ class Journal:
     def close(self) -> None:
         """Close the file."""
         self._source.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _parse_head(text: bytes) -> Head:

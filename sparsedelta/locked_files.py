@@ -13,9 +13,9 @@ import shlex
 import stat
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
+from sparsedelta.closing import Closing
 from sparsedelta.errors import CheckpointError, OutputError
 from sparsedelta.files import sync
 from sparsedelta.inodes import Inode
@@ -25,7 +25,7 @@ _ELSEWHERE: Final = "-o OUT writes the result elsewhere; or copy it first: cp -r
 _LOCKED: Final = (errno.EAGAIN, errno.EACCES)
 
 
-class LockedFiles:
+class LockedFiles(Closing):
     """Files of one folder, open for positioned reads and writes from any thread.
 
     They stay locked, against other processes that do the same, until they are closed; a process
@@ -116,17 +116,6 @@ class LockedFiles:
         for descriptor in self._descriptors:
             os.close(descriptor)
         self._descriptors.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _open(path: Path) -> int:

@@ -13,11 +13,11 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
-from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 
+from sparsedelta.closing import Closing
 from sparsedelta.errors import UsageError
 from sparsedelta.words import Bytes
 
@@ -57,7 +57,7 @@ class Scratch(threading.local):
         return kept[:nbytes]
 
 
-class OrderedMap:
+class OrderedMap(Closing):
     """A pool of threads for pure functions; a context manager.
 
     Only the thread that made it may call :meth:`mapped`, and functions must not call it themselves.
@@ -113,14 +113,3 @@ class OrderedMap:
         """Drop what has not begun and wait for what has."""
         if self._executor is not None:
             self._executor.shutdown(cancel_futures=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -11,13 +11,13 @@ import itertools
 import threading
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
+from sparsedelta.closing import Closing
 from sparsedelta.errors import CheckpointError
 from sparsedelta.local_shards import BOTH, NEW, OLD, LocalShards
 from sparsedelta.torch_ranks import TorchRanks
@@ -39,7 +39,7 @@ _PATIENCE: Final = timedelta(days=1)
 """A question may be long in coming; that a rank is lost, its listener notices."""
 
 
-class ShardExchange:
+class ShardExchange(Closing):
     """Asks other ranks for words of their shards, and answers them; a context manager.
 
     Making one is collective, and so is closing it: a rank answers until all others are done.
@@ -172,17 +172,6 @@ class ShardExchange:
             self._server.join(_GLANCE_SECONDS)
         if self._server.is_alive():
             self._ranks.part([self._server])
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _packed(old: Bytes, new: Bytes, width: int) -> tuple[int, Bytes]:

@@ -6,13 +6,13 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import IO, TYPE_CHECKING, Final, Self
+from typing import IO, TYPE_CHECKING, Final
 
 import numpy as np
 
 from sparsedelta.boxes import Box
 from sparsedelta.checkpoint import segments
+from sparsedelta.closing import Closing
 from sparsedelta.errors import CheckpointError, StructureError, UsageError
 from sparsedelta.local_shards import LocalShards, is_sharded, local_tensors, shards_of
 from sparsedelta.outputs import output_errors, write_all
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _LOCATION: Final = "the snapshot"
 
 
-class Snapshot:
+class Snapshot(Closing):
     """The words of a model as they are now; a context manager.
 
     Of a sharded model each process keeps those of its own shards, and nothing else.
@@ -112,17 +112,6 @@ class Snapshot:
         """Let go of what is kept; further calls do nothing."""
         self._is_whole = False
         self._kept.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _described(spec: TensorSpec | None, box: Box | None) -> str:

@@ -39,6 +39,9 @@ SILENCE: Final = timedelta(seconds=120)
 _FAREWELL_SECONDS: Final = 5.0
 """How long a rank that has failed waits for the others to say goodbye."""
 
+_ON_ITS_WAY_SECONDS: Final = 1.0
+"""How long a value is waited for once it is known that a rank has failed."""
+
 _VALUE: Final = "value"
 _ERROR: Final = "error"
 _BEAT: Final = "beat"
@@ -108,10 +111,10 @@ class TorchRanks:
 
     def share(self, value: _Value | None) -> _Value:
         """The value of rank 0, on all ranks."""
-        self.check()
         if self.rank:
             taken: _Value = self._take(0)
             return taken
+        self.check()
         for peer in self._peers:
             self._say(peer, (_VALUE, value))
         return value  # type: ignore[return-value]  # rank 0 always gives one
@@ -163,7 +166,10 @@ class TorchRanks:
         waiting = self._received[peer]
         with self._changed:
             self._changed.wait_for(lambda: waiting or self.failure is not None)
-            self.check()
+            # Another rank may have failed of what this value says, and have had it sooner: then it
+            # is on its way here, too, and every rank comes to its own error.
+            if not self._changed.wait_for(lambda: waiting, _ON_ITS_WAY_SECONDS):
+                self.check()
             return waiting.popleft()
 
     def _listen(self, peer: int) -> None:
