@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
@@ -284,34 +284,49 @@ class DeltaWriter:
             work = stack.enter_context(staged(self._path, force=self._force))
             return work.parent.absolute()
 
-        with ExitStack() as stack:
-            folder = first(self._ranks, stage)
-            for piece in pieces:
-                if piece.rank == self._ranks.rank:
+        with ExitStack() as clearing:
+            with ExitStack() as stack:
+                folder = first(self._ranks, stage)
+                mine = [piece for piece in pieces if piece.rank == self._ranks.rank]
+                if self._ranks.rank:
+                    clearing.enter_context(_cleared([folder / piece.name for piece in mine]))
+                for piece in mine:
                     self._write(folder / piece.name, piece)
-            self._ranks.gather(None)  # all files are there
-        self._ranks.share(None)  # and have their names
+                self._ranks.gather(None)  # all files are there
+            self._ranks.share(None)  # and have their names
 
     def _write(self, path: Path, piece: DeltaPiece) -> None:
         assert self._spool is not None  # noqa: S101 (records were added)
-        try:
-            with output_errors(self._path), path.open("wb") as output:
-                output.write(piece.head)
-                position, end = piece.span
-                while position < end:
-                    self._ranks.check()
-                    size = min(_COPY_BYTES, end - position)
-                    data = os.pread(self._spool.fileno(), size, position)
-                    output.write(data)
-                    position += len(data)
-                output.flush()
-                os.fsync(output.fileno())
-        except BaseException:
-            # Rank 0 may have removed the folder before this file was made in it.
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
-                path.parent.rmdir()
-            raise
+        with output_errors(self._path), path.open("wb") as output:
+            output.write(piece.head)
+            position, end = piece.span
+            while position < end:
+                self._ranks.check()
+                size = min(_COPY_BYTES, end - position)
+                data = os.pread(self._spool.fileno(), size, position)
+                output.write(data)
+                position += len(data)
+            output.flush()
+            os.fsync(output.fileno())
+
+
+@contextmanager
+def _cleared(files: Sequence[Path]) -> Iterator[None]:
+    """Remove files in the folder of another rank on failure, and the folder after the last of them.
+
+    That rank removes the folder too, but cannot know of a file that is made while it does: each
+    rank clears up after itself, and whoever is last finds the folder empty.
+    """
+    try:
+        yield
+    except BaseException:
+        for path in files:
+            with suppress(OSError):  # it was not made yet, or is gone
+                path.unlink()
+        for folder in {path.parent for path in files}:
+            with suppress(OSError):  # others are still in it, or it is gone
+                folder.rmdir()
+        raise
 
 
 def _check_name(name: str) -> None:

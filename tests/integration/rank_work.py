@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -88,21 +89,38 @@ def failures(folder: Path) -> None:
         "^odd\nhint: even" if not rank else "rank 0 failed: odd\nhint: even",
         progress=fails(0, odd),
     )
-    # The disk of the last rank is full when its part file is to be written.
+    full_disks(run, mine=mine)
+
+
+def full_disks(run: Callable[..., None], *, mine: bool) -> None:
+    """The disk of the last rank is full when its part file is to be written.
+
+    Rank 0 clears the folder: after that, or just before the files of the others are made in it.
+    """
     write = DeltaWriter._write  # noqa: SLF001
+    written: list[str] = []
 
     def full(self: DeltaWriter, path: Path, piece: object) -> None:
         if mine:
             path.write_bytes(b"half")
             raise OutputError("no space")
+        written.append(path.name)
         write(self, path, piece)  # type: ignore[arg-type]
 
+    def early(stage: Path, **_: object) -> None:
+        for name in written:
+            (stage / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            stage.rmdir()
+
+    last = dist.get_world_size() - 1
+    expected = (OutputError, "no space") if mine else (RankError, f"rank {last} failed: no space")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DeltaWriter, "_write", full)
-        run(
-            OutputError if mine else RankError,
-            "no space" if mine else f"rank {last} failed: no space",
-        )
+        run(*expected)
+        if not dist.get_rank():
+            patch.setattr("sparsedelta.outputs.shutil.rmtree", early)
+        run(*expected)
 
 
 def killed(moment: str, victim: str, *arguments: str) -> None:
