@@ -34,7 +34,7 @@ from sparsedelta.delta_files import (
 )
 from sparsedelta.digests import Digest, plain_digest, tensor_digest
 from sparsedelta.encode import EncodedTensor
-from sparsedelta.errors import StructureError, UsageError
+from sparsedelta.errors import OutputError, StructureError, UsageError
 from sparsedelta.file_names import file_name_problem
 from sparsedelta.limits import MAX_BLOBS, MAX_BLOBS_BYTES, MAX_SET_PARTS
 from sparsedelta.manifest import Manifest, name_problem
@@ -282,6 +282,7 @@ class DeltaWriter:
 
         def stage() -> Path:
             work = stack.enter_context(staged(self._path, force=self._force))
+            work.touch()  # the folder is never empty, so no other rank removes it before this one
             return work.parent.absolute()
 
         with ExitStack() as clearing:
@@ -290,8 +291,13 @@ class DeltaWriter:
                 mine = [piece for piece in pieces if piece.rank == self._ranks.rank]
                 if self._ranks.rank:
                     clearing.enter_context(_cleared([folder / piece.name for piece in mine]))
-                for piece in mine:
-                    self._write(folder / piece.name, piece)
+                try:
+                    for piece in mine:
+                        self._write(folder / piece.name, piece)
+                except OutputError:
+                    if self._ranks.rank and not folder.exists():
+                        self._ranks.share(None)  # rank 0 has removed it, and says why
+                    raise
                 self._ranks.gather(None)  # all files are there
             self._ranks.share(None)  # and have their names
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -95,15 +96,18 @@ def failures(folder: Path) -> None:
 def full_disks(run: Callable[..., None], *, mine: bool) -> None:
     """The disk of the last rank is full when its part file is to be written.
 
-    Rank 0 clears the folder: after that, or just before the files of the others are made in it.
+    Rank 0 clears the folder after that, or just before the files of the others are made in it; or
+    the last rank does before the others have begun.
     """
     write = DeltaWriter._write  # noqa: SLF001
     written: list[str] = []
+    wait = 0.0
 
     def full(self: DeltaWriter, path: Path, piece: object) -> None:
         if mine:
             path.write_bytes(b"half")
             raise OutputError("no space")
+        time.sleep(wait)
         written.append(path.name)
         write(self, path, piece)  # type: ignore[arg-type]
 
@@ -118,6 +122,9 @@ def full_disks(run: Callable[..., None], *, mine: bool) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DeltaWriter, "_write", full)
         run(*expected)
+        wait = 0.3
+        run(*expected)
+        wait = 0.0
         if not dist.get_rank():
             patch.setattr("sparsedelta.outputs.shutil.rmtree", early)
         run(*expected)
