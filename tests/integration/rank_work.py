@@ -117,12 +117,22 @@ def full_disks(run: Callable[..., None], *, mine: bool) -> None:
         with contextlib.suppress(OSError):
             stage.rmdir()
 
+    rmdir = Path.rmdir
+
+    def slow(folder: Path) -> None:
+        try:
+            rmdir(folder)
+        finally:
+            time.sleep(0.6)
+
     last = dist.get_world_size() - 1
     expected = (OutputError, "no space") if mine else (RankError, f"rank {last} failed: no space")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DeltaWriter, "_write", full)
         run(*expected)
-        wait = 0.3
+        wait = 0.2
+        if mine:
+            patch.setattr(Path, "rmdir", slow)  # it is long before the others hear of it
         run(*expected)
         wait = 0.0
         if not dist.get_rank():
