@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, NoReturn, Self, get_args, overload
@@ -14,9 +15,16 @@ from gallop.adamw import adamw_update
 from gallop.errors import ConfigError, OptimizerError
 from gallop.groups import GroupSpec, group_names
 from gallop.mask import Mask
+from gallop.parallelism import (
+    DataParallel,
+    Parallelism,
+    find_peers,
+    require_same_start,
+    require_taken,
+    share_out,
+)
 from gallop.state import Entries, check_state, gather_entries
 from gallop.taps import GradientTap
-from gallop.targets import Target
 
 __all__ = ["SparseAdamW", "WeightDecayMode", "check_hyperparameters"]
 
@@ -59,6 +67,10 @@ class SparseAdamW(Optimizer):
             names, or parameters of the model) and any of ``lr``, ``betas``, ``eps``,
             ``weight_decay`` and ``weight_decay_mode``. A tensor goes to the first that matches it
             (:func:`gallop.groups.group_names`); the rest has the settings above.
+        data_parallel: Whether processes that each hold the whole model average the gradients of
+            the chosen entries in :meth:`step`: all of them (True), those of a process group, or
+            none (False). None is an error where there are several. Sharded parameters
+            (``fully_shard``) come with averaged gradients, and need no answer.
 
     Attributes:
         last_grad_norm: 2-norm of the last step's gradient before clipping; None before a step.
@@ -86,6 +98,7 @@ class SparseAdamW(Optimizer):
         weight_decay_mode: WeightDecayMode = "weight",
         max_grad_norm: float | None = None,
         param_groups: Sequence[GroupSpec] = (),
+        data_parallel: DataParallel = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -96,7 +109,9 @@ class SparseAdamW(Optimizer):
             "max_grad_norm": max_grad_norm,
         }
         check_hyperparameters(**defaults)  # type: ignore[arg-type]
-        targets = [Target(name, p) for name, p in mask.resolve(model).items()]
+        peers = find_peers(model, data_parallel)
+        chosen = share_out(model, mask, peers)
+        targets = [target for target, _ in chosen]
         if not targets:
             raise OptimizerError("mask: expected at least one chosen entry, found none")
         for target in targets:
@@ -111,7 +126,9 @@ class SparseAdamW(Optimizer):
         groups = group_names(model, held, param_groups, settings=own_settings)
         for _, settings in groups:
             check_hyperparameters(**(defaults | settings))  # type: ignore[arg-type]
-        entries = [gather_entries(target, mask.compact(target.name)) for target in targets]
+        if peers is not None and data_parallel not in (None, False):
+            require_same_start(model, mask, peers)
+        entries = [gather_entries(target, positions) for target, positions in chosen]
         for parameter in model.parameters():
             parameter.grad = None  # a gradient from before is no part of the first step
         self._tap = GradientTap(
@@ -119,6 +136,8 @@ class SparseAdamW(Optimizer):
             {target: each.receive for target, each in zip(targets, entries, strict=True)},
         )
         self._entries = entries
+        self._model = weakref.ref(model)
+        self._parallel = peers and Parallelism(peers, entries, data_parallel=data_parallel)
         self._closed = False
         self.last_grad_norm: float | None = None
         self._sealed = False
@@ -175,6 +194,9 @@ class SparseAdamW(Optimizer):
         return loss
 
     def _apply(self) -> None:
+        require_taken(self._model(), self._entries)
+        if self._parallel:
+            self._parallel.average()
         ready = [each for each in self._entries if each.gathered]
         if not ready:
             return
@@ -197,6 +219,9 @@ class SparseAdamW(Optimizer):
         first = ready[0].gradient.device
         norms = [torch.linalg.vector_norm(each.gradient).to(first) for each in ready]
         norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        if self._parallel:
+            whole = self._parallel.norm(ready, norms)
+            norm = norm if whole is None else whole
         if not bool(torch.isfinite(norm)):
             found = next(
                 (

@@ -35,22 +35,28 @@ class Entries:
         gradient: float32 sum of the gradients gathered since the last step; stale unless
             ``gathered``.
         gathered: Whether a gradient came since the last step.
+        averaged: Whether ``gradient`` is the average of all processes; see
+            ``gallop.parallelism``.
+        target: The parameter, and which of its entries this process holds: indices are those of
+            what is held.
     """
 
-    __slots__ = ("gathered", "gradient", "name", "parameter", "state")
+    __slots__ = ("averaged", "gathered", "gradient", "name", "parameter", "state", "target")
 
     def __init__(self, target: Target, state: dict[str, Any]) -> None:
+        self.target = target
         self.name = target.name
         self.parameter: nn.Parameter = target.parameter
         self.state = state
         self.gradient: Tensor = torch.empty_like(state["master"])
-        self.gathered = False
+        self.gathered = self.averaged = False
 
     def receive(self, gradient: Tensor) -> None:
         """Add the chosen entries of a dense gradient to ``gradient``.
 
         Args:
-            gradient: Of the parameter's shape, in any layout of memory and floating dtype.
+            gradient: Of the shape of what is held of the parameter, in any layout of memory and
+                floating dtype.
 
         Raises:
             OptimizerError: The model was moved to another device after the optimizer was made.
@@ -69,15 +75,15 @@ class Entries:
                 self.gradient[part].add_(values)  # a sum in float32, whatever the values are
             else:
                 self.gradient[part].copy_(values)
-        self.gathered = True
+        self.gathered, self.averaged = True, False
 
     def forget_gradient(self) -> None:
         """Start a new sum."""
-        self.gathered = False
+        self.gathered = self.averaged = False
 
     def write_back(self) -> None:
         """Assign the masters, rounded to the parameter's dtype, to the chosen weights."""
-        weight = self.parameter.detach().view(-1)
+        weight = self.target.weight
         index, master = self.state["index"], self.state["master"]
         for part in pieces(index.numel()):
             weight.scatter_(0, index[part], master[part].to(weight.dtype))
@@ -100,17 +106,18 @@ def gather_entries(target: Target, index: CompactArray) -> Entries:
 
     Args:
         target: The parameter.
-        index: Sorted flat indices of the chosen entries; their memory is shared on CPU.
+        index: Sorted positions of the chosen entries among those held here; their memory is
+            shared on CPU.
 
     Returns:
         Entries with masters equal to the weights and moments of zero.
     """
-    weight = target.parameter.detach()
+    weight = target.weight
     # Gather and scatter take int32 as they do int64.
     own = torch.from_numpy(index).to(weight.device)
     base = torch.empty(own.numel(), dtype=weight.dtype, device=weight.device)
     for part in pieces(own.numel()):
-        torch.index_select(weight.view(-1), 0, own[part], out=base[part])
+        torch.index_select(weight, 0, own[part], out=base[part])
     master = base.to(torch.float32, copy=True)
     state = {
         "step": 0,
