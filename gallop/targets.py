@@ -70,19 +70,23 @@ class Target:
         """Number of entries held here."""
         return self.shard.size if self.shard else self.size
 
-    def local(self, tensor: Tensor | None = None) -> Tensor:
-        """Return a flat view of what this process holds of the parameter, or of its gradient.
+    def held_of(self, tensor: Tensor) -> Tensor:
+        """Return what this process holds of a tensor of the parameter's shape and sharding.
 
         Args:
-            tensor: A tensor of the parameter's shape and sharding; the parameter by default.
+            tensor: The parameter, or its gradient.
 
         Returns:
-            A detached vector of :attr:`held` entries; entry 0 has the flat index :attr:`start`.
+            A detached plain tensor of :attr:`held` entries; the first has the flat index
+            :attr:`start`.
         """
-        whole = (self.parameter if tensor is None else tensor).detach()
-        if self.shard is not None:
-            whole = whole.to_local()  # type: ignore[attr-defined]
-        return whole.reshape(-1) if tensor is not None else whole.view(-1)
+        whole = tensor.detach()
+        return whole if self.shard is None else whole.to_local()  # type: ignore[attr-defined]
+
+    @property
+    def weight(self) -> Tensor:
+        """A flat view of the entries held here, detached."""
+        return self.held_of(self.parameter).view(-1)
 
 
 def eligible_targets(model: nn.Module, config: GallopConfig) -> tuple[Target, ...]:
