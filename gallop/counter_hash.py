@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:  # settings are made, and help is printed, without torch
+    from torch import Tensor
 
 __all__ = ["entry_hash", "key_of"]
 

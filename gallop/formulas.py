@@ -25,6 +25,7 @@ __all__ = [
     "random",
     "saft",
     "sara",
+    "score",
     "sift",
     "snip",
 ]
@@ -33,10 +34,25 @@ _LARGEST_BITS = 0x7F7FFFFF
 """The bit pattern of the largest finite float32."""
 
 
+def score(gradient: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Return the score of GaLLoP, ``|gradient| / (|weight| + eps)``.
+
+    Args:
+        gradient: Mean gradient, float32, any shape.
+        weight: Pre-trained weights of the same shape, any floating dtype.
+        eps: Added to the magnitude of the weights, as float32.
+
+    Returns:
+        float32 scores of the same shape, at least 0; infinite or NaN where the division
+        overflows or is 0 / 0.
+    """
+    return gradient.float().abs().div_(weight.float().abs().add_(eps))
+
+
 @selector("gallop", exclude_zeros=True)
 def gallop(chunk: Chunk) -> Tensor:
     """``|mean g| / (|w| + eps)``, global: GaLLoP (arXiv 2510.19778, section 3)."""
-    return chunk.gradient.abs_().div_(chunk.weight.abs_().add_(chunk.eps))
+    return score(chunk.gradient, chunk.weight, chunk.eps)
 
 
 @selector("saft")

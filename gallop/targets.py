@@ -66,7 +66,9 @@ class Target:
         Returns:
             A detached plain tensor of :attr:`held` entries, in the order of their flat indices.
         """
-        return local_part(tensor)
+        part = local_part(tensor)
+        # A replica that another process counts has no entries here.
+        return part if self.shard is None or self.held == part.numel() else part.reshape(-1)[:0]
 
     @property
     def weight(self) -> Tensor:
