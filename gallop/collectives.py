@@ -10,18 +10,28 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from gallop.errors import ConfigError, ParameterError
+from gallop.shards import is_sharded
 from sparsedelta.errors import RankError, SparseDeltaError, UsageError
 
-__all__ = ["Peers", "world_size"]
+__all__ = ["DataParallel", "Peers", "find_peers", "world_size"]
+
+DataParallel: TypeAlias = bool | dist.ProcessGroup | None
+"""Over which processes gradients are averaged: all (True), none (False), a group, or no answer."""
+
+_REMEDY = (
+    "pass data_parallel=True to average over all processes, a process group to average over some, "
+    "or False if each trains a model of its own"
+)
 
 _Value = TypeVar("_Value")
 
@@ -102,9 +112,7 @@ class Peers:
         """Sum a float64 over the ranks in their order: every rank has the same bits."""
         found = [torch.zeros(1, dtype=torch.float64) for _ in range(self.size)]
         with _explained(self.members):
-            dist.all_gather(
-                found, torch.tensor([value], dtype=torch.float64), group=self._channel
-            )
+            dist.all_gather(found, torch.tensor([value], dtype=torch.float64), group=self._channel)
         return sum(float(each) for each in found)
 
     def gather(self, value: _Value) -> list[_Value]:
@@ -132,7 +140,10 @@ class Peers:
     def add_up(self, tensors: Iterable[Tensor]) -> None:
         """Sum tensors over the ranks, in place, each with those of the same place."""
         with _explained(self.members):
-            works = [dist.all_reduce(each, group=self._data_group(each), async_op=True) for each in tensors]
+            works = [
+                dist.all_reduce(each, group=self._data_group(each), async_op=True)
+                for each in tensors
+            ]
             for work in works:
                 if work is not None:
                     work.wait()
@@ -147,7 +158,7 @@ class Peers:
         failure: BaseException | None = None
         try:
             yield
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  (whatever it was: the others must not wait)
             failure = error
         if failure is not None and _is_of_the_others(failure):
             raise failure
@@ -195,3 +206,47 @@ def _listed(members: Sequence[int]) -> str:
     if len(members) <= 8 or list(members) != list(range(members[0], members[-1] + 1)):  # noqa: PLR2004
         return ", ".join(map(str, members))
     return f"{members[0]} to {members[-1]}"
+
+
+def find_peers(model: nn.Module, data_parallel: DataParallel) -> Peers | None:
+    """Find the processes that hold a model together.
+
+    Args:
+        model: The model, sharded or not.
+        data_parallel: As the user gave it.
+
+    Returns:
+        The processes: those of the mesh of a sharded model, else those to average over; None if
+        there are no others.
+
+    Raises:
+        ConfigError: There are other processes, parameters that are not sharded, and no answer
+            to whether to average.
+        ParameterError: Parameters are sharded over different processes.
+    """
+    meshes = {
+        tuple(sorted(parameter.device_mesh.mesh.flatten().tolist()))  # type: ignore[attr-defined]
+        for parameter in model.parameters()
+        if is_sharded(parameter)
+    }
+    if len(meshes) > 1:
+        raise ParameterError(
+            f"model: expected all parameters to be sharded over the same processes, found "
+            f"{sorted(meshes)}",
+            hint="give fully_shard one mesh",
+        )
+    members = next(iter(meshes), None)
+    if world_size() == 1 or (members is not None and len(members) == 1):
+        return None
+    plain = next((n for n, p in model.named_parameters() if not is_sharded(p)), None)
+    if data_parallel is None and plain is not None:
+        raise ConfigError(
+            f"data_parallel: expected an answer to whether {world_size()} processes average their "
+            f"gradients, since parameter {plain} is not sharded, found none",
+            hint=_REMEDY,
+        )
+    if members is not None:
+        return Peers(None, members=members)
+    if data_parallel is False:
+        return None
+    return Peers(None if data_parallel is True or data_parallel is None else data_parallel)

@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gallop.adamw import adamw_update
+from gallop.collectives import DataParallel, find_peers
 from gallop.errors import ConfigError, OptimizerError
 from gallop.groups import GroupSpec, group_names
 from gallop.mask import Mask
 from gallop.parallelism import (
-    DataParallel,
     Parallelism,
-    find_peers,
     require_same_start,
     require_taken,
     share_out,

@@ -9,82 +9,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gallop.collectives import Peers, world_size
+from gallop.collectives import DataParallel, Peers
 from gallop.errors import MaskError, OptimizerError, ParameterError
 from gallop.mask import CompactArray, Mask
 from gallop.shards import is_sharded, shard_of
 from gallop.state import Entries
 from gallop.targets import Target
 
-if TYPE_CHECKING:
-    import torch.distributed as dist
-
 __all__ = [
-    "DataParallel",
     "Parallelism",
-    "find_peers",
     "require_same_start",
     "require_taken",
     "share_out",
 ]
-
-DataParallel: TypeAlias = "bool | dist.ProcessGroup | None"
-"""Over which processes gradients are averaged: all (True), none (False), a group, or no answer."""
-
-_REMEDY = (
-    "pass data_parallel=True to average over all processes, a process group to average over some, "
-    "or False if each trains a model of its own"
-)
-
-
-def find_peers(model: nn.Module, data_parallel: DataParallel) -> Peers | None:
-    """Find the processes that hold a model together.
-
-    Args:
-        model: The model, sharded or not.
-        data_parallel: As the user gave it.
-
-    Returns:
-        The processes: those of the mesh of a sharded model, else those to average over; None if
-        there are no others.
-
-    Raises:
-        OptimizerError: There are other processes, parameters that are not sharded, and no answer
-            to whether to average.
-        ParameterError: Parameters are sharded over different processes.
-    """
-    meshes = {
-        tuple(sorted(parameter.device_mesh.mesh.flatten().tolist()))  # type: ignore[attr-defined]
-        for parameter in model.parameters()
-        if is_sharded(parameter)
-    }
-    if len(meshes) > 1:
-        raise ParameterError(
-            f"model: expected all parameters to be sharded over the same processes, found "
-            f"{sorted(meshes)}",
-            hint="give fully_shard one mesh",
-        )
-    members = next(iter(meshes), None)
-    if world_size() == 1 or (members is not None and len(members) == 1):
-        return None
-    plain = next((n for n, p in model.named_parameters() if not is_sharded(p)), None)
-    if data_parallel is None and plain is not None:
-        raise OptimizerError(
-            f"data_parallel: expected an answer to whether {world_size()} processes average their "
-            f"gradients, since parameter {plain} is not sharded, found none",
-            hint=_REMEDY,
-        )
-    if members is not None:
-        return Peers(None, members=members)
-    if data_parallel is False:
-        return None
-    return Peers(None if data_parallel is True or data_parallel is None else data_parallel)
 
 
 def share_out(
@@ -122,8 +64,11 @@ def share_out(
     for name, parameter in held.items():
         if name not in everywhere:
             continue
-        none = np.empty(0, np.int32 if parameter.numel() < 2**31 else np.int64)
-        indices = mask.compact(name) if name in resolved else none
+        indices: CompactArray = np.empty(0, dtype=np.int64)
+        if name in resolved:
+            indices = mask.compact(name)
+        elif parameter.numel() < 2**31:
+            indices = np.empty(0, dtype=np.int32)
         target, positions = _positions(name, parameter, indices)
         chosen.append((target, positions))
         given += indices.size
@@ -247,9 +192,7 @@ def require_same_start(model: nn.Module, mask: Mask, peers: Peers) -> None:
         if rank == 0:
             first_digest, first = digest, sums
         if sums.keys() != first.keys() or sums != first:
-            odd = next(
-                name for name in [*first, *sums] if first.get(name) != sums.get(name)
-            )
+            odd = next(name for name in [*first, *sums] if first.get(name) != sums.get(name))
             raise ParameterError(
                 f"parameter {odd}: expected the same weights on all ranks that average their "
                 f"gradients, found others on rank {peers.members[rank]} than on rank "

@@ -89,9 +89,7 @@ class Shard:
         held = np.ones(indices.shape, dtype=bool)
         for axis, first, length in zip(at, self.box.offset, self.box.size, strict=True):
             held &= (axis >= first) & (axis < first + length)
-        inside = tuple(
-            axis[held] - first for axis, first in zip(at, self.box.offset, strict=True)
-        )
+        inside = tuple(axis[held] - first for axis, first in zip(at, self.box.offset, strict=True))
         positions = np.ravel_multi_index(inside, self.box.size)
         return np.flatnonzero(held), positions.astype(indices.dtype)
 
@@ -115,7 +113,7 @@ def is_sharded(tensor: Tensor) -> bool:
 def local_part(tensor: Tensor) -> Tensor:
     """Return what this process holds of a tensor, detached: a plain tensor, not a copy."""
     part: Tensor = tensor.detach()
-    return part.to_local() if is_sharded(part) else part  # type: ignore[attr-defined,no-any-return]
+    return part.to_local() if is_sharded(part) else part  # type: ignore[attr-defined]
 
 
 def local_gradient(gradient: Tensor, parameter: Tensor) -> Tensor:
