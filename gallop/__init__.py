@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from gallop.optim import SparseAdamW
     from gallop.report import SelectionReport
     from gallop.selection import select
+    from gallop.sharded_state import load_state, save_state
     from gallop.selectors import selector
 
 __all__ = [
@@ -43,6 +44,8 @@ _HOMES = {
     "SelectionReport": "gallop.report",
     "SparseAdamW": "gallop.optim",
     "export": "gallop.exporting",
+    "load_state": "gallop.sharded_state",
+    "save_state": "gallop.sharded_state",
     "select": "gallop.selection",
     "selector": "gallop.selectors",
 }

@@ -72,6 +72,8 @@ class SparseAdamW(Optimizer):
             (``fully_shard``) come with averaged gradients, and need no answer.
 
     Attributes:
+        entries: What this process trains of each tensor of the mask, in the order of the model.
+        peers: The processes that hold the model with this one; None if there are none.
         last_grad_norm: 2-norm of the last step's gradient before clipping; None before a step.
 
     Raises:
@@ -134,9 +136,10 @@ class SparseAdamW(Optimizer):
             model,
             {target: each.receive for target, each in zip(targets, entries, strict=True)},
         )
-        self._entries = entries
+        self.entries = entries
         self._model = weakref.ref(model)
         self._parallel = peers and Parallelism(peers, entries, data_parallel=data_parallel)
+        self.peers = peers
         self._closed = False
         self.last_grad_norm: float | None = None
         self._sealed = False
@@ -193,10 +196,10 @@ class SparseAdamW(Optimizer):
         return loss
 
     def _apply(self) -> None:
-        require_taken(self._model(), self._entries)
+        require_taken(self._model(), self.entries)
         if self._parallel:
             self._parallel.average()
-        ready = [each for each in self._entries if each.gathered]
+        ready = [each for each in self.entries if each.gathered]
         if not ready:
             return
         limit = self.param_groups[0]["max_grad_norm"]
@@ -244,7 +247,7 @@ class SparseAdamW(Optimizer):
         Args:
             set_to_none: Passed on to torch, for gradients that a closed optimizer left alone.
         """
-        for each in self._entries:
+        for each in self.entries:
             each.forget_gradient()
         super().zero_grad(set_to_none)
 
@@ -281,10 +284,10 @@ class SparseAdamW(Optimizer):
                 changed then.
         """
         names = [group["param_names"] for group in self.param_groups]
-        states, saved = check_state(self._entries, names, state_dict)
+        states, saved = check_state(self.entries, names, state_dict)
         for settings in saved:
             _check_settings(settings)
-        for each, state in zip(self._entries, states, strict=True):
+        for each, state in zip(self.entries, states, strict=True):
             each.load(state)
             each.forget_gradient()
             with torch.no_grad():
