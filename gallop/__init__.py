@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from gallop.report import SelectionReport
     from gallop.selection import select
     from gallop.selectors import selector
+    from gallop.sharded_state import load_state, save_state
 
 __all__ = [
     "GallopConfig",
@@ -43,6 +44,8 @@ _HOMES = {
     "SelectionReport": "gallop.report",
     "SparseAdamW": "gallop.optim",
     "export": "gallop.exporting",
+    "load_state": "gallop.sharded_state",
+    "save_state": "gallop.sharded_state",
     "select": "gallop.selection",
     "selector": "gallop.selectors",
 }

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from gallop.collectives import Peers
 from gallop.errors import SelectionError
 from gallop.selectors import GradientStatistic
 from gallop.taps import Receiver
@@ -57,6 +59,19 @@ class Accumulators:
         """
         self.share = share
         self._seen.clear()
+
+    def add_up(self, peers: Peers) -> None:
+        """Add the sums of other processes to those of this one; collective.
+
+        Args:
+            peers: The processes; each holds all of every target.
+        """
+        here = np.array([target.name in self._sums for target in self._targets], dtype=np.int64)
+        for target, count in zip(self._targets, peers.total(here), strict=True):
+            if count:
+                if target.name not in self._sums:
+                    self._sums[target.name] = self._zeros_for(target.weight)
+                peers.add_up([self._sums[target.name]])
 
     def finish(self, total: float) -> Mapping[str, Tensor]:
         """Divide the sums by the sum of the shares.

@@ -78,6 +78,7 @@ class Collector:
         self._selector = selector
         self._survey = survey
         self._exchange = exchange
+        self._places = {each.name: each.shard.flat for each in targets if each.shard is not None}
         self._tensors: list[ScoredTensor] = []
         self._exponents = np.zeros(_EXPONENTS, dtype=np.int64)
         self._sample = self._draw() if config.threshold_scope == "sampled_global" else None
@@ -146,19 +147,24 @@ class Collector:
     def _ranking(self) -> Ranking | TensorRankings:
         if self._config.threshold_scope == "per_tensor":
             return self._exact(0, self._budgets())
-        return Ranking(self._survey.requested, exchange=self._exchange, sample=self._sample)
+        return Ranking(
+            self._survey.requested,
+            exchange=self._exchange,
+            sample=self._sample,
+            places=self._places,
+        )
 
     def _exact(self, k: int, budgets: Mapping[str, int]) -> Ranking | TensorRankings:
         if self._config.threshold_scope == "per_tensor":
-            return TensorRankings(budgets, exchange=self._exchange)
-        return Ranking(k, exchange=self._exchange)
+            return TensorRankings(budgets, exchange=self._exchange, places=self._places)
+        return Ranking(k, exchange=self._exchange, places=self._places)
 
     def _budgets(self) -> dict[str, int]:
         return dict(zip(self._targets, self._survey.budgets, strict=True))
 
     def _draw(self) -> Sample:
         return draw_sample(
-            [(each.name, each.size, each.start, each.held) for each in self._targets.values()],
+            [(each.name, each.size, each.shard) for each in self._targets.values()],
             size=self._config.sample_size,
             k=self._survey.requested,
             seed=self._config.seed,
@@ -171,7 +177,7 @@ class Collector:
             gradient,
             self._config.eps,
             selector=self._selector,
-            start=target.start,
+            shard=target.shard,
             seed=self._config.seed,
             weight_threshold=self._config.weight_threshold,
         )

@@ -33,8 +33,10 @@ import torch
 from torch import Tensor, nn
 
 from gallop.accumulators import Accumulators
+from gallop.collectives import Peers
 from gallop.config import GallopConfig
 from gallop.errors import SelectionError
+from gallop.rank_batches import RankBatches
 from gallop.selectors import GradientStatistic
 from gallop.taps import GradientTap
 from gallop.targets import Target
@@ -56,7 +58,7 @@ class MeanGradient:
         loss: Mean loss, with the same weights; None if there was nothing to differentiate.
         samples: Number of samples, None if some batch did not tell.
         tokens: Number of supervised tokens, None if some batch did not tell.
-        batches: Number of batches.
+        batches: Number of batches, of this process.
     """
 
     tensors: Mapping[str, Tensor]
@@ -109,6 +111,7 @@ def mean_gradient(
     statistic: GradientStatistic = "mean",
     on_host: bool = False,
     partial: bool = False,
+    peers: Peers | None = None,
 ) -> MeanGradient:
     """Average the gradient over batches, leaving the model as it was found.
 
@@ -128,6 +131,8 @@ def mean_gradient(
         statistic: What to average: gradients, their squares, or the first gradient alone.
         on_host: Whether the float32 sums lie in host memory.
         partial: Whether the targets are some of many, so that a loss may not depend on any.
+        peers: Processes that each draw batches of their own, and all get the mean over all of
+            them; of sharded targets, each its shards.
 
     Returns:
         The mean, in float32.
@@ -135,48 +140,54 @@ def mean_gradient(
     Raises:
         SelectionError: There is no batch, a weight cannot be told, or a loss or a gradient is not
             finite; the message names the batch or the tensor.
+        RankError: That is so on another process.
     """
     loss_of = loss_fn or model_loss
     if statistic == "first_batch":
         batches = islice(batches, 1)
     sums = Accumulators(targets, statistic=statistic, on_host=on_host)
     sizes: list[BatchSize] = []
-    first = total = total_loss = 0.0
+    sharded = any(target.shard is not None for target in targets)
+    counted = RankBatches(peers, sharded=sharded)
     with ExitStack() as stack:
         stack.enter_context(_buffers_restored(model))
         stack.enter_context(GradientTap(model, sums.receivers()))
         stack.enter_context(_checkpoints_fed(model))
         stack.enter_context(torch.enable_grad())
-        for number, batch in enumerate(batches, start=1):
-            size = measure_batch(batch)
-            weight = weigh(batch) if weigh else _weight([*sizes[:1], size], config, number=number)
-            if not 0 < weight < math.inf:
-                raise SelectionError(
-                    f"selection batch {number}: expected a positive {config.gradient_mean} count, "
-                    f"found {weight}"
+        for number, batch in counted.drawn(batches):
+            with counted.alike():
+                size = measure_batch(batch)
+                weight = (
+                    weigh(batch) if weigh else _weight([*sizes[:1], size], config, number=number)
                 )
-            # Weights relative to the first batch keep equal batches at exactly 1: the sum is then
-            # the plain sum of their gradients, bit for bit.
-            first = first or float(weight)
-            share = weight / first
-            sums.start_batch(share)
-            with _seeded(model, config.seed, number=number):
+                if not 0 < weight < math.inf:
+                    raise SelectionError(
+                        f"selection batch {number}: expected a positive {config.gradient_mean} "
+                        f"count, found {weight}"
+                    )
+            factor = counted.count(weight)
+            sums.start_batch(counted.share)
+            with _seeded(model, config.seed, number=counted.place(number)):
                 loss = loss_of(model, batch)
-                value = _finite_loss(loss, number, partial=partial)
+                with counted.alike():
+                    value = _finite_loss(loss, number, partial=partial)
                 if loss.requires_grad:
-                    loss.backward()  # type: ignore[no-untyped-call]
+                    (loss if factor == 1 else loss * factor).backward()  # type: ignore[no-untyped-call]
             sizes.append(size)
-            total += share
-            total_loss += share * value
+            counted.add_loss(value)
             if on_batch:
                 on_batch(number, value)
     if not sizes:
         raise SelectionError("selection: expected at least one batch, found none")
+    if peers is not None and not sharded:
+        sums.add_up(peers)
+    with counted.alike():
+        tensors = sums.finish(counted.total)
     return MeanGradient(
-        tensors=sums.finish(total),
-        loss=total_loss / total,
-        samples=_sum(size.samples for size in sizes),
-        tokens=_sum(size.tokens for size in sizes),
+        tensors=tensors,
+        loss=counted.mean_loss(),
+        samples=counted.sum_of(_sum(size.samples for size in sizes)),
+        tokens=counted.sum_of(_sum(size.tokens for size in sizes)),
         batches=len(sizes),
     )
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from gallop.topk import (
     ALONE,
     Choice,
     Exchange,
+    Place,
     ScoreSource,
     Threshold,
     find_threshold,
@@ -72,12 +75,30 @@ class Ranking:
         exchange: How ranks tell each other their counts.
         sample: Which entries estimate the threshold; None to find it exactly. With a sample, more
             or fewer than ``k`` entries may be chosen.
+        places: By name where the entries held here lie in the whole tensor; none of whole ones.
     """
 
-    __slots__ = ("_dropped", "_exchange", "_k", "_kept", "_sample", "_sampled", "_threshold")
+    __slots__ = (
+        "_dropped",
+        "_exchange",
+        "_k",
+        "_kept",
+        "_places",
+        "_sample",
+        "_sampled",
+        "_threshold",
+    )
 
-    def __init__(self, k: int, *, exchange: Exchange = ALONE, sample: Sample | None = None) -> None:
+    def __init__(
+        self,
+        k: int,
+        *,
+        exchange: Exchange = ALONE,
+        sample: Sample | None = None,
+        places: Mapping[str, Place] = MappingProxyType({}),
+    ) -> None:
         self._k = k
+        self._places = places
         self._exchange = exchange
         self._sample = sample
         self._sampled = torch.empty(0)
@@ -98,7 +119,13 @@ class Ranking:
             threshold = find_threshold(sources, self._k, exchange=self._exchange)
         else:
             threshold = self._estimate(sources, tensors, self._sample, last=last)
-        choice = take(sources, threshold, exchange=self._exchange, with_scores=not last)
+        choice = take(
+            sources,
+            threshold,
+            exchange=self._exchange,
+            with_scores=not last,
+            places=self._places_of(names),
+        )
         self._count_dropped(threshold)
         self._keep(names, choice)
 
@@ -113,7 +140,8 @@ class Ranking:
         """
         sources = [_source(kept) for kept in self._kept.values()]
         threshold = find_threshold(sources, k, exchange=self._exchange)
-        choice = take(sources, threshold, exchange=self._exchange)
+        places = self._places_of(self._kept)
+        choice = take(sources, threshold, exchange=self._exchange, places=places)
         self._keep(list(self._kept), choice)
         self._threshold, self._dropped = threshold, 0
         return self.result()
@@ -128,6 +156,14 @@ class Ranking:
             ties=0 if found is None else found.ties_taken + self._dropped,
             ties_taken=0 if found is None else found.ties_taken,
         )
+
+    def _places_of(self, names: Iterable[str]) -> list[Place]:
+        return [partial(self._flat, name) for name in names]
+
+    def _flat(self, name: str, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        kept = self._kept.get(name)
+        held = positions if kept is None else kept.positions[positions]
+        return self._places[name](held) if name in self._places else held
 
     def _keep(self, names: Iterable[str], choice: Choice) -> None:
         keys: Iterable[Tensor | None] = choice.scores or [None] * len(choice.indices)
@@ -175,12 +211,20 @@ class TensorRankings:
         budgets: Per tensor how many to choose, on all ranks together; a tensor's is read when the
             tensor comes.
         exchange: How ranks tell each other their counts.
+        places: As in :class:`Ranking`.
     """
 
-    __slots__ = ("_budgets", "_exchange", "_found")
+    __slots__ = ("_budgets", "_exchange", "_found", "_places")
 
-    def __init__(self, budgets: Mapping[str, int], *, exchange: Exchange = ALONE) -> None:
+    def __init__(
+        self,
+        budgets: Mapping[str, int],
+        *,
+        exchange: Exchange = ALONE,
+        places: Mapping[str, Place] = MappingProxyType({}),
+    ) -> None:
         self._budgets = budgets
+        self._places = places
         self._exchange = exchange
         self._found: dict[str, tuple[Threshold | None, NDArray[np.int64]]] = {}
 
@@ -189,7 +233,8 @@ class TensorRankings:
         del last
         for name, source in tensors:
             threshold = find_threshold([source], self._budgets[name], exchange=self._exchange)
-            choice = take([source], threshold, exchange=self._exchange)
+            places = [self._places[name]] if name in self._places else None
+            choice = take([source], threshold, exchange=self._exchange, places=places)
             self._found[name] = (threshold, choice.indices[0])
 
     def counts(self) -> dict[str, int]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gallop.counter_hash import key_of
+from gallop.shards import Shard
 from gallop.topk import ScoreSource
 
 __all__ = ["CONFIDENCE", "Sample", "density_bounds", "draw_sample"]
@@ -63,15 +64,15 @@ class Sample:
 
 
 def draw_sample(
-    tensors: Sequence[tuple[str, int, int, int]], *, size: int, k: int, seed: int
+    tensors: Sequence[tuple[str, int, Shard | None]], *, size: int, k: int, seed: int
 ) -> Sample:
     """Draw entries of all tensors, each as likely, with replacement.
 
     The same seed draws the same entries for every way of sharding the tensors.
 
     Args:
-        tensors: Per tensor its name, its number of entries, and of the run of them that is held
-            here the start and the number.
+        tensors: Per tensor its name, its number of entries, and which of them are held here;
+            None for all.
         size: How many to draw; if there are no more entries than that, each is taken once.
         k: How many entries the threshold should choose of all.
         seed: Seed.
@@ -79,7 +80,7 @@ def draw_sample(
     Returns:
         The sample.
     """
-    eligible = sum(entries for _, entries, _, _ in tensors)
+    eligible = sum(entries for _, entries, _ in tensors)
     if size >= eligible:
         return Sample(eligible, k, eligible, None)
     rank = max(1, round(Fraction(k, eligible) * size))
@@ -87,9 +88,10 @@ def draw_sample(
     drawn = torch.randint(eligible, (size,), generator=generator).sort().values.numpy()
     positions = {}
     start = 0
-    for name, entries, first, held in tensors:
-        low, high = np.searchsorted(drawn, [start + first, start + first + held])
-        positions[name] = drawn[low:high] - (start + first)
+    for name, entries, shard in tensors:
+        low, high = np.searchsorted(drawn, [start, start + entries])
+        inside = drawn[low:high] - start
+        positions[name] = inside if shard is None else shard.find(inside)[1]
         start += entries
     return Sample(size, rank, eligible, positions)
 

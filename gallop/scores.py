@@ -17,6 +17,7 @@ from torch import Tensor
 from gallop.errors import SelectionError
 from gallop.formulas import SELECTORS, score
 from gallop.selectors import Chunk, Selector
+from gallop.shards import Shard
 
 __all__ = ["CHUNK", "ScoredTensor", "ZeroScores", "score", "score_of_key"]
 
@@ -39,7 +40,7 @@ class ScoredTensor:
             where it is zero throughout.
         eps: The eps of the score.
         selector: The score.
-        start: Flat index of the first value in the whole parameter.
+        shard: Which values of the whole parameter these are; None for all.
         seed: Seeds a score that is random.
         weight_threshold: Only weights of a magnitude below it may be chosen.
     """
@@ -49,7 +50,7 @@ class ScoredTensor:
     gradient: Tensor | None
     eps: float
     selector: Selector = SELECTORS["gallop"]
-    start: int = 0
+    shard: Shard | None = None
     seed: int = 0
     weight_threshold: float | None = None
 
@@ -125,10 +126,11 @@ class ScoredTensor:
                 gradient = torch.zeros(weight.numel(), device=device)
             else:
                 gradient = self.gradient[start : start + CHUNK].to(device, copy=True)
-            first = self.start + start
+            positions = np.arange(start, start + weight.numel())
+            flat = positions if self.shard is None else self.shard.flat(positions)
             chunk = Chunk(
                 name=self.name,
-                indices=torch.arange(first, first + weight.numel(), device=device),
+                indices=torch.from_numpy(flat).to(device),
                 weight=weight.to(torch.float32, copy=True),
                 gradient=gradient,
                 eps=self.eps,
@@ -149,6 +151,9 @@ class ScoredTensor:
                 scores = torch.nan_to_num(scores, nan=0.0)
             yield start, weight, scores
 
+    def _flat_index(self, position: int) -> int:
+        return position if self.shard is None else int(self.shard.flat(np.array([position]))[0])
+
     def _require_scores(self, scores: Tensor, start: int) -> None:
         low, high = (float(each) for each in scores.aminmax())  # both are NaN if any score is
         if low >= 0 and math.isfinite(high):
@@ -158,7 +163,7 @@ class ScoredTensor:
         gradient = 0.0 if self.gradient is None else float(self.gradient[at])
         raise SelectionError(
             f"parameter {self.name}: expected finite scores, at least 0, found "
-            f"{float(scores[at - start])} at flat index {self.start + at} (gradient "
+            f"{float(scores[at - start])} at flat index {self._flat_index(at)} (gradient "
             f"{gradient:g}, weight {float(self.weight[at]):g}, eps {self.eps:g}, selector "
             f"{self.selector.name})",
             hint="exclude zeros, or raise eps",

@@ -13,11 +13,13 @@ import torch
 from torch import nn
 
 from gallop.collecting import Collected, Collector
+from gallop.collectives import DataParallel, Peers, find_peers
 from gallop.config import GallopConfig
-from gallop.errors import SelectionError
+from gallop.errors import ParameterError, SelectionError
 from gallop.formulas import SELECTORS
 from gallop.gradients import LossFunction, MeanGradient, mean_gradient
 from gallop.mask import IndexArray, Mask
+from gallop.mask_slices import counted_once, with_replicas
 from gallop.memory import MemoryMode, MemoryPlan, plan_targets
 from gallop.report import SelectionReport, TensorReport
 from gallop.scores import score_of_key
@@ -44,6 +46,7 @@ def select(
     memory: MemoryMode = "auto",
     memory_budget: int | None = None,
     on_plan: Callable[[MemoryPlan], None] | None = None,
+    data_parallel: DataParallel = None,
 ) -> Mask:
     """Choose the entries with the best score, by default ``|mean gradient| / (|weight| + eps)``.
 
@@ -74,39 +77,87 @@ def select(
             ``"auto"``; see :func:`gallop.memory.plan_memory`. The mask is the same.
         memory_budget: Bytes that this may take; half of the free memory if None.
         on_plan: Called with the estimates and the choice before the first batch.
+        data_parallel: Whether processes that each hold the whole model, and have batches of their
+            own, choose one mask together: all of them (True), those of a process group, or none
+            (False). None is an error where there are several. A sharded model (``fully_shard``)
+            needs no answer: its processes choose together.
 
     Returns:
-        The mask, with ``config`` and ``report``.
+        The mask, with ``config`` and ``report``. Of a sharded model each process has the entries
+        that lie in its shards, by their flat indices in the whole parameters; together they are
+        the mask of one process. The report is that of all of them.
 
     Raises:
         ConfigError: The selector, the allocation or the memory mode is unknown.
         SelectionError: Nothing is eligible, a loss, gradient or score is not finite (the message
             names the batch or tensor), or all scores are zero.
-        ParameterError: An eligible parameter is of an unsupported kind.
+        ParameterError: An eligible parameter is of an unsupported kind, or some of them are
+            sharded and others are not.
+        RankError: Another process failed, or ended.
     """
     started = time.perf_counter()
     SELECTORS.find(config.selector)
+    peers = find_peers(model, data_parallel)
     targets = eligible_targets(model, config)
-    plan = plan_targets(targets, config, memory=memory, memory_budget=memory_budget)
+    sharded = _require_alike(targets)
+    exchange = ALONE
+    if peers is not None and sharded:
+        exchange = Exchange(total=peers.total, largest=peers.largest)
+    plan = plan_targets(
+        targets,
+        config,
+        memory=memory,
+        memory_budget=memory_budget,
+        exchange=ALONE if peers is None else Exchange(largest=peers.largest),
+    )
     if on_plan:
         on_plan(plan)
     indices, report = choose_entries(
         model,
-        targets,
+        counted_once(targets),
         batches=batches,
         config=config,
         plan=plan,
         loss_fn=loss_fn,
         weigh=weigh,
         on_batch=on_batch,
+        exchange=exchange,
+        peers=peers,
         started=started,
     )
-    return Mask(
+    if peers is not None and sharded:
+        indices = with_replicas(targets, indices, peers)
+    mask = Mask(
         indices,
         {target.name: tuple(target.parameter.shape) for target in targets},
         config=config,
         report=report,
     )
+    if peers is not None and not sharded:
+        _require_one_choice(mask, peers)
+    return mask
+
+
+def _require_alike(targets: Sequence[Target]) -> bool:
+    # Whether targets are sharded: all of them, or none.
+    plain = [target.name for target in targets if target.shard is None]
+    if plain and len(plain) < len(targets):
+        raise ParameterError(
+            f"parameter {plain[0]}: expected a shard, as of the {len(targets) - len(plain)} other "
+            "eligible parameters, found a plain tensor, whose gradients nobody averages",
+            hint="shard the whole model, fully_shard(model) after its blocks, or exclude it",
+        )
+    return not plain
+
+
+def _require_one_choice(mask: Mask, peers: Peers) -> None:
+    digests = peers.gather(mask.digest)
+    if len(set(digests)) > 1:
+        raise SelectionError(
+            f"selection: expected one mask on all ranks, found {len(set(digests))} different ones",
+            hint="load the same weights on every rank; what a sum over ranks gives must not "
+            "depend on the rank",
+        )
 
 
 def choose_entries(
@@ -120,6 +171,7 @@ def choose_entries(
     weigh: Callable[[Any], float] | None = None,
     on_batch: Callable[[int, float], None] | None = None,
     exchange: Exchange = ALONE,
+    peers: Peers | None = None,
     started: float | None = None,
 ) -> tuple[dict[str, IndexArray], SelectionReport]:
     """Choose entries of given targets, which may be shards; :func:`select` is this and a mask.
@@ -134,6 +186,7 @@ def choose_entries(
         weigh: As in :func:`select`.
         on_batch: As in :func:`select`.
         exchange: How ranks that hold shards of the targets tell each other their counts.
+        peers: The ranks whose batches count in one mean.
         started: When the selection began, by ``time.perf_counter``.
 
     Returns:
@@ -170,10 +223,13 @@ def choose_entries(
                 statistic=selector.gradient,
                 on_host=plan.mode == "offload",
                 partial=plan.passes > 1,
+                peers=peers,
             )
             with torch.no_grad():
                 collector.add(gradient.tensors, group, last=number + 1 == plan.passes)
             gradient = replace(gradient, tensors={})  # before the next group's are made
+    if peers is not None:
+        gradient = replace(gradient, batches=gradient.batches * peers.size)
     _warn_of_squares(selector, gradient)
     with torch.no_grad():
         found = collector.finish()
@@ -188,8 +244,11 @@ def choose_entries(
         seconds=time.perf_counter() - started,
     )
     _judge(report, config)
-    starts = {target.name: target.start for target in targets}
-    indices = {name: each + starts[name] for name, each in found.ranked.indices.items()}
+    shards = {target.name: target.shard for target in targets}
+    indices = {
+        name: positions if (shard := shards[name]) is None else shard.flat(positions)
+        for name, positions in found.ranked.indices.items()
+    }
     return indices, report
 
 

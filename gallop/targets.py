@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from gallop.config import KIND_TOKENS, GallopConfig
 from gallop.errors import ParameterError, SelectionError
 from gallop.kinds import parameter_kinds
+from gallop.shards import Shard, is_sharded, local_part, shard_of
 
 __all__ = [
-    "Shard",
     "Target",
     "aliases",
     "eligible_targets",
@@ -26,28 +26,15 @@ __all__ = [
 SUPPORTED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """The run of a parameter's entries that this process holds.
-
-    Attributes:
-        start: Flat index, in the whole parameter, of the first entry held.
-        size: Number of entries held; may be 0.
-    """
-
-    start: int
-    size: int
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Target:
     """A parameter under the first name that ``model.named_parameters()`` gives it.
 
     Attributes:
         name: That name.
-        parameter: The parameter; where it is sharded, a tensor with a method ``to_local``.
+        parameter: The parameter; a DTensor where it is sharded.
         kind: What kind it is; see ``gallop.kinds``.
-        shard: Which run of its entries this process holds; None if it holds all of them.
+        shard: Which of its entries this process holds; None if it is a plain tensor.
     """
 
     name: str
@@ -77,11 +64,11 @@ class Target:
             tensor: The parameter, or its gradient.
 
         Returns:
-            A detached plain tensor of :attr:`held` entries; the first has the flat index
-            :attr:`start`.
+            A detached plain tensor of :attr:`held` entries, in the order of their flat indices.
         """
-        whole = tensor.detach()
-        return whole if self.shard is None else whole.to_local()  # type: ignore[attr-defined]
+        part = local_part(tensor)
+        # A replica that another process counts has no entries here.
+        return part if self.shard is None or self.held == part.numel() else part.reshape(-1)[:0]
 
     @property
     def weight(self) -> Tensor:
@@ -121,7 +108,7 @@ def eligible_targets(model: nn.Module, config: GallopConfig) -> tuple[Target, ..
             continue
         require_supported(name, parameter)
         if parameter.numel():
-            targets.append(Target(name, parameter, kind))
+            targets.append(Target(name, parameter, kind, shard_of(name, parameter)))
     if not targets:
         raise SelectionError(
             f"no eligible parameter in {type(model).__name__}: expected some that require a "
@@ -180,13 +167,14 @@ def require_supported(name: str, parameter: nn.Parameter) -> None:
             f"found {str(parameter.dtype).removeprefix('torch.')}",
             hint="convert the model, for example with model.float(), or exclude the parameter",
         )
-    if type(parameter.data) is not torch.Tensor or parameter.layout is not torch.strided:
+    data = local_part(parameter) if is_sharded(parameter) else parameter.data
+    if type(data) is not torch.Tensor or data.layout is not torch.strided:
         raise ParameterError(
-            f"parameter {name}: expected a plain dense tensor, found "
-            f"{type(parameter.data).__name__} with layout {parameter.layout}",
-            hint="sharded, quantised and sparse parameters are not supported in this release",
+            f"parameter {name}: expected a plain dense tensor, or shards of one, found "
+            f"{type(data).__name__} with layout {data.layout}",
+            hint="quantised and sparse parameters are not supported in this release",
         )
-    if not parameter.is_contiguous():
+    if not data.is_contiguous():
         raise ParameterError(
             f"parameter {name}: expected contiguous memory, found shape {tuple(parameter.shape)} "
             f"with strides {parameter.stride()}",
@@ -216,6 +204,6 @@ def _require_separate_memory(targets: list[Target]) -> None:
 
 def _spans(targets: list[Target]) -> Iterator[tuple[str, int, int, str]]:
     for target in targets:
-        start = target.parameter.data_ptr()
-        size = target.parameter.numel() * target.parameter.element_size()
-        yield str(target.parameter.device), start, start + size, target.name
+        held = target.weight
+        start = held.data_ptr()
+        yield str(held.device), start, start + held.nbytes, target.name

@@ -23,6 +23,7 @@ __all__ = [
     "Choice",
     "Counts",
     "Exchange",
+    "Place",
     "ScoreSource",
     "Threshold",
     "find_threshold",
@@ -34,6 +35,9 @@ __all__ = [
 ScoreSource = Callable[[], Iterable[Tensor]]
 """Gives the scores of one tensor as consecutive flat float32 chunks, the same on every call."""
 
+Place = Callable[[NDArray[np.int64]], NDArray[np.int64]]
+"""Turns sorted positions in a source into flat indices of the whole tensor, in the same order."""
+
 Counts: TypeAlias = NDArray[np.int64]
 
 _HIGH_BINS = 1 << 15  # the sign bit is 0
@@ -44,10 +48,6 @@ def _same(values: Counts) -> Counts:
     return values
 
 
-def _exclusive_sums(counts: Counts) -> Counts:
-    return np.cumsum(counts) - counts
-
-
 @dataclass(frozen=True, slots=True)
 class Exchange:
     """What ranks that hold shards of the same tensors tell each other; by default there is one.
@@ -56,14 +56,10 @@ class Exchange:
 
     Attributes:
         total: Sums int64 counts over the ranks, elementwise.
-        before: Given how many ties this rank holds of each tensor, returns for each tensor how
-            many ties come before this rank's own: those of earlier tensors on all ranks, and of
-            the same tensor on the ranks that hold earlier runs of it.
         largest: The elementwise maximum of float64 values over the ranks.
     """
 
     total: Callable[[Counts], Counts] = _same
-    before: Callable[[Counts], Counts] = _exclusive_sums
     largest: Callable[[NDArray[np.float64]], NDArray[np.float64]] = lambda values: values
 
 
@@ -209,6 +205,7 @@ def take(
     *,
     exchange: Exchange = ALONE,
     with_scores: bool = False,
+    places: Sequence[Place] | None = None,
 ) -> Choice:
     """Choose all scores above a threshold, and as many of those equal to it as it says.
 
@@ -217,6 +214,7 @@ def take(
         threshold: From :func:`find_threshold` or :func:`threshold_at`; None for no entry.
         exchange: As in :func:`top_k`.
         with_scores: Whether to return the chosen scores, too.
+        places: Per source where its entries lie in the whole tensor; None if it is the whole.
 
     Returns:
         The choice.
@@ -225,7 +223,7 @@ def take(
         empty = np.empty(0, dtype=np.int64)
         scores = tuple(torch.empty(0) for _ in sources) if with_scores else None
         return Choice(tuple(empty for _ in sources), None, 0, 0, scores)
-    quotas = _tie_quotas(sources, threshold, exchange)
+    quotas = _tie_quotas(sources, threshold, exchange, places)
     indices = []
     kept = []
     for source, quota in zip(sources, quotas, strict=True):
@@ -256,7 +254,10 @@ def take(
 
 
 def _tie_quotas(
-    sources: Sequence[ScoreSource], threshold: Threshold, exchange: Exchange
+    sources: Sequence[ScoreSource],
+    threshold: Threshold,
+    exchange: Exchange,
+    places: Sequence[Place] | None,
 ) -> list[int]:
     # How many ties to take of each source. Where all or none are taken, nobody has to count.
     if threshold.ties_taken in (0, threshold.ties):
@@ -268,7 +269,39 @@ def _tie_quotas(
         ],
         dtype=np.int64,
     )
-    return list(np.clip(threshold.ties_taken - exchange.before(held), 0, held))
+    totals = exchange.total(held)
+    before = np.cumsum(totals) - totals
+    quotas: list[int] = np.where(before < threshold.ties_taken, held, 0).tolist()
+    # Of one tensor some are taken, and some are not: the first ones in the order of flat indices.
+    cut = int(np.searchsorted(before + totals, threshold.ties_taken))
+    wanted = int(threshold.ties_taken - before[cut])
+    if 0 < wanted < totals[cut]:
+        flat = _tie_positions(sources[cut], threshold.bits)
+        quotas[cut] = _smallest(flat if places is None else places[cut](flat), wanted, exchange)
+    return quotas
+
+
+def _tie_positions(source: ScoreSource, bits: int) -> NDArray[np.int64]:
+    found = [np.empty(0, dtype=np.int64)]
+    start = 0
+    for each in _bit_patterns([source]):
+        found.append(torch.nonzero(each == bits).view(-1).cpu().numpy() + start)
+        start += each.numel()
+    return np.concatenate(found)
+
+
+def _smallest(flat: NDArray[np.int64], count: int, exchange: Exchange) -> int:
+    # How many of this rank's sorted indices are among the `count` smallest of all ranks: the
+    # smallest bound that so many lie below is found by halving.
+    low, high = 0, int(exchange.largest(np.array([flat[-1] + 1.0 if flat.size else 0.0]))[0])
+    while low < high:
+        middle = (low + high) // 2
+        below = np.array([np.searchsorted(flat, middle)], dtype=np.int64)
+        if int(exchange.total(below)[0]) < count:
+            low = middle + 1
+        else:
+            high = middle
+    return int(np.searchsorted(flat, low))
 
 
 def _descend(counts: Counts, k: int) -> tuple[int, int]:
