@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from gallop.optim import SparseAdamW
     from gallop.report import SelectionReport
     from gallop.selection import select
-    from gallop.sharded_state import load_state, save_state
     from gallop.selectors import selector
+    from gallop.sharded_state import load_state, save_state
 
 __all__ = [
     "GallopConfig",
