@@ -11,17 +11,20 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import save_file
 from sharded_models import Linear, scaled_loss, shard, whole_weights
 from tiny_models import same_bits, tiny_model, token_batches, token_loss
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 import gallop
+import sparsedelta
 from gallop import GallopConfig, Mask, SparseAdamW
 from gallop.collectives import Peers
-from gallop.errors import MaskError, OptimizerError, SelectionError
+from gallop.errors import MaskError, OptimizerError, OutsideMaskError, SelectionError
 from gallop.gradients import mean_gradient
 from gallop.mask_slices import gather_mask, whole_digest
 from gallop.targets import eligible_targets
@@ -205,6 +208,50 @@ def real_gradients(folder: Path) -> None:
     print(f"{differing} of {expected.nnz} entries differ on real gradients")  # noqa: T201
 
 
+def export(folder: Path) -> None:
+    """The delta of a sharded model is that of one process, and no tensor was gathered."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    base, config = folder / f"base{size}.safetensors", GallopConfig(0.3)
+    whole = Linear().to(torch.bfloat16)
+    if rank == 0:
+        save_file(whole.state_dict(), base)
+    dist.barrier()
+    expected = None
+    mask = one_process(lambda: gallop.select(whole, scales(1), config, scaled_loss))
+    with one_process(lambda: trained(whole, mask, scales(1))):
+        pass
+    if rank == 0:
+        single = folder / f"single{size}"
+        expected = one_process(lambda: gallop.export(whole, mask, base=base, out=single))
+    for mesh in meshes_of(size):
+        model = shard(Linear().to(torch.bfloat16), mesh=mesh)
+        slices = gallop.select(model, [torch.full((1,), 2.0)] * 3, config, scaled_loss)
+        with trained(model, slices, scales(1)):
+            pass
+        out = folder / f"sharded{size}"
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("full_tensor", "redistribute"):
+                patch.setattr(DTensor, name, fail)
+            report = gallop.export(model, slices, base=base, out=out, force=True)
+        assert (report.nnz, report.moved > 0) == (mask.nnz, True)
+        if expected is not None:
+            assert report.moved == expected.moved
+            assert report.diff.manifest.content == expected.diff.manifest.content
+            assert report.diff.manifest.target == expected.diff.manifest.target
+            written = sparsedelta.info(out).metadata
+            assert written["gallop.mask.digest"] == mask.digest
+            assert written["gallop.mask.nnz"] == str(mask.nnz)
+    # A weight outside the mask, in the shard of one rank: all ranks refuse.
+    with torch.no_grad():
+        local = model.terms["rows"].weight.to_local()
+        if rank == 0:
+            outside = np.setdiff1d(np.arange(local.numel()), slices["terms.rows.weight"])
+            local.view(-1)[int(outside[0])] += 1
+    with pytest.raises((OutsideMaskError, RankError), match="terms.rows.weight: expected changes at"):
+        gallop.export(model, slices, base=base, out=folder / "never")
+    assert not list(folder.glob("never*"))
+
+
 def refusals(folder: Path) -> None:
     """What would silently go wrong is an error, on every rank alike."""
     rank, size = dist.get_rank(), dist.get_world_size()
@@ -272,7 +319,8 @@ def main(folder: Path) -> None:
     """All of it, in one start of the processes."""
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
-    for task in (optimizer, accumulation, real_gradients, refusals):
+    tasks = sys.argv[2:] or ["selection", "optimizer", "accumulation", "real_gradients", "export", "refusals"]
+    for task in (globals()[name] for name in tasks):
         task(folder)
         dist.barrier()
     dist.destroy_process_group()
