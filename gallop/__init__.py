@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     from gallop.optim import SparseAdamW
     from gallop.report import SelectionReport
     from gallop.selection import select
+    from gallop.values import SparseValues
 
 __all__ = [
     "GallopConfig",
     "Mask",
     "SelectionReport",
     "SparseAdamW",
+    "SparseValues",
     "export",
     "select",
 ]
@@ -40,6 +42,7 @@ _HOMES = {
     "Mask": "gallop.mask",
     "SelectionReport": "gallop.report",
     "SparseAdamW": "gallop.optim",
+    "SparseValues": "gallop.values",
     "export": "gallop.exporting",
     "select": "gallop.selection",
 }
