@@ -55,9 +55,10 @@ def training(accelerator: Accelerator, folder: Path) -> None:
         reduced.append(tensor.numel())
         return reduce(tensor, *args, **kwargs)  # type: ignore[arg-type]
 
-    with pytest.MonkeyPatch.context() as patch, SparseAdamW(
-        model, mask, lr=0.01, max_grad_norm=1.0, data_parallel=True
-    ) as optimizer:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        SparseAdamW(model, mask, lr=0.01, max_grad_norm=1.0, data_parallel=True) as optimizer,
+    ):
         patch.setattr(dist, "all_reduce", watched)
         for batch in loader:
             token_loss(model, batch).backward()
@@ -126,7 +127,9 @@ def refusals(accelerator: Accelerator, folder: Path) -> None:
     rank = dist.get_rank()
     model = tiny_model()
     batches = token_batches(1)
-    with pytest.raises(ConfigError, match=r"(?s)data_parallel: expected an answer.*data_parallel=True"):
+    with pytest.raises(
+        ConfigError, match=r"(?s)data_parallel: expected an answer.*data_parallel=True"
+    ):
         gallop.select(model, batches, CONFIG, token_loss)
     mask = gallop.select(model, batches, CONFIG, token_loss, data_parallel=False)
     with pytest.raises(ConfigError, match=r"(?s)data_parallel: expected an answer"):
@@ -137,7 +140,9 @@ def refusals(accelerator: Accelerator, folder: Path) -> None:
     wrapped = DistributedDataParallel(model)
     with SparseAdamW(model, mask, data_parallel=True) as optimizer:
         token_loss(wrapped, batches[0]).backward()
-        with pytest.raises(OptimizerError, match=r"(?s)dense one.*DistributedDataParallel does that"):
+        with pytest.raises(
+            OptimizerError, match=r"(?s)dense one.*DistributedDataParallel does that"
+        ):
             optimizer.step()
     other = tiny_model(seed=rank)
     with pytest.raises(ParameterError, match="expected the same weights on all ranks"):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -17,8 +18,8 @@ from tiny_models import same_bits, tiny_model, token_batches, token_loss
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import DTensor
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
 import gallop
 import sparsedelta
@@ -26,12 +27,14 @@ from gallop import GallopConfig, Mask, SparseAdamW
 from gallop.collectives import Peers
 from gallop.errors import MaskError, OptimizerError, OutsideMaskError, SelectionError
 from gallop.gradients import mean_gradient
-from gallop.mask_slices import gather_mask, whole_digest
+from gallop.mask_slices import whole_digest
 from gallop.targets import eligible_targets
 from sparsedelta.errors import OutputError, RankError
 
+_Value = TypeVar("_Value")
 
-def one_process(task):  # type: ignore[no-untyped-def]
+
+def one_process(task: Callable[[], _Value]) -> _Value:
     """Run something as if there were no other process: as the reference of the rest."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gallop.collectives.world_size", lambda: 1)
@@ -72,7 +75,7 @@ def selection(folder: Path) -> None:
             mode = "grouped" if number == 1 else "auto"
             mask = gallop.select(model, batches[rank::size], config, scaled_loss, memory=mode)
             assert whole_digest(mask, peers) == (expected.digest, expected.nnz), config
-            found = gather_mask(model, mask, peers)
+            found = gallop.gather_mask(model, mask)
             assert (found is None) == bool(rank)
             if found is not None:
                 assert found == expected
@@ -83,7 +86,9 @@ def selection(folder: Path) -> None:
             assert odd <= {"memory"}, (config, {key: (ours[key], theirs[key]) for key in odd})
 
 
-def trained(model: nn.Module, mask: Mask, steps: list[torch.Tensor], **options: Any) -> SparseAdamW:
+def trained(
+    model: nn.Module, mask: Mask, steps: list[torch.Tensor], **options: float
+) -> SparseAdamW:
     """Take steps of the optimizer, the gradient of each being exact, and leave it open."""
     optimizer = SparseAdamW(model, mask, lr=0.03, weight_decay=0.1, **options)
     for scale in steps:
@@ -189,7 +194,7 @@ def real_gradients(folder: Path) -> None:
         fully_shard(block)
     fully_shard(model)
     mask = gallop.select(model, batches[rank::size], config, token_loss)
-    found = gather_mask(model, mask, Peers())
+    found = gallop.gather_mask(model, mask)
     if found is None:
         return
     targets = eligible_targets(whole, config)
@@ -247,7 +252,9 @@ def export(folder: Path) -> None:
         if rank == 0:
             outside = np.setdiff1d(np.arange(local.numel()), slices["terms.rows.weight"])
             local.view(-1)[int(outside[0])] += 1
-    with pytest.raises((OutsideMaskError, RankError), match="terms.rows.weight: expected changes at"):
+    with pytest.raises(
+        (OutsideMaskError, RankError), match=r"terms\.rows\.weight: expected changes at"
+    ):
         gallop.export(model, slices, base=base, out=folder / "never")
     assert not list(folder.glob("never*"))
 
@@ -319,7 +326,14 @@ def main(folder: Path) -> None:
     """All of it, in one start of the processes."""
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
-    tasks = sys.argv[2:] or ["selection", "optimizer", "accumulation", "real_gradients", "export", "refusals"]
+    tasks = sys.argv[2:] or [
+        "selection",
+        "optimizer",
+        "accumulation",
+        "real_gradients",
+        "export",
+        "refusals",
+    ]
     for task in (globals()[name] for name in tasks):
         task(folder)
         dist.barrier()

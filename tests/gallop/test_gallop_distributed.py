@@ -40,12 +40,12 @@ def test_data_parallel_training_is_that_of_one_process(tmp_path: Path) -> None:
     """``accelerate launch`` of a plain loop (parallel_work.py); at the end one rank is killed."""
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "accelerate.commands.launch", "--cpu"),
+            *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"),
             *("--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"),
             *("--dynamo_backend", "no", "--main_process_port", str(free_port())),
             *(str(HERE / "parallel_work.py"), str(tmp_path)),
         ],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
         capture_output=True,
         text=True,
         timeout=TIMEOUT,
