@@ -8,7 +8,8 @@
     optimizer.close()
     gallop.export(model, mask, base="base/", out="task.sparsedelta")
 
-``gallop.train.finetune`` is such a loop for causal language models, and the ``gallop`` command runs
+``gallop.attach(trainer, config)`` does all of that inside a ``Trainer`` of transformers or an
+``SFTTrainer`` of trl. ``gallop.train.finetune`` is such a loop for causal language models, and the ``gallop`` command runs
 it; ``gallop.errors`` draws the tree of errors. Names are imported when they are first used, so that
 ``import gallop`` is cheap.
 """
@@ -25,12 +26,14 @@ if TYPE_CHECKING:
     from gallop.optim import SparseAdamW
     from gallop.report import SelectionReport
     from gallop.selection import select
+    from gallop.trainers import attach
 
 __all__ = [
     "GallopConfig",
     "Mask",
     "SelectionReport",
     "SparseAdamW",
+    "attach",
     "export",
     "select",
 ]
@@ -40,6 +43,7 @@ _HOMES = {
     "Mask": "gallop.mask",
     "SelectionReport": "gallop.report",
     "SparseAdamW": "gallop.optim",
+    "attach": "gallop.trainers",
     "export": "gallop.exporting",
     "select": "gallop.selection",
 }

@@ -163,6 +163,16 @@ class SparseAdamW(Optimizer):
             self._apply()
         return loss
 
+    @torch.no_grad()
+    def gradient_norm(self) -> Tensor:
+        """Return the norm that the next step would clip: of what was gathered since the last one.
+
+        Returns:
+            2-norm over the chosen entries, a float32 scalar; 0 if nothing was gathered.
+        """
+        norms = self._norms([each for each in self._entries if each.gathered])
+        return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+
     def _apply(self) -> None:
         ready = [each for each in self._entries if each.gathered]
         if not ready:
@@ -181,9 +191,13 @@ class SparseAdamW(Optimizer):
             each.forget_gradient()
         self.last_grad_norm = float(norm)
 
+    def _norms(self, ready: list[Entries]) -> list[Tensor]:
+        return [
+            torch.linalg.vector_norm(each.gradient).to(ready[0].gradient.device) for each in ready
+        ]
+
     def _checked_norm(self, ready: list[Entries]) -> Tensor:
-        first = ready[0].gradient.device
-        norms = [torch.linalg.vector_norm(each.gradient).to(first) for each in ready]
+        norms = self._norms(ready)
         norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
         if not bool(torch.isfinite(norm)):
             found = next(

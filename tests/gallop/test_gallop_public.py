@@ -14,6 +14,7 @@ PUBLIC = [
     "Mask",
     "SelectionReport",
     "SparseAdamW",
+    "attach",
     "export",
     "select",
 ]

@@ -1,0 +1,360 @@
+"""GaLLoP inside the trainers that people use: transformers' ``Trainer``, trl's ``SFTTrainer``.
+
+::
+
+    trainer = SFTTrainer(model, args=SFTConfig(...), train_dataset=...)
+    gallop.attach(trainer, gallop.GallopConfig(density=0.01), out="task.sparsedelta")
+    trainer.train()
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from gallop.config import GallopConfig
+from gallop.errors import ConfigError, ExportError
+from gallop.exporting import ExportReport, check_base, check_weights, export
+from gallop.mask import Mask
+from gallop.optim import SparseAdamW, WeightDecayMode
+from gallop.recipe import recipe_metadata
+from gallop.report import SelectionReport
+from gallop.trainer_checkpoints import (
+    MASK_FILE,
+    checkpoint_mask,
+    is_checkpoint_folder,
+    resumed_folder,
+)
+from gallop.trainer_data import select_with_trainer
+from gallop.trainer_rules import check_arguments, check_trainer
+from sparsedelta.locations import LocationLike, output_path
+from sparsedelta.outputs import check_output
+
+__all__ = ["Attachment", "attach"]
+
+
+def attach(
+    trainer: Any,  # noqa: ANN401  (transformers comes without types)
+    config: GallopConfig | None = None,
+    *,
+    mask: Mask | str | Path | None = None,
+    selection_samples: int = 256,
+    weight_decay_mode: WeightDecayMode = "weight",
+    base: LocationLike | None = None,
+    out: LocationLike | None = None,
+    force: bool = False,
+) -> Attachment:
+    """Make a trainer train the entries of a mask, and nothing else.
+
+    Call it once, after creating the trainer and before ``train()``. Learning rate, schedule,
+    betas, epsilon, weight decay and clipping are those of the trainer's arguments; weight decay
+    applies to chosen entries only.
+
+    The mask is chosen when ``train()`` begins, on the batches that training begins with; the
+    random state is put back, so that order of data and dropout are what they would be with that
+    mask given. Every checkpoint folder of the trainer then holds the mask, and
+    ``train(resume_from_checkpoint=...)`` goes on with it, bit for bit as if never interrupted.
+    When training ends, after the best model was loaded if that was asked for, the delta from
+    ``base`` to the weights is written to ``out``. The optimizer is closed when ``train()``
+    returns or fails: calling it again trains the same mask, with new moments.
+
+    Args:
+        trainer: A ``transformers.Trainer`` or ``trl.SFTTrainer``. Trainers that generate their
+            data while they train need ``mask``.
+        config: How to choose the mask. Give either this or ``mask``.
+        mask: A mask, or the file of one, to train instead of choosing one.
+        selection_samples: How many samples the selection sees, rounded up to whole batches.
+        weight_decay_mode: As in :class:`gallop.SparseAdamW`.
+        base: The checkpoint that the model was loaded from; by default the local folder that
+            ``from_pretrained`` was given. If there is an ``out``, the model is compared with it,
+            bit for bit, before anything else is done.
+        out: File to write the delta to; None writes none.
+        force: Whether an existing ``out`` is replaced.
+
+    Returns:
+        What goes on inside the trainer.
+
+    Raises:
+        ConfigError: Both or neither of ``config`` and ``mask`` are given, or trainer and arguments
+            do not fit; :mod:`gallop.trainer_rules` lists what cannot work.
+        ExportError: There is an ``out``, but no base.
+        OutputError: ``out`` exists and ``force`` is not set.
+    """
+    if (config is None) == (mask is None):
+        raise ConfigError(
+            f"attach: expected either a configuration or a mask, found "
+            f"{'neither' if mask is None else 'both'}",
+            hint="attach(trainer, gallop.GallopConfig(density=0.01))",
+        )
+    if selection_samples < 1:
+        raise ConfigError(f"selection_samples: expected at least 1, found {selection_samples}")
+    check_trainer(trainer)
+    attachment = Attachment(
+        trainer,
+        config,
+        mask=Mask.load(mask) if isinstance(mask, str | Path) else mask,
+        selection_samples=selection_samples,
+        weight_decay_mode=weight_decay_mode,
+        base=base,
+    )
+    if out is not None:
+        attachment.write_at_end(out, force=force)
+    attachment._bind()  # noqa: SLF001  (last, so that a refused trainer is as it was)
+    return attachment
+
+
+class Attachment:
+    """What gallop does inside one trainer; made by :func:`attach`.
+
+    Attributes:
+        mask: What is trained; None until it has been chosen.
+        optimizer: The optimizer of the running or last ``train()``; None before the first.
+        exported: What was written at the end of the last ``train()``; None if nothing was.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,  # noqa: ANN401
+        config: GallopConfig | None,
+        *,
+        mask: Mask | None,
+        selection_samples: int,
+        weight_decay_mode: WeightDecayMode,
+        base: LocationLike | None,
+    ) -> None:
+        self.mask = mask
+        self.optimizer: SparseAdamW | None = None
+        self.exported: ExportReport | None = None
+        self._trainer = trainer
+        self._config = config
+        self._samples = selection_samples
+        self._weight_decay_mode = weight_decay_mode
+        self._base = base
+        self._out: Path | None = None
+        self._force = False
+        self._input_requires_grad = False
+
+    @property
+    def report(self) -> SelectionReport | None:
+        """What the selection found; None before it, and for a mask made by hand."""
+        return None if self.mask is None else self.mask.report
+
+    def write_at_end(self, out: LocationLike, *, force: bool = False) -> None:
+        """Write the delta when training ends.
+
+        Args:
+            out: File to write.
+            force: Whether an existing one is replaced.
+
+        Raises:
+            ExportError: No base is known.
+            OutputError: ``out`` exists and ``force`` is not set.
+        """
+        base = self._found_base(None)
+        inputs = (Path(base),) if isinstance(base, str | Path) and Path(base).exists() else ()
+        check_output(output_path(out), force=force, inputs=inputs)
+        self._out, self._force = output_path(out), force
+
+    def export(
+        self, out: LocationLike, *, base: LocationLike | None = None, force: bool = False
+    ) -> ExportReport:
+        """Write the delta from the base to the weights as they are now.
+
+        Args:
+            out: File to write.
+            base: The checkpoint that training started from, if another than :func:`attach` knows.
+            force: Whether an existing ``out`` is replaced.
+
+        Returns:
+            What was written.
+
+        Raises:
+            ConfigError: No mask has been chosen yet.
+            GallopError: As :func:`gallop.export`.
+        """
+        if self.mask is None:
+            raise ConfigError(
+                "export: expected a mask, found none: it is chosen when train() begins"
+            )
+        return export(
+            self._trainer.model,
+            self.mask,
+            base=self._found_base(base),
+            out=out,
+            metadata=recipe_metadata(self.mask, self._settings()),
+            force=force,
+        )
+
+    def _bind(self) -> None:
+        trainer = self._trainer
+        # transformers calls the first, without arguments, for what then makes the optimizer.
+        trainer.optimizer_cls_and_kwargs = (lambda: self._make_optimizer, {})
+        # Gradients are gone from the parameters when the trainer would clip them, and
+        # its norm would be 0: step() clips, and these report what it will see.
+        trainer._clip_grad_norm = self._gradient_norm  # noqa: SLF001
+        trainer._get_grad_norm = self._gradient_norm  # noqa: SLF001
+        trainer.save_model = self._saving(trainer.save_model)
+        trainer.train = self._training(trainer.train)
+        trainer.add_callback(_Callback(self))
+
+    def _training(self, train: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(train)
+
+        @functools.wraps(train)
+        def train_sparsely(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            asked = signature.bind(*args, **kwargs).arguments
+            check_arguments(self._trainer)
+            if asked.get("trial") is not None:
+                raise ConfigError(
+                    "trial: expected a single training, found a hyper-parameter search, whose "
+                    "runs would go on from each other's weights",
+                    hint="make model, trainer and attachment anew for each trial",
+                )
+            if self._out is not None:
+                check_output(self._out, force=self._force, inputs=())
+            folder = resumed_folder(
+                asked.get("resume_from_checkpoint"), self._trainer.args.output_dir
+            )
+            if folder is not None and folder.is_dir():
+                self.mask = checkpoint_mask(folder, config=self._config, mask=self.mask)
+            try:
+                return train(*args, **kwargs)
+            finally:
+                self._close()
+
+        return train_sparsely
+
+    def _saving(self, save_model: Callable[..., Any]) -> Callable[..., Any]:
+        # Not in on_save, which comes last: whoever is killed in between could not resume.
+        @functools.wraps(save_model)
+        def save_with_mask(output_dir: Any = None, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            result = save_model(output_dir, *args, **kwargs)
+            writes = output_dir is not None and self._trainer.args.should_save
+            if writes and is_checkpoint_folder(output_dir) and self.mask is not None:
+                self.mask.save(Path(output_dir) / MASK_FILE)
+            return result
+
+        return save_with_mask
+
+    def _make_optimizer(self, model: nn.Module) -> SparseAdamW:
+        args = self._trainer.args
+        if self._out is not None:
+            check_weights(model, self.mask or Mask({}, {}), self._found_base(None))
+        self._let_reentrant_checkpoints_pass(model)
+        if self.mask is None:
+            assert self._config is not None  # noqa: S101  (attach has seen to it)
+            self.mask = select_with_trainer(self._trainer, model, self._config, self._samples)
+            if self._out is not None:
+                check_base(model, self.mask, self._found_base(None))
+        self.optimizer = SparseAdamW(
+            model,
+            self.mask,
+            lr=args.learning_rate,
+            betas=(args.adam_beta1, args.adam_beta2),
+            eps=args.adam_epsilon,
+            weight_decay=args.weight_decay,
+            weight_decay_mode=self._weight_decay_mode,
+            max_grad_norm=_max_grad_norm(args),
+        )
+        return self.optimizer
+
+    def _let_reentrant_checkpoints_pass(self, model: nn.Module) -> None:
+        # A reentrant checkpoint whose inputs need no gradient gives its weights none: without
+        # this, an embedding with no chosen entries would silently stop all training below.
+        args = self._trainer.args
+        reentrant = (args.activation_checkpointing_kwargs or {}).get("use_reentrant", False)
+        enable = getattr(model, "enable_input_require_grads", None)
+        if args.activation_checkpointing and reentrant and enable and not self._input_requires_grad:
+            enable()
+            self._input_requires_grad = True
+
+    def _gradient_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> Tensor:
+        del model
+        assert self.optimizer is not None  # noqa: S101  (training has begun)
+        return self.optimizer.gradient_norm() if grad_norm is None else grad_norm
+
+    def _begin(self) -> None:
+        if self.optimizer is None:
+            raise ConfigError(
+                f"{type(self._trainer).__name__}.create_optimizer: expected it to ask "
+                "optimizer_cls_and_kwargs for the optimizer, found that it made its own",
+                hint="let gallop make the optimizer: do not override create_optimizer",
+            )
+        # A checkpoint brings its settings along; clipping is the trainer's, and follows its
+        # arguments. A pass that ran out of memory (auto_find_batch_size) leaves gradients behind.
+        self.optimizer.param_groups[0]["max_grad_norm"] = _max_grad_norm(self._trainer.args)
+        self.optimizer.zero_grad()
+
+    def _end(self) -> None:
+        if self._out is not None:
+            self.exported = self.export(self._out, force=self._force)
+
+    def _close(self) -> None:
+        if self.optimizer is not None:
+            self.optimizer.close()
+        if self._input_requires_grad:
+            self._trainer.model.disable_input_require_grads()
+            self._input_requires_grad = False
+        self._trainer.optimizer = None  # so that another train() asks for a new one
+
+    def _found_base(self, given: LocationLike | None) -> LocationLike:
+        if given is not None:
+            return given
+        if self._base is not None:
+            return self._base
+        name = getattr(getattr(self._trainer.model, "config", None), "_name_or_path", "")
+        if name and os.path.exists(name):  # noqa: PTH110  (a name of the Hub is no path)
+            return Path(name)
+        raise ExportError(
+            f"base: expected the checkpoint that the model was loaded from, found no local folder "
+            f"in its configuration but {name!r}",
+            hint="attach(..., base=FOLDER); huggingface_hub.snapshot_download gives the folder of "
+            "a model of the Hub",
+        )
+
+    def _settings(self) -> Mapping[str, Any]:
+        args, state = self._trainer.args, self._trainer.state
+        best = state.best_global_step if args.load_best_model_at_end else None
+        return {
+            "trainer": type(self._trainer).__name__,
+            "steps": state.global_step,
+            "best_step": best,
+            "lr": args.learning_rate,
+            "lr_scheduler": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
+            "warmup_steps": args.get_warmup_steps(state.max_steps),
+            "batch_size": self._trainer._train_batch_size,  # noqa: SLF001  (after auto_find_batch_size)
+            "accumulate": args.gradient_accumulation_steps,
+            "betas": [args.adam_beta1, args.adam_beta2],
+            "eps": args.adam_epsilon,
+            "weight_decay": args.weight_decay,
+            "weight_decay_mode": self._weight_decay_mode,
+            "max_grad_norm": _max_grad_norm(args),
+            "autocast": "bfloat16" if args.bf16 else None,
+            "seed": args.seed,
+            "data_seed": args.data_seed,
+        }
+
+
+class _Callback(TrainerCallback):  # type: ignore[misc]
+    """Tells an attachment that training begins or ends."""
+
+    def __init__(self, attachment: Attachment) -> None:
+        self._attachment = attachment
+
+    def on_train_begin(self, *_args: Any, **_kwargs: Any) -> None:  # noqa: ANN401
+        self._attachment._begin()  # noqa: SLF001
+
+    def on_train_end(self, *_args: Any, **_kwargs: Any) -> None:  # noqa: ANN401
+        self._attachment._end()  # noqa: SLF001
+
+
+def _max_grad_norm(args: Any) -> float | None:  # noqa: ANN401
+    # For transformers 0 means no clipping.
+    return args.max_grad_norm if args.max_grad_norm and args.max_grad_norm > 0 else None
