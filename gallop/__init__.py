@@ -9,9 +9,9 @@
     gallop.export(model, mask, base="base/", out="task.sparsedelta")
 
 ``gallop.attach(trainer, config)`` does all of that inside a ``Trainer`` of transformers or an
-``SFTTrainer`` of trl. ``gallop.train.finetune`` is such a loop for causal language models, and the ``gallop`` command runs
-it; ``gallop.errors`` draws the tree of errors. Names are imported when they are first used, so that
-``import gallop`` is cheap.
+``SFTTrainer`` of trl. ``gallop.train.finetune`` is such a loop for causal language models, and the
+``gallop`` command runs it; ``gallop.errors`` draws the tree of errors. Names are imported when they
+are first used, so that ``import gallop`` is cheap.
 """
 
 from __future__ import annotations

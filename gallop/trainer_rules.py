@@ -14,6 +14,7 @@ __all__ = ["check_arguments", "check_trainer"]
 
 _log = logging.getLogger("gallop")
 
+_NEEDED = ("create_optimizer", "get_batch_samples", "_clip_grad_norm", "_get_grad_norm")
 _OWN = ("adamw_torch", "adamw_torch_fused")
 _WHY_NOT = {
     "layerwise": "layer-wise optimizers step inside the backward pass and free the gradients",
@@ -34,6 +35,13 @@ def check_trainer(trainer: Any) -> None:  # noqa: ANN401  (transformers comes wi
             for something that cannot work; see :func:`check_arguments`.
         ParameterError: Its model has adapters.
     """
+    missing = [name for name in _NEEDED if not hasattr(trainer, name)]
+    if missing:
+        raise ConfigError(
+            f"{type(trainer).__name__}: expected a transformers.Trainer with {missing[0]}, found "
+            "none",
+            hint="pip install --upgrade transformers",
+        )
     for attribute, what in (
         ("optimizer_cls_and_kwargs", "of an earlier attach(), or given to the trainer"),
         ("optimizer", "given to the trainer, or made by a train() before attach()"),

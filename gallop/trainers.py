@@ -139,7 +139,6 @@ class Attachment:
         self._base = base
         self._out: Path | None = None
         self._force = False
-        self._input_requires_grad = False
 
     @property
     def report(self) -> SelectionReport | None:
@@ -247,7 +246,6 @@ class Attachment:
         args = self._trainer.args
         if self._out is not None:
             check_weights(model, self.mask or Mask({}, {}), self._found_base(None))
-        self._let_reentrant_checkpoints_pass(model)
         if self.mask is None:
             assert self._config is not None  # noqa: S101  (attach has seen to it)
             self.mask = select_with_trainer(self._trainer, model, self._config, self._samples)
@@ -264,16 +262,6 @@ class Attachment:
             max_grad_norm=_max_grad_norm(args),
         )
         return self.optimizer
-
-    def _let_reentrant_checkpoints_pass(self, model: nn.Module) -> None:
-        # A reentrant checkpoint whose inputs need no gradient gives its weights none: without
-        # this, an embedding with no chosen entries would silently stop all training below.
-        args = self._trainer.args
-        reentrant = (args.activation_checkpointing_kwargs or {}).get("use_reentrant", False)
-        enable = getattr(model, "enable_input_require_grads", None)
-        if args.activation_checkpointing and reentrant and enable and not self._input_requires_grad:
-            enable()
-            self._input_requires_grad = True
 
     def _gradient_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> Tensor:
         del model
@@ -299,9 +287,6 @@ class Attachment:
     def _close(self) -> None:
         if self.optimizer is not None:
             self.optimizer.close()
-        if self._input_requires_grad:
-            self._trainer.model.disable_input_require_grads()
-            self._input_requires_grad = False
         self._trainer.optimizer = None  # so that another train() asks for a new one
 
     def _found_base(self, given: LocationLike | None) -> LocationLike:
