@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from gallop.optim import SparseAdamW
     from gallop.report import SelectionReport
     from gallop.selection import select
+    from gallop.selectors import selector
     from gallop.trainers import attach
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "attach",
     "export",
     "select",
+    "selector",
 ]
 
 _HOMES = {
@@ -46,6 +48,7 @@ _HOMES = {
     "attach": "gallop.trainers",
     "export": "gallop.exporting",
     "select": "gallop.selection",
+    "selector": "gallop.selectors",
 }
 
 

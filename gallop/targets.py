@@ -1,4 +1,4 @@
-"""Which parameters may be trained sparsely, and under which name."""
+"""Which parameters may be trained sparsely, under which name, and what of them is held here."""
 
 from __future__ import annotations
 
@@ -8,29 +8,93 @@ from fnmatch import fnmatchcase
 from itertools import pairwise
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from gallop.config import GallopConfig
+from gallop.config import KIND_TOKENS, GallopConfig
 from gallop.errors import ParameterError, SelectionError
+from gallop.kinds import parameter_kinds
 
-__all__ = ["Target", "aliases", "eligible_targets", "require_supported", "require_unwrapped"]
+__all__ = [
+    "Shard",
+    "Target",
+    "aliases",
+    "eligible_targets",
+    "require_supported",
+    "require_unwrapped",
+]
 
 SUPPORTED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """The run of a parameter's entries that this process holds.
+
+    Attributes:
+        start: Flat index, in the whole parameter, of the first entry held.
+        size: Number of entries held; may be 0.
+    """
+
+    start: int
+    size: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Target:
-    """A parameter under the first name that ``model.named_parameters()`` gives it."""
+    """A parameter under the first name that ``model.named_parameters()`` gives it.
+
+    Attributes:
+        name: That name.
+        parameter: The parameter; where it is sharded, a tensor with a method ``to_local``.
+        kind: What kind it is; see ``gallop.kinds``.
+        shard: Which run of its entries this process holds; None if it holds all of them.
+    """
 
     name: str
     parameter: nn.Parameter
+    kind: str = "other"
+    shard: Shard | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of entries of the whole parameter."""
+        return self.parameter.numel()
+
+    @property
+    def start(self) -> int:
+        """Flat index, in the whole parameter, of the first entry held here."""
+        return self.shard.start if self.shard else 0
+
+    @property
+    def held(self) -> int:
+        """Number of entries held here."""
+        return self.shard.size if self.shard else self.size
+
+    def held_of(self, tensor: Tensor) -> Tensor:
+        """Return what this process holds of a tensor of the parameter's shape and sharding.
+
+        Args:
+            tensor: The parameter, or its gradient.
+
+        Returns:
+            A detached plain tensor of :attr:`held` entries; the first has the flat index
+            :attr:`start`.
+        """
+        whole = tensor.detach()
+        return whole if self.shard is None else whole.to_local()  # type: ignore[attr-defined]
+
+    @property
+    def weight(self) -> Tensor:
+        """A flat view of the entries held here, detached."""
+        return self.held_of(self.parameter).view(-1)
 
 
 def eligible_targets(model: nn.Module, config: GallopConfig) -> tuple[Target, ...]:
     """List the parameters that a selection may choose from.
 
-    A parameter is eligible if it requires a gradient and one of its names matches ``include``
-    and none matches ``exclude``. A tied parameter is listed once.
+    A parameter is eligible if it requires a gradient, one of its names or its kind matches
+    ``include``, and none of them matches ``exclude``. A tied parameter is listed once, and has one
+    kind.
 
     Args:
         model: Any module.
@@ -45,16 +109,19 @@ def eligible_targets(model: nn.Module, config: GallopConfig) -> tuple[Target, ..
             memory without being one parameter.
     """
     names = aliases(model)
+    kinds = parameter_kinds(model)
     targets = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
+        kind = kinds[id(parameter)]
         known_as = names[id(parameter)]
-        if not _matches(known_as, config.include) or _matches(known_as, config.exclude):
+        included = _matches(known_as, kind, config.include)
+        if not included or _matches(known_as, kind, config.exclude):
             continue
         require_supported(name, parameter)
         if parameter.numel():
-            targets.append(Target(name, parameter))
+            targets.append(Target(name, parameter, kind))
     if not targets:
         raise SelectionError(
             f"no eligible parameter in {type(model).__name__}: expected some that require a "
@@ -127,8 +194,13 @@ def require_supported(name: str, parameter: nn.Parameter) -> None:
         )
 
 
-def _matches(names: tuple[str, ...], patterns: tuple[str, ...]) -> bool:
-    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+def _matches(names: tuple[str, ...], kind: str, patterns: tuple[str, ...]) -> bool:
+    return any(
+        KIND_TOKENS[pattern] == kind
+        if pattern in KIND_TOKENS
+        else any(fnmatchcase(name, pattern) for name in names)
+        for pattern in patterns
+    )
 
 
 def _require_separate_memory(targets: list[Target]) -> None:

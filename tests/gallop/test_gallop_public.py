@@ -17,6 +17,7 @@ PUBLIC = [
     "attach",
     "export",
     "select",
+    "selector",
 ]
 
 

@@ -140,6 +140,7 @@ GALLOP_NAMES = {
     "attach",
     "export",
     "select",
+    "selector",
 }
 
 
