@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,14 +16,25 @@ from torch import Tensor, nn
 
 from gallop.config import GallopConfig
 from gallop.errors import DataError
+from gallop.formulas import SELECTORS
 from gallop.mask import Mask
+from gallop.memory import MemoryMode
 from gallop.selection import select
 from gallop.weighing import measure_batch
 
 __all__ = ["select_with_trainer"]
 
+_log = logging.getLogger("gallop")
 
-def select_with_trainer(trainer: Any, model: nn.Module, config: GallopConfig, samples: int) -> Mask:  # noqa: ANN401
+
+def select_with_trainer(
+    trainer: Any,  # noqa: ANN401  (transformers comes without types)
+    model: nn.Module,
+    config: GallopConfig,
+    *,
+    samples: int,
+    memory: MemoryMode,
+) -> Mask:
     """Choose a mask on the batches that the trainer is about to begin with.
 
     Loss, collator, autocast and order of the data are the trainer's; the loss of a batch is the
@@ -37,7 +49,9 @@ def select_with_trainer(trainer: Any, model: nn.Module, config: GallopConfig, sa
         trainer: A ``transformers.Trainer``.
         model: Its model, unwrapped, holding the pre-trained weights.
         config: How to choose.
-        samples: How many samples to see, rounded up to whole batches.
+        samples: How many samples to see, rounded up to whole batches; a selector that needs no
+            gradient sees none.
+        memory: As in :func:`gallop.select`.
 
     Returns:
         The mask.
@@ -61,14 +75,17 @@ def select_with_trainer(trainer: Any, model: nn.Module, config: GallopConfig, sa
         return float(measure_batch(batch).tokens or 0) if items is None else float(items)
 
     with _random_state_kept(), _trainer_state_kept(trainer), _selection_mode(model):
+        needs_data = SELECTORS.find(config.selector).gradient != "none"
         # Kept, so that every pass over them sees the same ones, whatever is random in a collator.
-        batches = _first_batches(trainer, samples)
+        batches = _first_batches(trainer, samples) if needs_data else None
         return select(
             model,
             batches,
             config,
             loss_fn,
             weigh=weigh if config.gradient_mean == "token" else None,
+            memory=memory,
+            on_plan=lambda plan: _log.info("%s", "\n".join(plan.lines())),
         )
 
 

@@ -23,6 +23,7 @@ from gallop.config import GallopConfig
 from gallop.errors import ConfigError, ExportError
 from gallop.exporting import ExportReport, check_base, check_weights, export
 from gallop.mask import Mask
+from gallop.memory import MemoryMode
 from gallop.optim import SparseAdamW, WeightDecayMode
 from gallop.recipe import recipe_metadata
 from gallop.report import SelectionReport
@@ -46,6 +47,7 @@ def attach(
     *,
     mask: Mask | str | Path | None = None,
     selection_samples: int = 256,
+    memory: MemoryMode = "auto",
     weight_decay_mode: WeightDecayMode = "weight",
     base: LocationLike | None = None,
     out: LocationLike | None = None,
@@ -55,7 +57,7 @@ def attach(
 
     Call it once, after creating the trainer and before ``train()``. Learning rate, schedule,
     betas, epsilon, weight decay and clipping are those of the trainer's arguments; weight decay
-    applies to chosen entries only.
+    applies to chosen entries only, and by the trainer's rule not to biases and norms.
 
     The mask is chosen when ``train()`` begins, on the batches that training begins with; the
     random state is put back, so that order of data and dropout are what they would be with that
@@ -71,6 +73,8 @@ def attach(
         config: How to choose the mask. Give either this or ``mask``.
         mask: A mask, or the file of one, to train instead of choosing one.
         selection_samples: How many samples the selection sees, rounded up to whole batches.
+        memory: Where the selection sums up gradients, as in :func:`gallop.select`; the estimates
+            and the choice are logged (logger ``gallop``, level INFO).
         weight_decay_mode: As in :class:`gallop.SparseAdamW`.
         base: The checkpoint that the model was loaded from; by default the local folder that
             ``from_pretrained`` was given. If there is an ``out``, the model is compared with it,
@@ -101,6 +105,7 @@ def attach(
         config,
         mask=Mask.load(mask) if isinstance(mask, str | Path) else mask,
         selection_samples=selection_samples,
+        memory=memory,
         weight_decay_mode=weight_decay_mode,
         base=base,
     )
@@ -126,6 +131,7 @@ class Attachment:
         *,
         mask: Mask | None,
         selection_samples: int,
+        memory: MemoryMode,
         weight_decay_mode: WeightDecayMode,
         base: LocationLike | None,
     ) -> None:
@@ -135,6 +141,7 @@ class Attachment:
         self._trainer = trainer
         self._config = config
         self._samples = selection_samples
+        self._memory = memory
         self._weight_decay_mode = weight_decay_mode
         self._base = base
         self._out: Path | None = None
@@ -248,7 +255,9 @@ class Attachment:
             check_weights(model, self.mask or Mask({}, {}), self._found_base(None))
         if self.mask is None:
             assert self._config is not None  # noqa: S101  (attach has seen to it)
-            self.mask = select_with_trainer(self._trainer, model, self._config, self._samples)
+            self.mask = select_with_trainer(
+                self._trainer, model, self._config, samples=self._samples, memory=self._memory
+            )
             if self._out is not None:
                 check_base(model, self.mask, self._found_base(None))
         self.optimizer = SparseAdamW(
@@ -260,8 +269,15 @@ class Attachment:
             weight_decay=args.weight_decay,
             weight_decay_mode=self._weight_decay_mode,
             max_grad_norm=_max_grad_norm(args),
+            param_groups=self._undecayed(model, self.mask),
         )
         return self.optimizer
+
+    def _undecayed(self, model: nn.Module, mask: Mask) -> list[dict[str, Any]]:
+        # The trainer's own rule: biases and norms do not decay.
+        decayed = set(self._trainer.get_decay_parameter_names(model))
+        rest = [p for name, p in mask.resolve(model).items() if name not in decayed]
+        return [{"params": rest, "weight_decay": 0.0}] if rest else []
 
     def _gradient_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> Tensor:
         del model
@@ -277,7 +293,8 @@ class Attachment:
             )
         # A checkpoint brings its settings along; clipping is the trainer's, and follows its
         # arguments. A pass that ran out of memory (auto_find_batch_size) leaves gradients behind.
-        self.optimizer.param_groups[0]["max_grad_norm"] = _max_grad_norm(self._trainer.args)
+        for group in self.optimizer.param_groups:
+            group["max_grad_norm"] = _max_grad_norm(self._trainer.args)
         self.optimizer.zero_grad()
 
     def _end(self) -> None:
