@@ -28,12 +28,14 @@ if TYPE_CHECKING:
     from gallop.selection import select
     from gallop.selectors import selector
     from gallop.trainers import attach
+    from gallop.values import SparseValues
 
 __all__ = [
     "GallopConfig",
     "Mask",
     "SelectionReport",
     "SparseAdamW",
+    "SparseValues",
     "attach",
     "export",
     "select",
@@ -46,6 +48,7 @@ _HOMES = {
     "SelectionReport": "gallop.report",
     "SparseAdamW": "gallop.optim",
     "attach": "gallop.trainers",
+    "SparseValues": "gallop.values",
     "export": "gallop.exporting",
     "select": "gallop.selection",
     "selector": "gallop.selectors",

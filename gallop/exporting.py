@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
+from gallop.compiled import named_parameters, plain_name
 from gallop.errors import ExportError, OutsideMaskError
 from gallop.mask import IndexArray, Mask
 from gallop.recipe import recipe_metadata
@@ -79,7 +80,7 @@ class JoinedCheckpoint:
         self._base = base
         # keep_vars keeps identity, by which tied names are recognised. Non-persistent buffers are
         # not in the state: they are derived from the configuration, and no business of a delta.
-        live = model.state_dict(keep_vars=True)
+        live = {plain_name(k): v for k, v in model.state_dict(keep_vars=True).items()}
         self.held: dict[str, Tensor] = {name: live[name] for name in base.specs if name in live}
         self.not_held = tuple(name for name in base.specs if name not in live)
         self._live = StateDictReader(self.held, location=self.location)
@@ -218,7 +219,7 @@ def _join(
 
 def _not_stored(joined: JoinedCheckpoint, model: nn.Module) -> tuple[str, ...]:
     stored = {id(tensor) for tensor in joined.held.values()}
-    return tuple(name for name, p in model.named_parameters() if id(p) not in stored)
+    return tuple(name for name, p in named_parameters(model) if id(p) not in stored)
 
 
 def _require_same_kind(expected: TensorSpec, found: TensorSpec, where: str) -> None:

@@ -11,12 +11,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gallop.adamw import adamw_update
+from gallop.compiled import warn_if_compiled_whole
 from gallop.errors import ConfigError, OptimizerError
+from gallop.frozen_bases import require_written
 from gallop.groups import GroupSpec, group_names
+from gallop.kinds import parameter_kinds
 from gallop.mask import Mask
 from gallop.state import Entries, check_state, gather_entries
-from gallop.taps import GradientTap
+from gallop.taps import GradientTap, require_untapped
 from gallop.targets import Target
+from gallop.visibility import TrainedEntries, Visibility, measure_visibility
 
 __all__ = ["SparseAdamW", "WeightDecayMode", "check_hyperparameters"]
 
@@ -67,7 +71,8 @@ class SparseAdamW(Optimizer):
         ConfigError: A hyper-parameter is out of range, or a parameter group matches nothing.
         MaskError: The mask does not fit the model.
         OptimizerError: The mask is empty, or a parameter of it does not require a gradient.
-        ParameterError: A parameter is of an unsupported kind, or another SparseAdamW is open.
+        ParameterError: A parameter is of an unsupported kind (quantised, for one), or another
+            SparseAdamW is open.
     """
 
     # GradScaler then leaves unscaling to step(), which can refuse with a reason; otherwise it
@@ -96,9 +101,13 @@ class SparseAdamW(Optimizer):
             "max_grad_norm": max_grad_norm,
         }
         check_hyperparameters(**defaults)  # type: ignore[arg-type]
+        warn_if_compiled_whole(model)
+        require_written(model, mask)
+        kinds = parameter_kinds(model)
         targets = [Target(name, p) for name, p in mask.resolve(model).items()]
         if not targets:
             raise OptimizerError("mask: expected at least one chosen entry, found none")
+        require_untapped(targets)  # before what an open one has frozen is taken for the caller's
         for target in targets:
             if not target.parameter.requires_grad:
                 raise OptimizerError(
@@ -119,6 +128,7 @@ class SparseAdamW(Optimizer):
             {target: each.receive for target, each in zip(targets, entries, strict=True)},
         )
         self._entries = entries
+        self._kinds = {target.name: kinds[id(target.parameter)] for target in targets}
         self._closed = False
         self.last_grad_norm: float | None = None
         self._sealed = False
@@ -159,7 +169,8 @@ class SparseAdamW(Optimizer):
         if hasattr(self, "grad_scale"):
             raise OptimizerError(
                 "GradScaler: expected unscaled gradients, found a scaler driving the step",
-                hint="train in bfloat16, or in float32 masters without a scaler",
+                hint="train in bfloat16, without a scaler, or use gallop.SparseValues, whose "
+                "float32 gradients a scaler can see",
             )
         if self._closed:
             raise OptimizerError(
@@ -281,6 +292,23 @@ class SparseAdamW(Optimizer):
                 each.write_back()
         for group, settings in zip(self.param_groups, saved, strict=True):
             group.update(settings)
+
+    def visibility(self) -> Visibility:
+        """Count the entries whose master moved, and those of them whose weight shows it.
+
+        Returns:
+            The counts, in all, per dtype and per kind of parameter; of a closed optimizer, too.
+        """
+        return measure_visibility(
+            TrainedEntries(
+                self._kinds[each.name],
+                each.parameter.detach().view(-1),
+                each.state["index"],
+                each.state["base"],
+                each.state["master"],
+            )
+            for each in self._entries
+        )
 
     def __deepcopy__(self, memo: object) -> NoReturn:
         raise OptimizerError(

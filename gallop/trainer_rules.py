@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from gallop.errors import ConfigError, ParameterError
+from gallop.trainer_engines import EngineName
 
 __all__ = ["check_arguments", "check_trainer"]
 
@@ -21,14 +22,17 @@ _WHY_NOT = {
     "galore": "GaLore projects dense gradients, which are never kept here",
     "apollo": "APOLLO projects dense gradients, which are never kept here",
     "lomo": "LOMO steps inside the backward pass and would change every weight",
+    "muon": "Muon orthogonalises matrices, and the chosen entries of a tensor are a vector",
+    "schedule_free": "its weights while evaluating are others than it steps",
 }
 
 
-def check_trainer(trainer: Any) -> None:  # noqa: ANN401  (transformers comes without types)
+def check_trainer(trainer: Any, engine: EngineName) -> None:  # noqa: ANN401  (comes without types)
     """Check a trainer that gallop is about to be attached to.
 
     Args:
         trainer: A ``transformers.Trainer``, or one derived from it.
+        engine: What is going to train.
 
     Raises:
         ConfigError: It already has an optimizer or makes its model itself, or its arguments ask
@@ -60,7 +64,7 @@ def check_trainer(trainer: Any) -> None:  # noqa: ANN401  (transformers comes wi
             "each train()",
             hint="pass model= instead of model_init=",
         )
-    check_arguments(trainer)
+    check_arguments(trainer, engine)
     _require_no_adapters(trainer.model)
     if trainer.args.torch_compile:
         _log.warning(
@@ -70,15 +74,17 @@ def check_trainer(trainer: Any) -> None:  # noqa: ANN401  (transformers comes wi
         )
 
 
-def check_arguments(trainer: Any) -> None:  # noqa: ANN401
+def check_arguments(trainer: Any, engine: EngineName) -> None:  # noqa: ANN401
     """Check the arguments of a trainer; they may change until ``train()``.
 
     Args:
         trainer: A ``transformers.Trainer``.
+        engine: What is going to train.
 
     Raises:
         ConfigError: float16 with a scaler, DeepSpeed, FSDP, several processes or DataParallel, an
-            optimizer other than AdamW, or ``max_steps=0``; the message names the argument.
+            optimizer that the engine cannot do with, or ``max_steps=0``; the message names the
+            argument.
     """
     args = trainer.args
     if args.fp16:
@@ -108,7 +114,7 @@ def check_arguments(trainer: Any) -> None:  # noqa: ANN401
             "DataParallel",
             hint="set CUDA_VISIBLE_DEVICES to one device",
         )
-    _check_optimizer_name(args)
+    _check_optimizer_name(args, engine)
     if args.max_steps == 0:
         raise ConfigError(
             "max_steps=0: expected a positive number, or -1, found 0, which transformers takes for "
@@ -117,14 +123,21 @@ def check_arguments(trainer: Any) -> None:  # noqa: ANN401
         )
 
 
-def _check_optimizer_name(args: Any) -> None:  # noqa: ANN401
+def _check_optimizer_name(args: Any, engine: EngineName) -> None:  # noqa: ANN401
     name = str(getattr(args.optim, "value", args.optim))
-    if name not in _OWN:
-        why = next((why for part, why in _WHY_NOT.items() if part in name), None)
+    why = next((why for part, why in _WHY_NOT.items() if part in name), None)
+    if engine == "autograd" and why is not None:
+        raise ConfigError(
+            f"optim={name!r}: expected an optimizer that works entry by entry on its parameters; "
+            f"{why}",
+            hint="adamw_torch, adamw_torch_fused, sgd, adafactor and 8-bit ones work",
+        )
+    if engine == "hook" and name not in _OWN:
         raise ConfigError(
             f"optim={name!r}: expected one of {', '.join(_OWN)}, whose place gallop's own AdamW "
             f"takes, found another{'; ' + why if why else ''}",
-            hint="leave optim out of the training arguments",
+            hint="leave optim out of the training arguments"
+            + ("" if why else ", or attach(..., engine='autograd')"),
         )
 
 

@@ -12,11 +12,12 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from transformers import TrainerCallback
 
 from gallop.config import GallopConfig
@@ -24,9 +25,10 @@ from gallop.errors import ConfigError, ExportError
 from gallop.exporting import ExportReport, check_base, check_weights, export
 from gallop.mask import Mask
 from gallop.memory import MemoryMode
-from gallop.optim import SparseAdamW, WeightDecayMode
+from gallop.optim import WeightDecayMode
 from gallop.recipe import recipe_metadata
 from gallop.report import SelectionReport
+from gallop.trainer_arguments import clipping_limit, decay_groups, training_settings
 from gallop.trainer_checkpoints import (
     MASK_FILE,
     checkpoint_mask,
@@ -34,6 +36,7 @@ from gallop.trainer_checkpoints import (
     resumed_folder,
 )
 from gallop.trainer_data import select_with_trainer
+from gallop.trainer_engines import AutogradEngine, Engine, EngineName, HookEngine
 from gallop.trainer_rules import check_arguments, check_trainer
 from sparsedelta.locations import LocationLike, output_path
 from sparsedelta.outputs import check_output
@@ -46,6 +49,7 @@ def attach(
     config: GallopConfig | None = None,
     *,
     mask: Mask | str | Path | None = None,
+    engine: EngineName = "hook",
     selection_samples: int = 256,
     memory: MemoryMode = "auto",
     weight_decay_mode: WeightDecayMode = "weight",
@@ -72,6 +76,8 @@ def attach(
             data while they train need ``mask``.
         config: How to choose the mask. Give either this or ``mask``.
         mask: A mask, or the file of one, to train instead of choosing one.
+        engine: ``"hook"`` trains with :class:`gallop.SparseAdamW`; ``"autograd"`` with
+            :class:`gallop.SparseValues` under the optimizer that ``optim`` of the arguments names.
         selection_samples: How many samples the selection sees, rounded up to whole batches.
         memory: Where the selection sums up gradients, as in :func:`gallop.select`; the estimates
             and the choice are logged (logger ``gallop``, level INFO).
@@ -99,11 +105,20 @@ def attach(
         )
     if selection_samples < 1:
         raise ConfigError(f"selection_samples: expected at least 1, found {selection_samples}")
-    check_trainer(trainer)
+    if engine not in get_args(EngineName):
+        raise ConfigError(f"engine: expected hook or autograd, found {engine!r}")
+    if engine == "autograd" and weight_decay_mode != "weight":
+        raise ConfigError(
+            f"weight_decay_mode: expected weight with engine autograd, whose optimizer decays "
+            f"values as torch does, found {weight_decay_mode!r}",
+            hint="use engine hook",
+        )
+    check_trainer(trainer, engine)
     attachment = Attachment(
         trainer,
         config,
         mask=Mask.load(mask) if isinstance(mask, str | Path) else mask,
+        engine=engine,
         selection_samples=selection_samples,
         memory=memory,
         weight_decay_mode=weight_decay_mode,
@@ -120,7 +135,6 @@ class Attachment:
 
     Attributes:
         mask: What is trained; None until it has been chosen.
-        optimizer: The optimizer of the running or last ``train()``; None before the first.
         exported: What was written at the end of the last ``train()``; None if nothing was.
     """
 
@@ -130,22 +144,30 @@ class Attachment:
         config: GallopConfig | None,
         *,
         mask: Mask | None,
+        engine: EngineName,
         selection_samples: int,
         memory: MemoryMode,
         weight_decay_mode: WeightDecayMode,
         base: LocationLike | None,
     ) -> None:
         self.mask = mask
-        self.optimizer: SparseAdamW | None = None
         self.exported: ExportReport | None = None
         self._trainer = trainer
         self._config = config
+        self._engine_name = engine
+        self._engine: Engine | None = None
+        self._resumed: Path | None = None
         self._samples = selection_samples
         self._memory = memory
         self._weight_decay_mode = weight_decay_mode
         self._base = base
         self._out: Path | None = None
         self._force = False
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        """The optimizer of the running or last ``train()``; None before the first."""
+        return None if self._engine is None else self._engine.optimizer
 
     @property
     def report(self) -> SelectionReport | None:
@@ -194,7 +216,15 @@ class Attachment:
             self.mask,
             base=self._found_base(base),
             out=out,
-            metadata=recipe_metadata(self.mask, self._settings()),
+            metadata=recipe_metadata(
+                self.mask,
+                {
+                    **training_settings(self._trainer),
+                    "engine": self._engine_name,
+                    "weight_decay_mode": self._weight_decay_mode,
+                },
+                visibility=None if self._engine is None else self._engine.visibility(),
+            ),
             force=force,
         )
 
@@ -202,10 +232,10 @@ class Attachment:
         trainer = self._trainer
         # transformers calls the first, without arguments, for what then makes the optimizer.
         trainer.optimizer_cls_and_kwargs = (lambda: self._make_optimizer, {})
-        # Gradients are gone from the parameters when the trainer would clip them, and
-        # its norm would be 0: step() clips, and these report what it will see.
-        trainer._clip_grad_norm = self._gradient_norm  # noqa: SLF001
-        trainer._get_grad_norm = self._gradient_norm  # noqa: SLF001
+        # The parameters have no gradients when the trainer would clip them, and its norm would
+        # be 0: the engine has them.
+        trainer._clip_grad_norm = self._clip  # noqa: SLF001
+        trainer._get_grad_norm = self._norm  # noqa: SLF001
         trainer.save_model = self._saving(trainer.save_model)
         trainer.train = self._training(trainer.train)
         trainer.add_callback(_Callback(self))
@@ -216,7 +246,7 @@ class Attachment:
         @functools.wraps(train)
         def train_sparsely(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
             asked = signature.bind(*args, **kwargs).arguments
-            check_arguments(self._trainer)
+            check_arguments(self._trainer, self._engine_name)
             if asked.get("trial") is not None:
                 raise ConfigError(
                     "trial: expected a single training, found a hyper-parameter search, whose "
@@ -228,8 +258,9 @@ class Attachment:
             folder = resumed_folder(
                 asked.get("resume_from_checkpoint"), self._trainer.args.output_dir
             )
-            if folder is not None and folder.is_dir():
-                self.mask = checkpoint_mask(folder, config=self._config, mask=self.mask)
+            self._resumed = folder if folder is not None and folder.is_dir() else None
+            if self._resumed is not None:
+                self.mask = checkpoint_mask(self._resumed, config=self._config, mask=self.mask)
             try:
                 return train(*args, **kwargs)
             finally:
@@ -245,65 +276,68 @@ class Attachment:
             writes = output_dir is not None and self._trainer.args.should_save
             if writes and is_checkpoint_folder(output_dir) and self.mask is not None:
                 self.mask.save(Path(output_dir) / MASK_FILE)
+                if self._engine is not None:
+                    self._engine.save(Path(output_dir))
             return result
 
         return save_with_mask
 
-    def _make_optimizer(self, model: nn.Module) -> SparseAdamW:
-        args = self._trainer.args
+    def _make_optimizer(self, model: nn.Module) -> Optimizer:
+        trainer = self._trainer
         if self._out is not None:
             check_weights(model, self.mask or Mask({}, {}), self._found_base(None))
         if self.mask is None:
             assert self._config is not None  # noqa: S101  (attach has seen to it)
             self.mask = select_with_trainer(
-                self._trainer, model, self._config, samples=self._samples, memory=self._memory
+                trainer, model, self._config, samples=self._samples, memory=self._memory
             )
             if self._out is not None:
                 check_base(model, self.mask, self._found_base(None))
-        self.optimizer = SparseAdamW(
-            model,
-            self.mask,
-            lr=args.learning_rate,
-            betas=(args.adam_beta1, args.adam_beta2),
-            eps=args.adam_epsilon,
-            weight_decay=args.weight_decay,
-            weight_decay_mode=self._weight_decay_mode,
-            max_grad_norm=_max_grad_norm(args),
-            param_groups=self._undecayed(model, self.mask),
-        )
-        return self.optimizer
+        groups = decay_groups(trainer, model, self.mask)
+        if self._engine_name == "hook":
+            self._engine = HookEngine(
+                model,
+                self.mask,
+                trainer.args,
+                groups=groups,
+                weight_decay_mode=self._weight_decay_mode,
+            )
+        else:
+            made = trainer.get_optimizer_cls_and_kwargs(trainer.args, model)
+            self._engine = AutogradEngine(model, self.mask, made, groups=groups)
+        return self._engine.optimizer
 
-    def _undecayed(self, model: nn.Module, mask: Mask) -> list[dict[str, Any]]:
-        # The trainer's own rule: biases and norms do not decay.
-        decayed = set(self._trainer.get_decay_parameter_names(model))
-        rest = [p for name, p in mask.resolve(model).items() if name not in decayed]
-        return [{"params": rest, "weight_decay": 0.0}] if rest else []
-
-    def _gradient_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> Tensor:
+    def _clip(self, model: nn.Module) -> Tensor:
         del model
-        assert self.optimizer is not None  # noqa: S101  (training has begun)
-        return self.optimizer.gradient_norm() if grad_norm is None else grad_norm
+        assert self._engine is not None  # noqa: S101  (training has begun)
+        return self._engine.gradient_norm(clipping_limit(self._trainer.args))
+
+    def _norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> Tensor:
+        del model
+        assert self._engine is not None  # noqa: S101
+        return self._engine.gradient_norm() if grad_norm is None else grad_norm
 
     def _begin(self) -> None:
-        if self.optimizer is None:
+        if self._trainer.optimizer is None or self._engine is None:
             raise ConfigError(
                 f"{type(self._trainer).__name__}.create_optimizer: expected it to ask "
                 "optimizer_cls_and_kwargs for the optimizer, found that it made its own",
                 hint="let gallop make the optimizer: do not override create_optimizer",
             )
-        # A checkpoint brings its settings along; clipping is the trainer's, and follows its
-        # arguments. A pass that ran out of memory (auto_find_batch_size) leaves gradients behind.
-        for group in self.optimizer.param_groups:
-            group["max_grad_norm"] = _max_grad_norm(self._trainer.args)
-        self.optimizer.zero_grad()
+        # Also drops what a pass that ran out of memory (auto_find_batch_size) has left behind.
+        self._engine.begin(clipping_limit(self._trainer.args), self._resumed)
+
+    def _stepped(self) -> None:
+        if self._engine is not None:
+            self._engine.after_step()
 
     def _end(self) -> None:
         if self._out is not None:
             self.exported = self.export(self._out, force=self._force)
 
     def _close(self) -> None:
-        if self.optimizer is not None:
-            self.optimizer.close()
+        if self._engine is not None:
+            self._engine.close()
         self._trainer.optimizer = None  # so that another train() asks for a new one
 
     def _found_base(self, given: LocationLike | None) -> LocationLike:
@@ -321,28 +355,6 @@ class Attachment:
             "a model of the Hub",
         )
 
-    def _settings(self) -> Mapping[str, Any]:
-        args, state = self._trainer.args, self._trainer.state
-        best = state.best_global_step if args.load_best_model_at_end else None
-        return {
-            "trainer": type(self._trainer).__name__,
-            "steps": state.global_step,
-            "best_step": best,
-            "lr": args.learning_rate,
-            "lr_scheduler": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
-            "warmup_steps": args.get_warmup_steps(state.max_steps),
-            "batch_size": self._trainer._train_batch_size,  # noqa: SLF001  (after auto_find_batch_size)
-            "accumulate": args.gradient_accumulation_steps,
-            "betas": [args.adam_beta1, args.adam_beta2],
-            "eps": args.adam_epsilon,
-            "weight_decay": args.weight_decay,
-            "weight_decay_mode": self._weight_decay_mode,
-            "max_grad_norm": _max_grad_norm(args),
-            "autocast": "bfloat16" if args.bf16 else None,
-            "seed": args.seed,
-            "data_seed": args.data_seed,
-        }
-
 
 class _Callback(TrainerCallback):  # type: ignore[misc]
     """Tells an attachment that training begins or ends."""
@@ -353,10 +365,8 @@ class _Callback(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, *_args: Any, **_kwargs: Any) -> None:  # noqa: ANN401
         self._attachment._begin()  # noqa: SLF001
 
+    def on_optimizer_step(self, *_args: Any, **_kwargs: Any) -> None:  # noqa: ANN401
+        self._attachment._stepped()  # noqa: SLF001
+
     def on_train_end(self, *_args: Any, **_kwargs: Any) -> None:  # noqa: ANN401
         self._attachment._end()  # noqa: SLF001
-
-
-def _max_grad_norm(args: Any) -> float | None:  # noqa: ANN401
-    # For transformers 0 means no clipping.
-    return args.max_grad_norm if args.max_grad_norm and args.max_grad_norm > 0 else None

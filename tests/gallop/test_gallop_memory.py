@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gallop import Mask, SparseAdamW
 from gallop.optim import WeightDecayMode
-from gallop.state import CHUNK
+from gallop.pieces import CHUNK
 
 ROWS, COLUMNS = 700, 600
 K = 200_000

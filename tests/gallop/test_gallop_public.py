@@ -14,6 +14,7 @@ PUBLIC = [
     "Mask",
     "SelectionReport",
     "SparseAdamW",
+    "SparseValues",
     "attach",
     "export",
     "select",

@@ -141,6 +141,7 @@ GALLOP_NAMES = {
     "export",
     "select",
     "selector",
+    "SparseValues",
 }
 
 
