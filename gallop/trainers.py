@@ -38,6 +38,7 @@ from gallop.trainer_checkpoints import (
 from gallop.trainer_data import select_with_trainer
 from gallop.trainer_engines import AutogradEngine, Engine, EngineName, HookEngine
 from gallop.trainer_rules import check_arguments, check_trainer
+from gallop.visibility import Visibility
 from sparsedelta.locations import LocationLike, output_path
 from sparsedelta.outputs import check_output
 
@@ -223,10 +224,18 @@ class Attachment:
                     "engine": self._engine_name,
                     "weight_decay_mode": self._weight_decay_mode,
                 },
-                visibility=None if self._engine is None else self._engine.visibility(),
+                visibility=self._visibility(),
             ),
             force=force,
         )
+
+    def _visibility(self) -> Visibility | None:
+        # Masters are those of the last step; weights may be those of the best one.
+        args, state = self._trainer.args, self._trainer.state
+        best = state.best_global_step if args.load_best_model_at_end else None
+        if self._engine is None or best not in (None, state.global_step):
+            return None
+        return self._engine.visibility()
 
     def _bind(self) -> None:
         trainer = self._trainer
