@@ -293,6 +293,14 @@ class SparseAdamW(Optimizer):
         for group, settings in zip(self.param_groups, saved, strict=True):
             group.update(settings)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors that are held besides the weights: 24 per entry in float32.
+
+        The index shares its memory with the mask on CPU.
+        """
+        return sum(each.nbytes for each in self._entries)
+
     def visibility(self) -> Visibility:
         """Count the entries whose master moved, and those of them whose weight shows it.
 

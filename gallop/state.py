@@ -39,6 +39,12 @@ class Entries:
         self.gradient: Tensor = torch.empty_like(state["master"])
         self.gathered = False
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors held, weights aside."""
+        held = [self.gradient, *self.state.values()]
+        return sum(each.nbytes for each in held if isinstance(each, Tensor))
+
     def receive(self, gradient: Tensor) -> None:
         """Add the chosen entries of a dense gradient to ``gradient``.
 

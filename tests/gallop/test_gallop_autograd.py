@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import io
+import json
 import logging
 import weakref
 from collections.abc import Callable
@@ -24,6 +25,8 @@ from torch.utils.checkpoint import checkpoint
 from gallop import GallopConfig, Mask, SparseAdamW, SparseValues, select
 from gallop.errors import ConfigError, MaskError, OptimizerError, ParameterError
 from gallop.gradients import model_loss
+from gallop.recipe import recipe_metadata
+from gallop.visibility import Moves
 
 Loss = Callable[[nn.Module, Any], Tensor]
 BATCHES = token_batches(8)
@@ -541,3 +544,89 @@ def test_weights_that_were_frozen_before_are_trained_and_frozen_again() -> None:
             optimizer.zero_grad()
     assert_same_weights(model, twin)
     assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_backward_keeps_input_and_weight_and_nothing_is_cloned() -> None:
+    """Law: what a Linear saves is its input, its own weight and the index: no copy of a weight."""
+    model = nn.Sequential(nn.Linear(30, 40, bias=False), nn.Linear(40, 30, bias=False))
+    mask = Mask({"0.weight": [1, 5], "1.weight": [0]}, {"0.weight": (40, 30), "1.weight": (30, 40)})
+    saved: list[Tensor] = []
+    with SparseValues(model, mask):
+        x = torch.ones(4, 30)
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: saved.append(tensor) or tensor,  # type: ignore[func-returns-value]
+            lambda tensor: tensor,
+        ):
+            out = model(x).sum()
+        out.backward()
+    weights = {p.data_ptr() for p in model.parameters()}
+    assert sum(tensor.data_ptr() in weights for tensor in saved) == 2
+    others = [tensor.numel() for tensor in saved if tensor.data_ptr() not in weights]
+    assert sorted(others) == [1, 2, 4 * 30, 4 * 40]
+
+
+def test_gradients_of_weights_are_dropped_one_by_one() -> None:
+    """Law: no dense gradient outlives the layer that made it, in either engine."""
+    alive: list[int] = []
+    for engine in (SparseAdamW, SparseValues):
+        model = nn.Sequential(*(nn.Linear(50, 50, bias=False) for _ in range(4)))
+        shapes = {name: (50, 50) for name, _ in model.named_parameters()}
+        mask = Mask({name: [0, 7] for name in shapes}, shapes)
+
+        def count(*_: object) -> None:
+            gc.collect()
+            dense = [
+                each
+                for each in gc.get_objects()
+                if type(each) is Tensor and tuple(each.shape) == (50, 50)
+            ]
+            alive.append(len(dense))
+
+        with engine(model, mask):  # type: ignore[operator]
+            before = len(alive)
+            for module in model:
+                module.register_full_backward_hook(count)
+            model(torch.ones(3, 50, requires_grad=True)).sum().backward()
+            assert len(alive) == before + 4
+    assert max(alive) <= 1
+
+
+def test_visibility_tells_masters_from_weights_and_travels_in_the_recipe() -> None:
+    """One entry moves in bfloat16, one in its master only, one not at all."""
+    model = nn.Sequential(nn.Linear(3, 1, bias=False), nn.LayerNorm(1)).to(torch.bfloat16)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(1.0)
+    mask = Mask({"0.weight": [0, 1, 2], "1.bias": [0]}, {"0.weight": (1, 3), "1.bias": (1,)})
+    found = []
+    for engine in ("hook", "autograd"):
+        each = clone(model)
+        trainer = SparseAdamW(each, mask) if engine == "hook" else SparseValues(each, mask)
+        state = trainer.state_dict()
+        saved = copy.deepcopy(state)
+        entry = saved["state"][0] if engine == "hook" else saved["0.weight"]
+        entry["master" if engine == "hook" else "value"].add_(torch.tensor([0.5, 1e-4, 0.0]))
+        trainer.load_state_dict(saved)
+        trainer.close()
+        found.append(trainer.visibility())
+    seen = found[0]
+    assert found[1] == seen
+    assert seen.total == Moves(entries=4, moved=2, visible=1)
+    assert dict(seen.dtypes) == {"bfloat16": seen.total}
+    assert dict(seen.kinds) == {"linear": Moves(3, 2, 1), "norm": Moves(1, 0, 0)}
+    metadata = recipe_metadata(mask, visibility=seen)
+    assert metadata["gallop.visibility.visible"] == "1"
+    assert json.loads(metadata["gallop.visibility.kinds"])["linear"]["moved"] == 2
+    assert "gallop.visibility.moved" not in recipe_metadata(mask)
+
+
+def test_eight_bit_optimizers_work_where_they_are_installed() -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    model = tiny_llama()
+    mask = select(model, llama_batches(1), GallopConfig(0.5), model_loss)
+    before = weights_of(model)
+    with SparseValues(model, mask) as values:
+        optimizer = values.optimizer(bitsandbytes.optim.AdamW8bit, lr=1e-2)
+        model_loss(model, llama_batches(1)[0]).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    assert any(not same_bits(value, before[name]) for name, value in weights_of(model).items())
