@@ -8,9 +8,10 @@
     optimizer.close()
     gallop.export(model, mask, base="base/", out="task.sparsedelta")
 
-``gallop.train.finetune`` is such a loop for causal language models, and the ``gallop`` command runs
-it; ``gallop.errors`` draws the tree of errors. Names are imported when they are first used, so that
-``import gallop`` is cheap.
+``gallop.attach(trainer, config)`` does all of that inside a ``Trainer`` of transformers or an
+``SFTTrainer`` of trl. ``gallop.train.finetune`` is such a loop for causal language models, and the
+``gallop`` command runs it; ``gallop.errors`` draws the tree of errors. Names are imported when they
+are first used, so that ``import gallop`` is cheap.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from gallop.selection import select
     from gallop.selectors import selector
     from gallop.sharded_state import load_state, save_state
+    from gallop.trainers import attach
     from gallop.values import SparseValues
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "SelectionReport",
     "SparseAdamW",
     "SparseValues",
+    "attach",
     "export",
     "gather_mask",
     "load_state",
@@ -49,6 +52,7 @@ _HOMES = {
     "Mask": "gallop.mask",
     "SelectionReport": "gallop.report",
     "SparseAdamW": "gallop.optim",
+    "attach": "gallop.trainers",
     "SparseValues": "gallop.values",
     "export": "gallop.exporting",
     "gather_mask": "gallop.mask_slices",

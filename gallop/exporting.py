@@ -30,7 +30,7 @@ from sparsedelta.operations.diff import DiffReport, diff
 from sparsedelta.outputs import check_output
 from sparsedelta.words import Bytes, TensorSpec
 
-__all__ = ["ExportReport", "JoinedCheckpoint", "check_base", "export"]
+__all__ = ["ExportReport", "JoinedCheckpoint", "check_base", "check_weights", "export"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +187,27 @@ def check_base(model: nn.Module, mask: Mask, base: LocationLike | CheckpointRead
     """
     with _opened(base) as reader:
         _join(model, mask, reader)
+
+
+def check_weights(model: nn.Module, mask: Mask, base: LocationLike | CheckpointReader) -> int:
+    """Check :func:`check_base`, and that the model differs from the base in the mask only.
+
+    It reads the base once.
+
+    Args:
+        model: The model; before training, an empty mask asks for the very weights of the base.
+        mask: What may differ.
+        base: The checkpoint that the model was loaded from.
+
+    Returns:
+        How many entries differ.
+
+    Raises:
+        GallopError: As :func:`export` would after training.
+    """
+    with _opened(base) as reader:
+        joined, indices = _join(model, mask, reader)
+        return sum(_count_moved(joined, reader, name, indices.get(name)) for name in joined.held)
 
 
 @contextmanager

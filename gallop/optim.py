@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Literal, NoReturn, Self, get_args, overload
+from typing import Any, NoReturn, Self, overload
 
 import torch
 from torch import Tensor, nn
@@ -14,19 +14,19 @@ from torch.optim import Optimizer
 from gallop.adamw import adamw_update
 from gallop.collectives import DataParallel, find_peers
 from gallop.compiled import warn_if_compiled_whole
-from gallop.errors import ConfigError, OptimizerError
+from gallop.errors import OptimizerError
 from gallop.frozen_bases import require_written
 from gallop.groups import GroupSpec, group_names
+from gallop.hyperparameters import WeightDecayMode, check_hyperparameters, check_settings
 from gallop.kinds import parameter_kinds
 from gallop.mask import Mask
 from gallop.parallelism import Parallelism, require_same_start, require_taken, share_out
 from gallop.state import Entries, check_state, gather_entries
 from gallop.taps import GradientTap, require_untapped
+from gallop.targets import require_unwrapped
 from gallop.visibility import TrainedEntries, Visibility, measure_visibility
 
 __all__ = ["SparseAdamW", "WeightDecayMode", "check_hyperparameters"]
-
-WeightDecayMode = Literal["weight", "delta"]
 
 
 class SparseAdamW(Optimizer):
@@ -110,6 +110,7 @@ class SparseAdamW(Optimizer):
             "max_grad_norm": max_grad_norm,
         }
         check_hyperparameters(**defaults)  # type: ignore[arg-type]
+        require_unwrapped(model)
         warn_if_compiled_whole(model)
         require_written(model, mask)
         kinds = parameter_kinds(model)
@@ -201,11 +202,19 @@ class SparseAdamW(Optimizer):
             self._apply()
         return loss
 
+    @torch.no_grad()
+    def gradient_norm(self) -> Tensor:
+        """Return the norm that the next step would clip: of what was gathered since the last one.
+
+        Returns:
+            2-norm over the chosen entries, a float32 scalar; 0 if nothing was gathered.
+        """
+        norms = self._norms([each for each in self.entries if each.gathered])
+        return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+
     def _apply(self) -> None:
         require_taken(self._model(), self.entries)
-        if self._parallel:
-            self._parallel.average()
-        ready = [each for each in self.entries if each.gathered]
+        ready = self._gathered()
         if not ready:
             return
         limit = self.param_groups[0]["max_grad_norm"]
@@ -223,13 +232,23 @@ class SparseAdamW(Optimizer):
             each.forget_gradient()
         self.last_grad_norm = float(norm)
 
-    def _checked_norm(self, ready: list[Entries]) -> Tensor:
-        first = ready[0].gradient.device
-        norms = [torch.linalg.vector_norm(each.gradient).to(first) for each in ready]
-        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    def _gathered(self) -> list[Entries]:
         if self._parallel:
-            whole = self._parallel.norm(ready, norms)
-            norm = norm if whole is None else whole
+            self._parallel.average()
+        return [each for each in self.entries if each.gathered]
+
+    def _norm(self, ready: list[Entries], norms: list[Tensor]) -> Tensor:
+        whole = self._parallel.norm(ready, norms) if self._parallel else None
+        return torch.linalg.vector_norm(torch.stack(norms)) if whole is None else whole
+
+    def _norms(self, ready: list[Entries]) -> list[Tensor]:
+        return [
+            torch.linalg.vector_norm(each.gradient).to(ready[0].gradient.device) for each in ready
+        ]
+
+    def _checked_norm(self, ready: list[Entries]) -> Tensor:
+        norms = self._norms(ready)
+        norm = self._norm(ready, norms)
         if not bool(torch.isfinite(norm)):
             found = next(
                 (
@@ -292,7 +311,7 @@ class SparseAdamW(Optimizer):
         names = [group["param_names"] for group in self.param_groups]
         states, saved = check_state(self.entries, names, state_dict)
         for settings in saved:
-            _check_settings(settings)
+            check_settings(settings)
         for each, state in zip(self.entries, states, strict=True):
             each.load(state)
             each.forget_gradient()
@@ -354,46 +373,3 @@ class SparseAdamW(Optimizer):
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _check_settings(settings: Mapping[str, Any]) -> None:
-    names = ("lr", "betas", "eps", "weight_decay", "weight_decay_mode", "max_grad_norm")
-    try:
-        check_hyperparameters(**{name: settings[name] for name in names})
-    except (ConfigError, TypeError) as error:
-        raise OptimizerError(f"optimizer state: expected valid settings, found {error}") from error
-
-
-def check_hyperparameters(
-    lr: float,
-    betas: tuple[float, float],
-    *,
-    eps: float,
-    weight_decay: float,
-    weight_decay_mode: str,
-    max_grad_norm: float | None,
-) -> None:
-    """Check the settings of :class:`SparseAdamW`, which see.
-
-    Args:
-        lr: Learning rate.
-        betas: Decay rates of the moments.
-        eps: Added to the root of the second moment.
-        weight_decay: Decay per unit of learning rate.
-        weight_decay_mode: ``"weight"`` or ``"delta"``.
-        max_grad_norm: Norm to clip to, or None.
-
-    Raises:
-        ConfigError: One is out of range; the message names it.
-    """
-    for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
-        if not 0 <= value < float("inf"):
-            raise ConfigError(f"{name}: expected a finite number >= 0, found {value!r}")
-    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):  # noqa: PLR2004  (two moments)
-        raise ConfigError(f"betas: expected two numbers in [0, 1), found {betas!r}")
-    if weight_decay_mode not in get_args(WeightDecayMode):
-        raise ConfigError(
-            f"weight_decay_mode: expected weight or delta, found {weight_decay_mode!r}"
-        )
-    if max_grad_norm is not None and not max_grad_norm > 0:
-        raise ConfigError(f"max_grad_norm: expected a number > 0 or None, found {max_grad_norm!r}")

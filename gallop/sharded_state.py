@@ -21,10 +21,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gallop.collectives import Peers
-from gallop.errors import ConfigError, OptimizerError
+from gallop.errors import OptimizerError
+from gallop.hyperparameters import check_settings
 from gallop.mask import Mask
 from gallop.mask_slices import whole_digest
-from gallop.optim import SparseAdamW, check_hyperparameters
+from gallop.optim import SparseAdamW
 from gallop.state import Entries
 from sparsedelta.errors import OutputError
 from sparsedelta.outputs import check_output, output_errors, staged
@@ -35,7 +36,6 @@ _VERSION: Final = 1
 _INDEX: Final = "state.json"
 _VALUES: Final = ("base", "master", "exp_avg", "exp_avg_sq")
 _DTYPES: Final = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-_SETTINGS: Final = ("lr", "betas", "eps", "weight_decay", "weight_decay_mode", "max_grad_norm")
 
 
 def save_state(optimizer: SparseAdamW, folder: str | Path, *, force: bool = False) -> None:
@@ -227,11 +227,8 @@ def _checked_groups(
             hint="create the optimizer with the param_groups that this state was trained with",
         )
     for group in saved:
-        try:
-            group["betas"] = tuple(group["betas"])
-            check_hyperparameters(**{key: group[key] for key in _SETTINGS})
-        except (KeyError, TypeError, ConfigError) as error:
-            raise OptimizerError(f"{path}: expected valid settings, found {error!r}") from error
+        group["betas"] = tuple(group.get("betas", ()))
+        check_settings(group)
     return saved
 
 

@@ -15,6 +15,7 @@ PUBLIC = [
     "SelectionReport",
     "SparseAdamW",
     "SparseValues",
+    "attach",
     "export",
     "gather_mask",
     "load_state",

@@ -144,6 +144,7 @@ GALLOP_NAMES = {
     "save_state",
     "select",
     "selector",
+    "attach",
 }
 
 
