@@ -142,8 +142,8 @@ def require_unwrapped(model: nn.Module) -> None:
         raise ParameterError(
             f"model: expected a plain module, found {type(model).__name__}; its reducer would put "
             "dense, unmasked gradients back after they were gathered",
-            hint="pass model.module, and data_parallel=True, which averages the chosen values; run the "
-            "plain module, too",
+            hint="pass model.module, and data_parallel=True, which averages the chosen values; "
+            "run the plain module, too",
         )
 
 

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from tiny_models import (
     TokenBatch,
+    backward,
     same_bits,
     tiny_model,
     token_batches,
@@ -63,7 +64,7 @@ def training(accelerator: Accelerator, folder: Path) -> None:
     ):
         patch.setattr(dist, "all_reduce", watched)
         for batch in loader:
-            token_loss(model, batch).backward()
+            backward(token_loss(model, batch))
             assert all(parameter.grad is None for parameter in model.parameters())
             optimizer.step()
         travelled = sum(reduced)
@@ -82,7 +83,7 @@ def training(accelerator: Accelerator, folder: Path) -> None:
     with SparseAdamW(whole, expected, lr=0.01, max_grad_norm=1.0) as reference:
         for step in range(STEPS):
             for batch in batches[step * size : (step + 1) * size]:
-                (token_loss(whole, batch) / size).backward()
+                backward(token_loss(whole, batch) / size)
             reference.step()
         assert all(same_bits(value, weights[name]) for name, value in weights_of(whole).items())
         # What many ranks saved, one goes on with.
@@ -101,11 +102,11 @@ def uneven(accelerator: Accelerator, folder: Path) -> None:
     model = nn.ModuleList([nn.Linear(3, 2, bias=False), nn.Linear(3, 2, bias=False)])
     with torch.no_grad():
         for layer in model:
-            layer.weight.fill_(1.0)  # type: ignore[union-attr, operator]
+            layer.weight.fill_(1.0)  # type: ignore[operator]
     before = weights_of(model)
     mask = Mask({"0.weight": [1, 4], "1.weight": [2]}, {"0.weight": (2, 3), "1.weight": (2, 3)})
     with SparseAdamW(model, mask, lr=0.1, data_parallel=True) as optimizer:
-        model[rank](torch.ones(1, 3)).sum().backward()
+        backward(model[rank](torch.ones(1, 3)).sum())
         optimizer.step()
         # Each was reached by one of two: half of its gradient of 1.
         assert optimizer.last_grad_norm == pytest.approx((3 * 0.25) ** 0.5)
@@ -139,9 +140,9 @@ def refusals(accelerator: Accelerator, folder: Path) -> None:
     with pytest.raises(ParameterError, match=r"(?s)DistributedDataParallel.*model.module"):
         SparseAdamW(DistributedDataParallel(tiny_model()), mask, data_parallel=True)
     # Wrapped where nobody sees it: the reducer puts dense gradients back.
-    wrapped = DistributedDataParallel(model)
     with SparseAdamW(model, mask, data_parallel=True) as optimizer:
-        token_loss(wrapped, batches[0]).backward()
+        wrapped = DistributedDataParallel(model)
+        backward(token_loss(wrapped, batches[0]))
         with pytest.raises(
             OptimizerError, match=r"(?s)dense one.*DistributedDataParallel does that"
         ):
@@ -179,7 +180,7 @@ def killed() -> None:
     batch: TokenBatch = token_batches(1)[0]
     mask = gallop.select(model, [batch], CONFIG, token_loss, data_parallel=True)
     optimizer = SparseAdamW(model, mask, data_parallel=True)
-    token_loss(model, batch).backward()
+    backward(token_loss(model, batch))
     if dist.get_rank() == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     with pytest.raises(RankError, match="one of the ranks 0, 1 ended or did not come"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -56,14 +57,19 @@ def scaled_loss(model: nn.Module, scale: Tensor) -> Tensor:
     return model(scale).mean()  # type: ignore[no-any-return]
 
 
-def shard(model: nn.Module, **options: Any) -> nn.Module:  # noqa: ANN401
+def _placed(placement: object, parameter: nn.Parameter) -> Any:  # noqa: ANN401
+    del parameter
+    return placement
+
+
+def shard(model: nn.Module, **options: Any) -> Any:  # noqa: ANN401  (a module that FSDP2 adds to)
     """Shard every term, and the rest, with FSDP2."""
     from torch.distributed.fsdp import fully_shard  # noqa: PLC0415
     from torch.distributed.tensor import Shard  # noqa: PLC0415
 
     for name, term in model.terms.items():  # type: ignore[operator, union-attr]
-        dimension = COLUMNS.get(name, 0)
-        fully_shard(term, shard_placement_fn=lambda _, d=dimension: Shard(d), **options)
+        cut = Shard(COLUMNS.get(name, 0))
+        fully_shard(term, shard_placement_fn=partial(_placed, cut), **options)
     fully_shard(model, **options)
     return model
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from sharded_models import Linear, scaled_loss, shard, whole_weights
-from tiny_models import same_bits, tiny_model, token_batches, token_loss
+from tiny_models import backward, same_bits, tiny_model, token_batches, token_loss
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -28,6 +29,7 @@ from gallop.collectives import Peers
 from gallop.errors import MaskError, OptimizerError, OutsideMaskError, SelectionError
 from gallop.gradients import mean_gradient
 from gallop.mask_slices import whole_digest
+from gallop.memory import MemoryMode
 from gallop.targets import eligible_targets
 from sparsedelta.errors import OutputError, RankError
 
@@ -69,10 +71,10 @@ def selection(folder: Path) -> None:
         GallopConfig(0.3, threshold_scope="sampled_global", sample_size=60),
     ]
     for number, config in enumerate(configs):
-        expected = one_process(lambda c=config: gallop.select(whole, batches, c, scaled_loss))
+        expected = one_process(partial(gallop.select, whole, batches, config, scaled_loss))
         for mesh in meshes[: 1 + (number < 5)]:
             model = shard(Linear(), mesh=mesh)
-            mode = "grouped" if number == 1 else "auto"
+            mode: MemoryMode = "grouped" if number == 1 else "auto"
             mask = gallop.select(model, batches[rank::size], config, scaled_loss, memory=mode)
             assert whole_digest(mask, peers) == (expected.digest, expected.nnz), config
             found = gallop.gather_mask(model, mask)
@@ -87,12 +89,14 @@ def selection(folder: Path) -> None:
 
 
 def trained(
-    model: nn.Module, mask: Mask, steps: list[torch.Tensor], **options: float
+    model: nn.Module,
+    mask: Mask,
+    steps: list[torch.Tensor],
 ) -> SparseAdamW:
     """Take steps of the optimizer, the gradient of each being exact, and leave it open."""
-    optimizer = SparseAdamW(model, mask, lr=0.03, weight_decay=0.1, **options)
+    optimizer = SparseAdamW(model, mask, lr=0.03, weight_decay=0.1)
     for scale in steps:
-        scaled_loss(model, scale).backward()
+        backward(scaled_loss(model, scale))
         optimizer.step()
     return optimizer
 
@@ -116,10 +120,10 @@ def optimizer(folder: Path) -> None:
     mine = [mean + (rank - (size - 1) / 2) for mean in means]
     for dtype in (torch.float32, torch.bfloat16):
         whole = Linear().to(dtype)
-        with one_process(lambda w=whole: trained(w, mask, means[:4])) as reference:
+        with one_process(partial(trained, whole, mask, means[:4])) as reference:
             halfway = whole_weights(whole)
             for scale in means[4:]:
-                scaled_loss(whole, scale).backward()
+                backward(scaled_loss(whole, scale))
                 reference.step()
         for mesh in meshes:
             model = shard(Linear().to(dtype), mesh=mesh)
@@ -135,7 +139,7 @@ def optimizer(folder: Path) -> None:
                 name = f"{size}-{str(dtype)[6:]}"
                 gallop.save_state(ours, folder / name, force=True)
                 for scale in mine[4:]:
-                    scaled_loss(model, scale).backward()
+                    backward(scaled_loss(model, scale))
                     ours.step()
                 assert same_weights(model, whole_weights(whole))
         # A slice is as good as the whole, and any number of ranks goes on with what another saved.
@@ -146,7 +150,7 @@ def optimizer(folder: Path) -> None:
                 gallop.load_state(ours, path)
                 assert same_weights(model, halfway)
                 for scale in mine[4:]:
-                    scaled_loss(model, scale).backward()
+                    backward(scaled_loss(model, scale))
                     ours.step()
             assert same_weights(model, whole_weights(whole)), path
 
@@ -159,7 +163,7 @@ def accumulation(folder: Path) -> None:
     whole = Linear()
     with one_process(lambda: SparseAdamW(whole, mask, max_grad_norm=0.5)) as reference:
         for mean in (6.0, 2.0):
-            scaled_loss(whole, torch.tensor([mean])).backward()
+            backward(scaled_loss(whole, torch.tensor([mean])))
             reference.step()
     expected = whole_weights(whole)
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
@@ -172,7 +176,7 @@ def accumulation(folder: Path) -> None:
                         if at_once:
                             model.set_requires_gradient_sync(bool(half))
                         offset = rank - (size - 1) / 2
-                        scaled_loss(model, torch.tensor([mean / 2 + offset])).backward()
+                        backward(scaled_loss(model, torch.tensor([mean / 2 + offset])))
                     ours.step()
                 assert ours.last_grad_norm == pytest.approx(reference.last_grad_norm, rel=1e-6)
                 norms = Peers().gather(ours.last_grad_norm)
@@ -199,7 +203,9 @@ def real_gradients(folder: Path) -> None:
         return
     targets = eligible_targets(whole, config)
     mean = mean_gradient(whole, targets, batches=batches, config=config, loss_fn=token_loss)
+    assert expected.report is not None
     threshold = expected.report.threshold
+    assert threshold is not None
     differing = 0
     for name in {*expected, *found}:
         none = np.empty(0, np.int64)
@@ -264,10 +270,10 @@ def refusals(folder: Path) -> None:
     rank, size = dist.get_rank(), dist.get_world_size()
     mask = one_process(lambda: gallop.select(Linear(), scales(1), GallopConfig(0.4), scaled_loss))
     # Made before the model is sharded.
-    model = Linear()
+    model: Any = Linear()
     early = SparseAdamW(model, mask, data_parallel=True)
     shard(model)
-    scaled_loss(model, torch.ones(1)).backward()
+    backward(scaled_loss(model, torch.ones(1)))
     with pytest.raises(OptimizerError, match="create the optimizer after"):
         early.step()
     # One rank has a batch less, or fails.
