@@ -113,10 +113,7 @@ def test_ranks_do_not_matter(
     def work(rank: int) -> None:
         ends = [[len(each) * r // number for r in range(number + 1)] for each in flat]
         shards = [each[e[rank] : e[rank + 1]] for each, e in zip(flat, ends, strict=True)]
-        places = {
-            str(n): lambda held, first=e[rank]: held + first  # type: ignore[misc]
-            for n, e in enumerate(ends)
-        }
+        places = {str(n): lambda held, first=e[rank]: held + first for n, e in enumerate(ends)}
         ranking = Ranking(k, exchange=ranks.exchange(rank), places=places)
         sources = named([[shard] for shard in shards])
         groups = [[each] for each in sources] if grouped else [sources]
