@@ -91,16 +91,16 @@ class MemoryPlan:
         """Return the plan as lines of plain text, for a terminal or a log."""
         if not self.groups:
             return ["selection memory: none, the selector needs no gradient"]
-        free = f"{_gib(self.host_free)} GiB of the host free ({self.host_source})"
+        free = f"host {_size(self.host_free)} free ({self.host_source})"
         if self.device != "cpu":
-            free = f"{_gib(self.device_free)} GiB of {self.device} ({self.device_source}), {free}"
-        asked = "" if self.requested == self.mode else f", {self.requested} was asked for"
-        found = [f"selection memory: {self.mode}{asked}; {free}"]
+            free = f"{self.device} {_size(self.device_free)} free ({self.device_source}), {free}"
+        how = "" if self.requested == self.mode else ", chosen automatically"
+        found = [f"selection memory: {self.mode}{how}; {free}"]
         for each in self.estimates:
-            on_device = "" if self.device == "cpu" else f"{_gib(each.device_bytes)} GiB device, "
+            on_device = "" if self.device == "cpu" else f"device {_size(each.device_bytes)}, "
             passes = f"{each.passes} pass{'' if each.passes == 1 else 'es'}"
             found.append(
-                f"  {each.mode:<9}{on_device}{_gib(each.host_bytes)} GiB host, {passes}"
+                f"  {each.mode:<9}{on_device}host {_size(each.host_bytes)}, {passes}"
                 f"{'' if each.fits else ', too large'}"
             )
         return found
@@ -294,5 +294,7 @@ def _agreed(sizes: Sequence[int], exchange: Exchange) -> list[int]:
     return [int(size) for size in exchange.largest(np.array(sizes, dtype=np.float64))]
 
 
-def _gib(size: int | None) -> str:
-    return "unknown" if size is None else f"{size / 2**30:.2f}"
+def _size(size: int | None) -> str:
+    if size is None:
+        return "unknown"
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 // 10 else f"{size / 2**20:.2f} MiB"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -80,10 +81,12 @@ class ScoredTensor:
         """
         for start, weight, scores in self._scores(zeros=zeros):
             self._require_scores(scores, start)
-            keys = scores.abs()  # -0.0 is 0.0
-            if self.selector.order == "smallest":
+            keys = scores.abs()  # -0.0 is 0.0; a copy, which may be written to
+            smallest = self.selector.order == "smallest"
+            if smallest:
                 keys = (_INFINITY_BITS - keys.view(torch.int32)).view(torch.float32)
-            yield self._barred(keys, weight, exclude_zeros=zeros == "exclude")
+            # Among the largest, a zero weight has its key of 0 by its score.
+            yield self._barred(keys, weight, exclude_zeros=smallest and zeros == "exclude")
 
     def magnitudes(
         self, of: Literal["gradient", "weight"], *, exclude_zeros: bool
@@ -126,15 +129,13 @@ class ScoredTensor:
                 gradient = torch.zeros(weight.numel(), device=device)
             else:
                 gradient = self.gradient[start : start + CHUNK].to(device, copy=True)
-            positions = np.arange(start, start + weight.numel())
-            flat = positions if self.shard is None else self.shard.flat(positions)
             chunk = Chunk(
                 name=self.name,
-                indices=torch.from_numpy(flat).to(device),
                 weight=weight.to(torch.float32, copy=True),
                 gradient=gradient,
                 eps=self.eps,
                 seed=self.seed,
+                find_indices=partial(self._indices, start, weight.numel()),
             )
             scores = self.selector.score(chunk)
             if not isinstance(scores, Tensor) or (scores.dtype, scores.shape) != (
@@ -150,6 +151,11 @@ class ScoredTensor:
             elif zeros == "saturate":
                 scores = torch.nan_to_num(scores, nan=0.0)
             yield start, weight, scores
+
+    def _indices(self, start: int, count: int) -> Tensor:
+        positions = np.arange(start, start + count)
+        flat = positions if self.shard is None else self.shard.flat(positions)
+        return torch.from_numpy(flat).to(self.weight.device)
 
     def _flat_index(self, position: int) -> int:
         return position if self.shard is None else int(self.shard.flat(np.array([position]))[0])

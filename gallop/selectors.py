@@ -25,20 +25,25 @@ class Chunk:
 
     Attributes:
         name: Name of the parameter.
-        indices: Their flat indices in the whole parameter, int64.
         weight: Their values, flat, float32.
         gradient: Their gradient statistic, flat, float32: what the selector was registered for.
             Zeros where no loss depends on the parameter, or the selector needs no gradient.
         eps: The configuration's.
         seed: The configuration's.
+        find_indices: Makes :attr:`indices`.
     """
 
     name: str
-    indices: Tensor
     weight: Tensor
     gradient: Tensor
     eps: float
     seed: int
+    find_indices: Callable[[], Tensor]
+
+    @property
+    def indices(self) -> Tensor:
+        """Their flat indices in the whole parameter, int64, made when asked for."""
+        return self.find_indices()
 
 
 ScoreFunction: TypeAlias = "Callable[[Chunk], Tensor]"

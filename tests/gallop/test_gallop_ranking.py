@@ -13,15 +13,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from test_gallop_topk import TENSORS, source_of
 
 from gallop.ranking import Ranking
 from gallop.sampling import CONFIDENCE, Sample, density_bounds, draw_sample
 from gallop.shards import Shard
-from gallop.topk import Exchange, ScoreSource, top_k
+from gallop.topk import Exchange, Place, ScoreSource, top_k
 from sparsedelta.boxes import Box
 
-FEW = settings(max_examples=40, deadline=None)  # histograms of 2**16 bins take their time
+FEW = settings(max_examples=25, deadline=None)  # histograms of 2**16 bins take their time
+
+
+def joined(tensors: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:
+    return [[value for chunk in chunks for value in chunk] for chunks in tensors]
 
 
 def named(tensors: Sequence[Any]) -> list[tuple[str, ScoreSource]]:
@@ -98,27 +103,38 @@ class Ranks:
         )
 
 
+TIED = st.lists(
+    st.lists(st.sampled_from([0.0, 1.0, 2.0]), min_size=2, max_size=9), min_size=2, max_size=3
+)
+
+
 @FEW
-@given(tensors=TENSORS, share=st.floats(0, 1), number=st.integers(2, 3), grouped=st.booleans())
+@given(
+    tensors=st.one_of(TENSORS.map(joined), TIED),
+    share=st.floats(0, 1),
+    number=st.integers(2, 3),
+    grouped=st.booleans(),
+    strided=st.booleans(),
+)
 def test_ranks_do_not_matter(
-    tensors: list[list[list[float]]], share: float, number: int, *, grouped: bool
+    tensors: list[list[float]], share: float, number: int, *, grouped: bool, strided: bool
 ) -> None:
-    """Law: shards on several ranks give the entries that one process chooses."""
-    flat = [[v for chunk in chunks for v in chunk] for chunks in tensors]
-    k = round(share * sum(map(len, flat)))
-    whole = top_k([source_of([each]) for each in flat], k)
+    """Law: shards on several ranks, of rows or of columns, give what one process chooses."""
+    k = round(share * sum(map(len, tensors)))
+    whole = top_k([source_of([each]) for each in tensors], k)
     ranks = Ranks(number)
     found: list[list[list[int]]] = [[] for _ in range(number)]
 
+    def held_by(rank: int, size: int) -> NDArray[np.int64]:
+        if strided:
+            return np.arange(rank, size, number)
+        return np.arange(size * rank // number, size * (rank + 1) // number)
+
     def work(rank: int) -> None:
-        ends = [[len(each) * r // number for r in range(number + 1)] for each in flat]
-        shards = [each[e[rank] : e[rank + 1]] for each, e in zip(flat, ends, strict=True)]
-        places = {
-            str(n): lambda held, first=e[rank]: held + first  # type: ignore[misc]
-            for n, e in enumerate(ends)
-        }
+        held = [held_by(rank, len(each)) for each in tensors]
+        places: dict[str, Place] = {str(n): each.__getitem__ for n, each in enumerate(held)}
         ranking = Ranking(k, exchange=ranks.exchange(rank), places=places)
-        sources = named([[shard] for shard in shards])
+        sources = named([[np.array(t)[h].tolist()] for t, h in zip(tensors, held, strict=True)])
         groups = [[each] for each in sources] if grouped else [sources]
         for each in groups:
             ranking.add(each, last=each is groups[-1])
@@ -126,8 +142,8 @@ def test_ranks_do_not_matter(
         assert result.count == whole.count
         assert (result.ties, result.ties_taken) == (whole.ties, whole.ties_taken)
         found[rank] = [
-            (indices + e[rank]).tolist()
-            for indices, e in zip(result.indices.values(), ends, strict=True)
+            each[chosen].tolist()
+            for each, chosen in zip(held, result.indices.values(), strict=True)
         ]
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(number)]
@@ -135,8 +151,30 @@ def test_ranks_do_not_matter(
         thread.start()
     for thread in threads:
         thread.join()
-    joined = [[i for each in found for i in each[n]] for n in range(len(flat))]
-    assert joined == [each.tolist() for each in whole.indices]
+    together = [sorted(i for each in found for i in each[n]) for n in range(len(tensors))]
+    assert together == [each.tolist() for each in whole.indices]
+
+
+def test_ties_that_were_kept_are_cut_in_the_order_of_the_whole() -> None:
+    """Two ranks hold the columns of a tensor that came first; a later one takes some places."""
+    ranks = Ranks(2)
+    found: list[list[int]] = [[], []]
+
+    def work(rank: int) -> None:
+        # Of [1 0 1 0 0 1 0 1], even and odd; positions among the kept are not those of the shard.
+        held = np.arange(rank, 8, 2)
+        keys = [[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]][rank]
+        ranking = Ranking(4, exchange=ranks.exchange(rank), places={"a": held.__getitem__})
+        ranking.add([("a", source_of([keys]))], last=False)
+        ranking.add([("b", source_of([[2.0]] if rank else []))], last=True)
+        found[rank] = held[ranking.result().indices["a"]].tolist()
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [[0, 2], [5]]
 
 
 @FEW
@@ -160,7 +198,7 @@ def test_a_sample_of_everything_is_exact(tensors: list[list[list[float]]], share
 
 def test_sampled_choice_is_what_lies_above_a_quantile_of_the_sample() -> None:
     generator = torch.Generator().manual_seed(0)
-    tensors = [torch.rand(size, generator=generator) for size in (30_000, 100, 70_000)]
+    tensors = [torch.rand(size, generator=generator) for size in (100, 30_000, 70_000)]
     drawn = draw_sample(
         [(str(n), len(t), None) for n, t in enumerate(tensors)], size=2_000, k=5_000, seed=4
     )

@@ -191,7 +191,7 @@ def test_a_plan_tells_needs_free_memory_and_choice(monkeypatch: pytest.MonkeyPat
     assert found.host_free == found.device_free
     assert found.host_free is not None
     assert [each.mode for each in found.estimates] == ["resident", "offload", "grouped"]
-    assert found.lines()[0].startswith("selection memory: resident, auto was asked for; ")
+    assert found.lines()[0].startswith("selection memory: resident, chosen automatically; host ")
     assert len(found.lines()) == 4
     # Half of what is free has to be enough.
     needed = found.estimates[0].host_bytes
