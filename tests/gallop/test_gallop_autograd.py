@@ -40,7 +40,7 @@ def llama_batches(count: int) -> list[dict[str, Tensor]]:
 
 
 class Experts(nn.Module):
-    """Three-dimensional expert tensors, a subclass of Linear, a conv and a norm, in one model."""
+    """Expert tensors in 3-D, a Linear used twice, a subclass, two that are tied, conv and norm."""
 
     class Scaled(nn.Linear):
         """A Linear with a forward of its own."""
@@ -52,6 +52,8 @@ class Experts(nn.Module):
         super().__init__()
         self.inner = nn.Linear(6, 6)
         self.scaled = self.Scaled(6, 6)
+        self.left, self.right = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.right.weight = self.left.weight
         self.experts = nn.Parameter(torch.linspace(-1, 1, 2 * 6 * 6).view(2, 6, 6))
         self.norm = nn.LayerNorm(6)
         self.mix = nn.Conv1d(6, 6, 3, padding=1)
@@ -59,6 +61,7 @@ class Experts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102  (nn.Module's)
         x = self.norm(x + self.inner(self.scaled(self.inner(x))))
         x = x + self.mix(x.transpose(1, 2)).transpose(1, 2)
+        x = self.right(functional.gelu(self.left(x)))
         return torch.einsum("btd,edh->bth", x, self.experts)
 
 
@@ -473,6 +476,30 @@ def test_values_beside_a_quantised_layer_train_as_if_it_were_dense(
     before = fresh[2].weight.detach().view(-1)[index]
     torch.testing.assert_close(before + added, plain[2].weight.detach().view(-1)[index])
     assert not torch.allclose(base_output, tuned["quantised"])
+
+
+@pytest.mark.parametrize("block", [1 << 20, 16])
+def test_what_is_added_has_the_gradients_of_a_dense_matrix(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: output, input gradient and value gradient are those of x @ (W + D).T."""
+    monkeypatch.setattr("gallop.added._BLOCK", block)
+    model, plain = quantised_pair()
+    layer, weight = model[2], plain[2].weight
+    mask = Mask({"2.weight": [0, 9, 10, 47]}, {"2.weight": (6, 8)})
+    index = torch.from_numpy(np.array(mask["2.weight"]))
+    with SparseValues(model, mask) as values:
+        (parameter,) = values.parameters()
+        with torch.no_grad():
+            parameter.copy_(torch.tensor([3.0, -2.0, 1.0, 5.0]))
+            weight.view(-1)[index] += parameter
+        x, twin = (torch.linspace(-1, 1, 40).view(5, 8).requires_grad_() for _ in range(2))
+        out, expected = layer(x), plain[2](twin)
+        torch.testing.assert_close(out, expected)
+        out.square().sum().backward()
+        expected.square().sum().backward()
+        torch.testing.assert_close(x.grad, twin.grad)
+        torch.testing.assert_close(parameter.grad, weight.grad.view(-1)[index])
 
 
 def test_a_quantised_mask_of_another_shape_is_refused_and_leaves_the_model_alone() -> None:
