@@ -6,7 +6,6 @@ import copy
 import gc
 import io
 import json
-import logging
 import weakref
 from collections.abc import Callable
 from itertools import product
@@ -15,66 +14,29 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from engine_models import (
+    Loss,
+    assert_same_weights,
+    experts,
+    llama_batches,
+    square_loss,
+    train_by_hooks,
+    vectors,
+)
 from reachable import held_bytes
 from tiny_llama import tiny_llama
 from tiny_models import clone, same_bits, tiny_model, token_batches, token_loss, weights_of
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from gallop import GallopConfig, Mask, SparseAdamW, SparseValues, select
-from gallop.errors import ConfigError, MaskError, OptimizerError, ParameterError
+from gallop.errors import ConfigError, OptimizerError, ParameterError
 from gallop.gradients import model_loss
 from gallop.recipe import recipe_metadata
 from gallop.visibility import Moves
 
-Loss = Callable[[nn.Module, Any], Tensor]
 BATCHES = token_batches(8)
 CLIPS = (None, 0.05)  # the second one binds in every step
-
-
-def llama_batches(count: int) -> list[dict[str, Tensor]]:
-    generator = torch.Generator().manual_seed(3)
-    ids = [torch.randint(3, 24, (2, 6), generator=generator) for _ in range(count)]
-    return [{"input_ids": each, "labels": each} for each in ids]
-
-
-class Experts(nn.Module):
-    """Three-dimensional expert tensors, a subclass of Linear, a conv and a norm, in one model."""
-
-    class Scaled(nn.Linear):
-        """A Linear with a forward of its own."""
-
-        def forward(self, x: Tensor) -> Tensor:  # noqa: D102  (nn.Module's)
-            return 2 * super().forward(x)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = nn.Linear(6, 6)
-        self.scaled = self.Scaled(6, 6)
-        self.experts = nn.Parameter(torch.linspace(-1, 1, 2 * 6 * 6).view(2, 6, 6))
-        self.norm = nn.LayerNorm(6)
-        self.mix = nn.Conv1d(6, 6, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102  (nn.Module's)
-        x = self.norm(x + self.inner(self.scaled(self.inner(x))))
-        x = x + self.mix(x.transpose(1, 2)).transpose(1, 2)
-        return torch.einsum("btd,edh->bth", x, self.experts)
-
-
-def experts() -> Experts:
-    with torch.random.fork_rng():
-        torch.manual_seed(4)
-        return Experts()
-
-
-def square_loss(model: nn.Module, batch: Tensor) -> Tensor:
-    return model(batch).float().square().mean()  # type: ignore[no-any-return]
-
-
-def vectors(count: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(5)
-    return [torch.randn(2, 5, 6, generator=generator) for _ in range(count)]
 
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], list[Any]], Loss]] = {
@@ -83,28 +45,6 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], list[Any]], Los
     "untied-llama": (lambda: tiny_llama(tied=False), llama_batches, model_loss),
     "experts": (experts, vectors, square_loss),
 }
-
-
-def train_by_hooks(
-    model: nn.Module,
-    mask: Mask,
-    batches: list[Any],
-    loss: Loss,
-    *,
-    accumulate: int,
-    **settings: Any,  # noqa: ANN401
-) -> None:
-    with SparseAdamW(model, mask, **settings) as optimizer:
-        for start in range(0, len(batches), accumulate):
-            for batch in batches[start : start + accumulate]:
-                loss(model, batch).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-
-
-def assert_same_weights(model: nn.Module, expected: nn.Module) -> None:
-    right = weights_of(expected)
-    for name, value in weights_of(model).items():
-        assert same_bits(value, right[name]), name
 
 
 @pytest.mark.parametrize(("name", "accumulate", "clip"), list(product(MODELS, (1, 4), CLIPS)))
@@ -393,140 +333,9 @@ def test_memory_is_per_chosen_entry_and_no_weight_gradient_is_left() -> None:
     assert held == (4 + 2 + 4 + 4 + 8) * mask.nnz + 4 * len(mask) <= 25 * mask.nnz
 
 
-class FourBitLinear(nn.Module):
-    """A Linear of 16 levels per weight, dequantised in forward: no gradient for the weight."""
-
-    def __init__(self, source: nn.Linear) -> None:
-        super().__init__()
-        self.in_features, self.out_features = source.in_features, source.out_features
-        self.scale = float(source.weight.detach().abs().max()) / 7
-        levels = (source.weight.detach() / self.scale).round().clamp(-8, 7) + 8
-        packed = levels.to(torch.uint8).view(-1)
-        self.weight = nn.Parameter(packed[::2] * 16 + packed[1::2], requires_grad=False)
-
-    def dequantised(self) -> Tensor:
-        """The weight as a float32 matrix."""
-        levels = torch.stack([self.weight // 16, self.weight % 16], dim=1).view(-1)
-        dense = (levels.float() - 8) * self.scale
-        return dense.view(self.out_features, self.in_features)
-
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102  (nn.Module's)
-        return functional.linear(x, self.dequantised().to(x.dtype))
-
-
-def quantised_pair() -> tuple[Any, Any]:
-    """A model with a four-bit layer, and the same with the dequantised weights."""
-    with torch.random.fork_rng():
-        torch.manual_seed(6)
-        model: Any = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 6, bias=False))
-    plain = clone(model)
-    quantised = FourBitLinear(model[2])
-    model[2] = quantised
-    with torch.no_grad():
-        plain[2].weight.copy_(quantised.dequantised())
-    return model, plain
-
-
-QUANTISED_MASK = Mask(
-    {"0.weight": [1, 7, 30], "2.weight": [0, 9, 10, 47]}, {"0.weight": (8, 6), "2.weight": (6, 8)}
-)
-
-
-def test_a_quantised_layer_is_refused_by_the_hook_engine() -> None:
-    model, _ = quantised_pair()
-    with pytest.raises(ParameterError, match=r"2\.weight: expected floating-point") as caught:
-        SparseAdamW(model, QUANTISED_MASK)
-    assert "uint8 weights in a FourBitLinear" in str(caught.value)
-    assert "SparseValues" in str(caught.value.hint)
-    assert model[0].weight.requires_grad
-
-
-@pytest.mark.parametrize("block", [1 << 20, 16])
-def test_values_beside_a_quantised_layer_train_as_if_it_were_dense(
-    block: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gallop.added._BLOCK", block)
-    model, plain = quantised_pair()
-    packed = model[2].weight.detach().clone()
-    batches = [each[0] for each in vectors(4)]
-    tuned = {}
-    for which, each in (("quantised", model), ("plain", plain)):
-        with SparseValues(each, QUANTISED_MASK) as values:
-            optimizer = values.optimizer(torch.optim.SGD, lr=0.1)
-            for batch in batches:
-                each(batch).square().mean().backward()
-                optimizer.step()
-                optimizer.zero_grad()
-            tuned[which] = each(batches[0]).detach()
-            state = values.state_dict()["2.weight"]
-            seen = values.visibility()
-            held = dict(values.named_parameters())["2.weight"].detach()
-        if which == "quantised":
-            assert seen.total.moved == seen.total.visible == QUANTISED_MASK.nnz
-            added = held
-            assert set(state) == {"index", "base", "value"}
-            base_output = each(batches[0]).detach()
-    assert same_bits(model[2].weight.detach(), packed)
-    torch.testing.assert_close(tuned["quantised"], tuned["plain"])
-    _, fresh = quantised_pair()
-    index = torch.from_numpy(np.array(QUANTISED_MASK["2.weight"]))
-    before = fresh[2].weight.detach().view(-1)[index]
-    torch.testing.assert_close(before + added, plain[2].weight.detach().view(-1)[index])
-    assert not torch.allclose(base_output, tuned["quantised"])
-
-
-def test_a_quantised_mask_of_another_shape_is_refused_and_leaves_the_model_alone() -> None:
-    model, _ = quantised_pair()
-    mask = Mask({"0.weight": [1], "2.weight": [0]}, {"0.weight": (8, 6), "2.weight": (24,)})
-    with pytest.raises(MaskError, match=r"expected the dequantised shape \(6, 8\)"):
-        SparseValues(model, mask)
-    assert "forward" not in vars(model[0])
-    assert model[0].weight.requires_grad
-
-
 def test_empty_masks_are_refused() -> None:
     with pytest.raises(OptimizerError, match="at least one chosen entry"):
         SparseValues(tiny_model(), Mask({}, {}))
-
-
-def blocks() -> nn.Sequential:
-    with torch.random.fork_rng():
-        torch.manual_seed(7)
-        return nn.Sequential(*(nn.Sequential(nn.Linear(6, 6), nn.GELU()) for _ in range(2)))
-
-
-def test_compiled_blocks_train_under_the_names_of_the_checkpoint() -> None:
-    """Law: compiled one by one, blocks give the weights of the plain model (backend eager)."""
-    model, twin = blocks(), blocks()
-    batches = vectors(3)
-    for index in range(2):  # one way of compiling a block changes names, the other does not
-        model[index] = torch.compile(model[index], backend="eager")  # type: ignore[assignment]
-    assert "0._orig_mod.0.weight" in dict(model.named_parameters())
-    mask = select(model, batches, GallopConfig(0.3), square_loss)
-    assert set(mask) <= {name for name, _ in twin.named_parameters()}
-    train_by_hooks(twin, mask, batches, square_loss, accumulate=1, lr=3e-3)
-    with SparseValues(model, mask) as values:
-        optimizer = values.optimizer(torch.optim.AdamW, lr=3e-3, weight_decay=0.0, foreach=False)
-        for batch in batches:
-            square_loss(model, batch).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            optimizer.zero_grad()
-    for parameter, expected in zip(model.parameters(), twin.parameters(), strict=True):
-        assert same_bits(parameter.detach(), expected.detach())
-
-
-def test_models_compiled_whole_warn_once(caplog: pytest.LogCaptureFixture) -> None:
-    mask = Mask({"0.0.weight": [1]}, {"0.0.weight": (6, 6)})
-    by_block, wrapped, in_place = blocks(), torch.compile(blocks(), backend="eager"), blocks()
-    by_block[0].compile(backend="eager")
-    in_place.compile(backend="eager")
-    with caplog.at_level(logging.WARNING, "gallop"):
-        for model in (by_block, wrapped, wrapped, in_place, in_place):
-            for engine in (SparseAdamW, SparseValues):
-                engine(model, mask).close()  # type: ignore[arg-type]
-    said = [record for record in caplog.records if record.name == "gallop"]
-    assert [record.levelname for record in said] == ["WARNING", "WARNING"]
-    assert "dense gradients of all" in said[0].getMessage()
 
 
 def test_weights_that_were_frozen_before_are_trained_and_frozen_again() -> None:
