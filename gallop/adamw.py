@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from gallop.pieces import CHUNK
 from gallop.state import Entries
 
 __all__ = ["adamw_update"]
 
-_CHUNK = 1 << 16
+_CHUNK = CHUNK
 """Entries updated at a time, so that the denominator is a small transient; elementwise all the
 same."""
 

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Literal, NoReturn, Self, get_args, overload
+from typing import Any, NoReturn, Self, overload
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gallop.adamw import adamw_update
-from gallop.errors import ConfigError, OptimizerError
+from gallop.collectives import DataParallel, find_peers
+from gallop.compiled import warn_if_compiled_whole
+from gallop.errors import OptimizerError
+from gallop.frozen_bases import require_written
+from gallop.groups import GroupSpec, group_names
+from gallop.hyperparameters import WeightDecayMode, check_hyperparameters, check_settings
+from gallop.kinds import parameter_kinds
 from gallop.mask import Mask
+from gallop.parallelism import Parallelism, require_same_start, require_taken, share_out
 from gallop.state import Entries, check_state, gather_entries
-from gallop.taps import GradientTap
-from gallop.targets import Target
+from gallop.taps import GradientTap, require_untapped
+from gallop.targets import require_unwrapped
+from gallop.visibility import TrainedEntries, Visibility, measure_visibility
 
 __all__ = ["SparseAdamW", "WeightDecayMode", "check_hyperparameters"]
-
-WeightDecayMode = Literal["weight", "delta"]
 
 
 class SparseAdamW(Optimizer):
@@ -53,15 +60,27 @@ class SparseAdamW(Optimizer):
             decays them to their base value.
         max_grad_norm: Clip the gradient of the chosen entries to this 2-norm: the norm of the
             per-tensor norms, in tensor order, as ``clip_grad_norm_`` does. None does not clip.
+            All groups are clipped together.
+        param_groups: Tensors with settings of their own: mappings of ``params`` (glob patterns of
+            names, or parameters of the model) and any of ``lr``, ``betas``, ``eps``,
+            ``weight_decay`` and ``weight_decay_mode``. A tensor goes to the first that matches it
+            (:func:`gallop.groups.group_names`); the rest has the settings above.
+        data_parallel: Whether processes that each hold the whole model average the gradients of
+            the chosen entries in :meth:`step`: all of them (True), those of a process group, or
+            none (False). None is an error where there are several. Sharded parameters
+            (``fully_shard``) come with averaged gradients, and need no answer.
 
     Attributes:
+        entries: What this process trains of each tensor of the mask, in the order of the model.
+        peers: The processes that hold the model with this one; None if there are none.
         last_grad_norm: 2-norm of the last step's gradient before clipping; None before a step.
 
     Raises:
-        ConfigError: A hyper-parameter is out of range.
+        ConfigError: A hyper-parameter is out of range, or a parameter group matches nothing.
         MaskError: The mask does not fit the model.
         OptimizerError: The mask is empty, or a parameter of it does not require a gradient.
-        ParameterError: A parameter is of an unsupported kind, or another SparseAdamW is open.
+        ParameterError: A parameter is of an unsupported kind (quantised, for one), or another
+            SparseAdamW is open.
     """
 
     # GradScaler then leaves unscaling to step(), which can refuse with a reason; otherwise it
@@ -79,18 +98,28 @@ class SparseAdamW(Optimizer):
         weight_decay: float = 0.0,
         weight_decay_mode: WeightDecayMode = "weight",
         max_grad_norm: float | None = None,
+        param_groups: Sequence[GroupSpec] = (),
+        data_parallel: DataParallel = None,
     ) -> None:
-        check_hyperparameters(
-            lr,
-            betas,
-            eps=eps,
-            weight_decay=weight_decay,
-            weight_decay_mode=weight_decay_mode,
-            max_grad_norm=max_grad_norm,
-        )
-        targets = [Target(name, p) for name, p in mask.resolve(model).items()]
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "weight_decay_mode": weight_decay_mode,
+            "max_grad_norm": max_grad_norm,
+        }
+        check_hyperparameters(**defaults)  # type: ignore[arg-type]
+        require_unwrapped(model)
+        warn_if_compiled_whole(model)
+        require_written(model, mask)
+        kinds = parameter_kinds(model)
+        peers = find_peers(model, data_parallel)
+        chosen = share_out(model, mask, peers)
+        targets = [target for target, _ in chosen]
         if not targets:
             raise OptimizerError("mask: expected at least one chosen entry, found none")
+        require_untapped(targets)  # before what an open one has frozen is taken for the caller's
         for target in targets:
             if not target.parameter.requires_grad:
                 raise OptimizerError(
@@ -98,27 +127,36 @@ class SparseAdamW(Optimizer):
                     "the mask, found False",
                     hint="call requires_grad_(True) on it before creating the optimizer",
                 )
-        entries = [gather_entries(target, mask[target.name]) for target in targets]
+        held = {target.name: target.parameter for target in targets}
+        own_settings = set(defaults) - {"max_grad_norm"}
+        groups = group_names(model, held, param_groups, settings=own_settings)
+        for _, settings in groups:
+            check_hyperparameters(**(defaults | settings))  # type: ignore[arg-type]
+        if peers is not None and data_parallel not in (None, False):
+            require_same_start(model, mask, peers)
+        entries = [gather_entries(target, positions) for target, positions in chosen]
         for parameter in model.parameters():
             parameter.grad = None  # a gradient from before is no part of the first step
         self._tap = GradientTap(
             model,
             {target: each.receive for target, each in zip(targets, entries, strict=True)},
         )
-        self._entries = entries
+        self.entries = entries
+        self._model = weakref.ref(model)
+        self._parallel = peers and Parallelism(peers, entries, data_parallel=data_parallel)
+        self.peers = peers
+        self._kinds = {target.name: kinds[id(target.parameter)] for target in targets}
         self._closed = False
         self.last_grad_norm: float | None = None
+        self._sealed = False
         super().__init__(
-            [(target.name, target.parameter) for target in targets],
-            {
-                "lr": lr,
-                "betas": betas,
-                "eps": eps,
-                "weight_decay": weight_decay,
-                "weight_decay_mode": weight_decay_mode,
-                "max_grad_norm": max_grad_norm,
-            },
+            [
+                {"params": [held[name] for name in names], "param_names": names, **settings}
+                for names, settings in groups
+            ],
+            defaults,
         )
+        self._sealed = True
         for each in entries:
             self.state[each.parameter] = each.state
 
@@ -148,7 +186,8 @@ class SparseAdamW(Optimizer):
         if hasattr(self, "grad_scale"):
             raise OptimizerError(
                 "GradScaler: expected unscaled gradients, found a scaler driving the step",
-                hint="train in bfloat16, or in float32 masters without a scaler",
+                hint="train in bfloat16, without a scaler, or use gallop.SparseValues, whose "
+                "float32 gradients a scaler can see",
             )
         if self._closed:
             raise OptimizerError(
@@ -163,28 +202,53 @@ class SparseAdamW(Optimizer):
             self._apply()
         return loss
 
+    @torch.no_grad()
+    def gradient_norm(self) -> Tensor:
+        """Return the norm that the next step would clip: of what was gathered since the last one.
+
+        Returns:
+            2-norm over the chosen entries, a float32 scalar; 0 if nothing was gathered.
+        """
+        norms = self._norms([each for each in self.entries if each.gathered])
+        return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+
     def _apply(self) -> None:
-        ready = [each for each in self._entries if each.gathered]
+        require_taken(self._model(), self.entries)
+        ready = self._gathered()
         if not ready:
             return
-        group = self.param_groups[0]
+        limit = self.param_groups[0]["max_grad_norm"]
         norm = self._checked_norm(ready)
-        if group["max_grad_norm"] is not None:
+        if limit is not None:
             # Always multiplied, by 1.0 where the norm is within bounds: that is exact, and does
             # without a branch on a device value.
-            factor = torch.clamp(group["max_grad_norm"] / (norm + 1e-6), max=1.0)
+            factor = torch.clamp(limit / (norm + 1e-6), max=1.0)
             for each in ready:
                 each.gradient.mul_(factor.to(each.gradient.device))
+        groups = {name: group for group in self.param_groups for name in group["param_names"]}
         for each in ready:
-            adamw_update(each, group)
+            adamw_update(each, groups[each.name])
             each.write_back()
             each.forget_gradient()
         self.last_grad_norm = float(norm)
 
+    def _gathered(self) -> list[Entries]:
+        if self._parallel:
+            self._parallel.average()
+        return [each for each in self.entries if each.gathered]
+
+    def _norm(self, ready: list[Entries], norms: list[Tensor]) -> Tensor:
+        whole = self._parallel.norm(ready, norms) if self._parallel else None
+        return torch.linalg.vector_norm(torch.stack(norms)) if whole is None else whole
+
+    def _norms(self, ready: list[Entries]) -> list[Tensor]:
+        return [
+            torch.linalg.vector_norm(each.gradient).to(ready[0].gradient.device) for each in ready
+        ]
+
     def _checked_norm(self, ready: list[Entries]) -> Tensor:
-        first = ready[0].gradient.device
-        norms = [torch.linalg.vector_norm(each.gradient).to(first) for each in ready]
-        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        norms = self._norms(ready)
+        norm = self._norm(ready, norms)
         if not bool(torch.isfinite(norm)):
             found = next(
                 (
@@ -208,7 +272,7 @@ class SparseAdamW(Optimizer):
         Args:
             set_to_none: Passed on to torch, for gradients that a closed optimizer left alone.
         """
-        for each in self._entries:
+        for each in self.entries:
             each.forget_gradient()
         super().zero_grad(set_to_none)
 
@@ -216,15 +280,17 @@ class SparseAdamW(Optimizer):
         """Refuse: what is trained is what the mask holds.
 
         Args:
-            param_group: As in torch; only the constructor's own call is accepted.
+            param_group: As in torch; only the constructor's own calls are accepted.
 
         Raises:
-            OptimizerError: The optimizer already has its group.
+            OptimizerError: The optimizer already has its groups.
         """
-        if self.param_groups:
+        if self._sealed:
             raise OptimizerError(
-                "add_param_group: expected the one group made from the mask, found a second one",
-                hint="build a mask that holds all parameters to train",
+                "add_param_group: expected the groups made from the mask, found a second one "
+                "besides them",
+                hint="build a mask that holds all parameters to train, and name groups of it in "
+                "param_groups",
             )
         super().add_param_group(param_group)
 
@@ -242,16 +308,42 @@ class SparseAdamW(Optimizer):
             OptimizerError: The state is of another mask or model, or malformed; nothing has been
                 changed then.
         """
-        states, settings = check_state(self._entries, state_dict)
-        _check_settings(settings)
-        for each, state in zip(self._entries, states, strict=True):
+        names = [group["param_names"] for group in self.param_groups]
+        states, saved = check_state(self.entries, names, state_dict)
+        for settings in saved:
+            check_settings(settings)
+        for each, state in zip(self.entries, states, strict=True):
             each.load(state)
             each.forget_gradient()
-            self.state[each.parameter] = each.state
             with torch.no_grad():
                 each.write_back()
-        params = self.param_groups[0]["params"]
-        self.param_groups[0].update(settings | {"params": params})
+        for group, settings in zip(self.param_groups, saved, strict=True):
+            group.update(settings)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors that are held besides the weights: 24 per entry in float32.
+
+        The index shares its memory with the mask on CPU.
+        """
+        return sum(each.nbytes for each in self.entries)
+
+    def visibility(self) -> Visibility:
+        """Count the entries whose master moved, and those of them whose weight shows it.
+
+        Returns:
+            The counts, in all, per dtype and per kind of parameter; of a closed optimizer, too.
+        """
+        return measure_visibility(
+            TrainedEntries(
+                self._kinds[each.name],
+                each.target.weight,
+                each.state["index"],
+                each.state["base"],
+                each.state["master"],
+            )
+            for each in self.entries
+        )
 
     def __deepcopy__(self, memo: object) -> NoReturn:
         raise OptimizerError(
@@ -281,46 +373,3 @@ class SparseAdamW(Optimizer):
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _check_settings(settings: Mapping[str, Any]) -> None:
-    names = ("lr", "betas", "eps", "weight_decay", "weight_decay_mode", "max_grad_norm")
-    try:
-        check_hyperparameters(**{name: settings[name] for name in names})
-    except (ConfigError, TypeError) as error:
-        raise OptimizerError(f"optimizer state: expected valid settings, found {error}") from error
-
-
-def check_hyperparameters(
-    lr: float,
-    betas: tuple[float, float],
-    *,
-    eps: float,
-    weight_decay: float,
-    weight_decay_mode: str,
-    max_grad_norm: float | None,
-) -> None:
-    """Check the settings of :class:`SparseAdamW`, which see.
-
-    Args:
-        lr: Learning rate.
-        betas: Decay rates of the moments.
-        eps: Added to the root of the second moment.
-        weight_decay: Decay per unit of learning rate.
-        weight_decay_mode: ``"weight"`` or ``"delta"``.
-        max_grad_norm: Norm to clip to, or None.
-
-    Raises:
-        ConfigError: One is out of range; the message names it.
-    """
-    for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
-        if not 0 <= value < float("inf"):
-            raise ConfigError(f"{name}: expected a finite number >= 0, found {value!r}")
-    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):  # noqa: PLR2004  (two moments)
-        raise ConfigError(f"betas: expected two numbers in [0, 1), found {betas!r}")
-    if weight_decay_mode not in get_args(WeightDecayMode):
-        raise ConfigError(
-            f"weight_decay_mode: expected weight or delta, found {weight_decay_mode!r}"
-        )
-    if max_grad_norm is not None and not max_grad_norm > 0:
-        raise ConfigError(f"max_grad_norm: expected a number > 0 or None, found {max_grad_norm!r}")

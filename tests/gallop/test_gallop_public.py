@@ -14,8 +14,14 @@ PUBLIC = [
     "Mask",
     "SelectionReport",
     "SparseAdamW",
+    "SparseValues",
+    "attach",
     "export",
+    "gather_mask",
+    "load_state",
+    "save_state",
     "select",
+    "selector",
 ]
 
 

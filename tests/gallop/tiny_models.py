@@ -59,6 +59,11 @@ def token_loss(model: nn.Module, batch: TokenBatch) -> Tensor:
     return functional.cross_entropy(model(ids).float().flatten(0, 1), targets.flatten())
 
 
+def backward(loss: Tensor) -> None:
+    """Run backward, which torch leaves untyped."""
+    loss.backward()  # type: ignore[no-untyped-call]
+
+
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
     """Copy the state of a model."""
     return {name: value.detach().clone() for name, value in model.state_dict().items()}

