@@ -360,10 +360,15 @@ def test_backward_keeps_input_and_weight_and_nothing_is_cloned() -> None:
     model = nn.Sequential(nn.Linear(30, 40, bias=False), nn.Linear(40, 30, bias=False))
     mask = Mask({"0.weight": [1, 5], "1.weight": [0]}, {"0.weight": (40, 30), "1.weight": (30, 40)})
     saved: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
     with SparseValues(model, mask):
         x = torch.ones(4, 30)
         with torch.autograd.graph.saved_tensors_hooks(
-            lambda tensor: saved.append(tensor) or tensor,  # type: ignore[func-returns-value]
+            keep,
             lambda tensor: tensor,
         ):
             out = model(x).sum()
@@ -391,7 +396,7 @@ def test_gradients_of_weights_are_dropped_one_by_one() -> None:
             ]
             alive.append(len(dense))
 
-        with engine(model, mask):  # type: ignore[operator]
+        with engine(model, mask):
             before = len(alive)
             for module in model:
                 module.register_full_backward_hook(count)
@@ -411,7 +416,7 @@ def test_visibility_tells_masters_from_weights_and_travels_in_the_recipe() -> No
     for engine in ("hook", "autograd"):
         each = clone(model)
         trainer = SparseAdamW(each, mask) if engine == "hook" else SparseValues(each, mask)
-        state = trainer.state_dict()
+        state: Any = trainer.state_dict()
         saved = copy.deepcopy(state)
         entry = saved["state"][0] if engine == "hook" else saved["0.weight"]
         entry["master" if engine == "hook" else "value"].add_(torch.tensor([0.5, 1e-4, 0.0]))
