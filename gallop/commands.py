@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,21 @@ from torch import nn
 from gallop.config import GallopConfig
 from gallop.data import Sample, encode_examples, read_examples
 from gallop.exporting import check_base, export
+from gallop.interrupts import stop_requests
 from gallop.loading import LoadedModel, load_model
 from gallop.mask import Mask
 from gallop.progress import open_progress
 from gallop.recipe import recipe_metadata
 from gallop.report import SelectionReport
+from gallop.run_folder import RunFolder
+from gallop.saving import Saving
+from gallop.settings import keyword_arguments
+from gallop.step_log import open_logs
 from gallop.targets import eligible_targets
-from gallop.train import TrainConfig, choose_mask, finetune, settings
+from gallop.train import choose_mask, finetune
+from gallop.train_config import TrainConfig, settings
+from sparsedelta.errors import OutputError
+from sparsedelta.operations.identity import fingerprint
 from sparsedelta.outputs import check_output, staged
 
 __all__ = ["run_select", "run_train"]
@@ -44,7 +54,7 @@ def run_select(
     """
     out = Path(options["out"])
     check_output(out, force=options["force"], inputs=_inputs(source, data))
-    training = _training(options, steps=1)
+    training = replace(_training(options), steps=1)
     loaded, samples, skipped = _load(source, data, options)
     document: dict[str, Any] = {"mask": str(out), "skipped_examples": skipped}
     if options["dry_run"]:
@@ -71,41 +81,37 @@ def run_train(
         source: Model folder or Hub repository: the base of the delta.
         data: Data file.
         config: How to choose the mask; None to read it from ``options["mask"]``.
-        options: Of the command line.
+        options: Every setting by name, and the flags of the command line.
 
     Returns:
         What was done, JSON-ready.
 
     Raises:
         SparseDeltaError: Anything that goes wrong.
+        KeyboardInterrupt: The training was interrupted; notes say how to go on.
     """
     out = Path(options["out"])
     saved = Path(options["save_model"]) if options["save_model"] else None
-    inputs = _inputs(source, data, options["mask"])
-    check_output(out, force=options["force"], inputs=inputs)
-    if saved:
-        # The delta is an input of the check: neither output may lie in the other's place.
-        check_output(saved, force=options["force"], inputs=(*inputs, out), directory=True)
-    training = _training(
-        options,
-        steps=options["steps"] or 1,
-        lr=options["lr"],
-        warmup=options["warmup"],
-        accumulate=options["accumulate"],
-        weight_decay=options["weight_decay"],
-        weight_decay_mode=options["weight_decay_mode"],
-        max_grad_norm=options["max_grad_norm"] or None,
-    )
+    run = RunFolder(options["resume"] or options["run"] or f"{out}.run")
+    _check_outputs(out, saved, run, inputs=_inputs(source, data, options["mask"]), options=options)
+    training = _training(options)
     mask = None if config else Mask.load(options["mask"])
     loaded, samples, skipped = _load(source, data, options)
     if options["steps"] is None:
         training = replace(training, steps=math.ceil(len(samples) / _samples_per_step(training)))
     base = _base_path(source)
+    if options["resume"]:
+        mask = run.mask()
     # Before hours of training, not after.
     check_base(loaded.model, mask or Mask({}, {}), base=base)
     document: dict[str, Any] = {"delta": str(out), "skipped_examples": skipped}
     if options["dry_run"]:
         return document | _plan(loaded.model, config, training=training, samples=samples)
+    inputs = _digests(loaded, samples, base=base, data=data)
+    start = None
+    if options["resume"]:
+        run.check_inputs(inputs)
+        start = run.load()
     with open_progress(quiet=options["quiet"]) as progress:
         if mask is None and config is not None:
             mask = choose_mask(
@@ -117,14 +123,33 @@ def run_train(
                 progress=progress,
             )
             check_base(loaded.model, mask, base=base)
-        result = finetune(
-            loaded.model,
-            samples,
-            training=training,
-            mask=mask,
-            pad_id=loaded.pad_id,
-            progress=progress,
-        )
+        with (
+            _how_to_go_on(run),
+            stop_requests("finishing this step, then saving; again to stop at once") as stop,
+            open_logs(
+                options["log"],
+                tensorboard=options["tensorboard"],
+                after=start.step if start else 0,
+            ) as logs,
+        ):
+            result = finetune(
+                loaded.model,
+                samples,
+                training=training,
+                mask=mask,
+                pad_id=loaded.pad_id,
+                progress=progress,
+                logs=logs,
+                saving=Saving(
+                    run,
+                    settings={**options, "steps": training.steps},
+                    inputs=inputs,
+                    every=options["save_every"],
+                    stop=stop,
+                    goes_on=bool(options["resume"]),
+                ),
+                start=start,
+            )
     written = export(
         loaded.model,
         result.mask,
@@ -151,17 +176,77 @@ def run_train(
     if saved:
         _save_model(loaded, saved, force=options["force"])
         document["model"] = str(saved)
+    if options["run"] is None:
+        run.remove()  # nobody asked for it by name, and it has served its purpose
     return document
 
 
-def _training(options: Mapping[str, Any], *, steps: int, **more: Any) -> TrainConfig:  # noqa: ANN401
+def _check_outputs(
+    out: Path,
+    saved: Path | None,
+    run: RunFolder,
+    *,
+    inputs: tuple[Path, ...],
+    options: Mapping[str, Any],
+) -> None:
+    force = options["force"]
+    check_output(out, force=force, inputs=inputs)
+    if saved:
+        # The delta is an input of the check: neither output may lie in the other's place.
+        check_output(saved, force=force, inputs=(*inputs, out), directory=True)
+    for log in options["log"]:
+        check_output(Path(log), force=force or bool(options["resume"]), inputs=(*inputs, out))
+    if options["resume"]:
+        return
+    if not run.path.exists():
+        check_output(run.path, force=False, inputs=(*inputs, out), directory=True)
+    elif not run.holds_run:
+        raise OutputError(
+            f"the folder of the run {run.path} exists, and holds something else",
+            hint="name another with --run",
+        )
+    elif not force:
+        raise OutputError(
+            f"the folder of the run {run.path} exists",
+            hint=f"{run.command} goes on with it; --force begins anew",
+        )
+
+
+def _digests(
+    loaded: LoadedModel, samples: list[Sample], *, base: Path, data: str
+) -> dict[str, str]:
+    # What a result depends on besides the settings, by what messages call it.
+    encoded = hashlib.sha256()
+    for sample in samples:
+        encoded.update(repr((sample.ids, sample.labels)).encode())
+    architecture = loaded.model.config.to_json_string()  # type: ignore[operator, union-attr]
+    return {
+        f"data {data}": hashlib.sha256(Path(data).read_bytes()).hexdigest(),
+        "tokenizer": encoded.hexdigest(),
+        "weights of the base": fingerprint(base).fingerprint,
+        "architecture of the base": hashlib.sha256(str(architecture).encode()).hexdigest(),
+    }
+
+
+@contextmanager
+def _how_to_go_on(run: RunFolder) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        step = run.last_step
+        if step is not None:
+            interrupt.add_note(f"saved after step {step}; go on with: {run.command}")
+        raise
+
+
+def _training(options: Mapping[str, Any]) -> TrainConfig:
+    values = keyword_arguments("TrainConfig", options)
     return TrainConfig(
-        steps=steps,
-        batch_size=options["batch_size"],
-        max_length=options["max_length"],
-        selection_samples=options["selection_samples"],
-        seed=options["seed"],
-        **more,
+        **{
+            **values,
+            "steps": values["steps"] or 1,
+            "max_grad_norm": values["max_grad_norm"] or None,
+        }
     )
 
 
