@@ -179,7 +179,9 @@ def train(**options: Any) -> None:  # noqa: ANN401
         values = RunFolder(options["resume"]).settings(given)
     else:
         values = {**defaults(), **given}
-        if values["mask"] and "density" in given:
+        # A printed configuration has every key: the default beside a mask says nothing.
+        asked = options["density"] is not None or values["density"] != defaults()["density"]
+        if values["mask"] and asked:
             raise click.UsageError(
                 "give either --density, to choose a mask, or --mask, to train one"
             )
@@ -223,7 +225,7 @@ def estimate(**options: Any) -> None:  # noqa: ANN401
     """
     values = {**defaults(), **_given("estimate", options)}
     resolved = _resolved(values, options, needs=("model",))
-    from gallop.measuring import run_estimate  # noqa: PLC0415
+    from gallop.estimating import run_estimate  # noqa: PLC0415
 
     _print(run_estimate(_config(resolved), resolved, probe=options["probe"]), resolved)
 

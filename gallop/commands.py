@@ -16,7 +16,7 @@ from gallop.config import GallopConfig
 from gallop.data import Sample, encode_examples, read_examples
 from gallop.exporting import check_base, export
 from gallop.interrupts import stop_requests
-from gallop.loading import LoadedModel, load_model
+from gallop.loading import LoadedModel, base_path, load_model
 from gallop.mask import Mask
 from gallop.progress import open_progress
 from gallop.recipe import recipe_metadata
@@ -99,7 +99,7 @@ def run_train(
     loaded, samples, skipped = _load(source, data, options)
     if options["steps"] is None:
         training = replace(training, steps=math.ceil(len(samples) / _samples_per_step(training)))
-    base = _base_path(source)
+    base = base_path(source)
     if options["resume"]:
         mask = run.mask()
     # Before hours of training, not after.
@@ -310,15 +310,6 @@ def _selection(mask: Mask) -> dict[str, Any]:
             "selection_seconds": report.seconds,
         }
     return document
-
-
-def _base_path(source: str) -> Path:
-    if Path(source).is_dir():
-        return Path(source)
-    # transformers has just loaded it, so that the snapshot is complete and needs no network.
-    from huggingface_hub import snapshot_download  # noqa: PLC0415
-
-    return Path(snapshot_download(source, local_files_only=True))
 
 
 def _save_model(loaded: LoadedModel, path: Path, *, force: bool) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from gallop.errors import ModelError, NotFoundError
 
-__all__ = ["LoadedModel", "load_model"]
+__all__ = ["LoadedModel", "base_path", "load_model"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,3 +77,20 @@ def load_model(source: str, dtype: str = "auto") -> LoadedModel:
         raise ModelError(f"{source}: expected a causal language model, found {first}") from error
     pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     return LoadedModel(model, tokenizer, next(each for each in pads if each is not None))
+
+
+def base_path(source: str) -> Path:
+    """Find the files of a model that :func:`load_model` has loaded.
+
+    Args:
+        source: As it was given there.
+
+    Returns:
+        The folder of its checkpoint: of a repository on the Hub, the snapshot in the cache.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    # transformers has just loaded it, so that the snapshot is complete and needs no network.
+    from huggingface_hub import snapshot_download  # noqa: PLC0415
+
+    return Path(snapshot_download(source, local_files_only=True))
