@@ -1,4 +1,4 @@
-"""How good a causal language model is: perplexity, choice accuracy, exact match of generation.
+"""How likely a causal language model finds texts: perplexity, and accuracy of choices.
 
 Examples are put into batches by length, longest first, so that the same file and batch size give
 the same numbers, and what does not fit into memory fails at once. Every figure comes with its
@@ -7,52 +7,35 @@ standard error over examples, which are taken to be independent.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
-from gallop.data import Example, Sample, encode_completion, encode_prompt, make_batch, read_lines
+from gallop.data import Sample, encode_completion, encode_prompt, make_batch
 from gallop.errors import DataError
+from gallop.questions import ChoiceExample
 from gallop.weighing import IGNORED_LABEL
 
 __all__ = [
-    "ChoiceExample",
     "ChoiceResult",
-    "ExactMatchResult",
+    "OnBatch",
     "PerplexityResult",
+    "batched",
     "choice_accuracy",
-    "exact_match",
+    "evaluating",
     "perplexity",
-    "read_choices",
+    "require_some",
+    "share_error",
 ]
 
 OnBatch = Callable[[int, int], None]
 """Called with batches done and batches in all."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChoiceExample:
-    """A question with given answers.
-
-    Attributes:
-        prompt: What comes before the answer.
-        choices: At least two answers, as the prompt would go on; each usually begins with a space.
-        answer: Number of the right one, from 0.
-        where: File and line, for messages.
-    """
-
-    prompt: str
-    choices: tuple[str, ...]
-    answer: int
-    where: str = "example"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,25 +85,6 @@ class ChoiceResult:
     chance: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExactMatchResult:
-    """Share of completions that greedy generation gives back.
-
-    Attributes:
-        examples: Number of examples.
-        correct: How many generated texts equal the completion, white space at both ends aside.
-        exact_match: ``correct / examples``.
-        exact_match_stderr: Its standard error; None for one example.
-        max_new_tokens: Tokens generated at most.
-    """
-
-    examples: int
-    correct: int
-    exact_match: float
-    exact_match_stderr: float | None
-    max_new_tokens: int
-
-
 def perplexity(
     model: nn.Module,
     samples: Sequence[Sample],
@@ -144,7 +108,7 @@ def perplexity(
     Raises:
         DataError: There is no sample.
     """
-    _require_some(samples)
+    require_some(samples)
     losses = [-each for each in _log_likelihoods(model, samples, pad_id, batch_size, on_batch)]
     counts = [sample.supervised for sample in samples]
     tokens = sum(counts)
@@ -183,7 +147,7 @@ def choice_accuracy(
     Args:
         model: A causal language model of transformers.
         tokenizer: Its tokenizer.
-        examples: From :func:`read_choices`.
+        examples: From :func:`gallop.questions.read_choices`.
         pad_id: Token id to pad with.
         max_length: Prompts are cut on the left, so that prompt and choice have so many tokens.
         batch_size: Sequences per forward pass: one for each choice.
@@ -195,7 +159,7 @@ def choice_accuracy(
     Raises:
         DataError: There is no example, or a choice without tokens, without room or context.
     """
-    _require_some(examples)
+    require_some(examples)
     samples = [
         _choice_sample(tokenizer, example, choice, max_length)
         for example in examples
@@ -214,121 +178,11 @@ def choice_accuracy(
         examples=count,
         correct=correct,
         accuracy=correct / count,
-        accuracy_stderr=_share_error(correct, count),
+        accuracy_stderr=share_error(correct, count),
         correct_normalised=normalised,
         accuracy_normalised=normalised / count,
-        accuracy_normalised_stderr=_share_error(normalised, count),
+        accuracy_normalised_stderr=share_error(normalised, count),
         chance=math.fsum(1 / len(example.choices) for example in examples) / count,
-    )
-
-
-def exact_match(
-    model: nn.Module,
-    tokenizer: Any,  # noqa: ANN401
-    examples: Sequence[Example],
-    *,
-    pad_id: int,
-    max_new_tokens: int | None = None,
-    batch_size: int = 8,
-    on_batch: OnBatch | None = None,
-) -> ExactMatchResult:
-    """Measure how often greedy generation from the prompt gives the completion.
-
-    Generation ends at the end of sequence or after ``max_new_tokens``; a model that goes on after
-    the right words is wrong, unless it is stopped there.
-
-    Args:
-        model: A causal language model of transformers.
-        tokenizer: Its tokenizer.
-        examples: With prompt and completion.
-        pad_id: Token id to pad with, on the left.
-        max_new_tokens: Tokens to generate at most; by default those of the longest completion and
-            one end of sequence.
-        batch_size: Prompts per generation.
-        on_batch: Hears about every batch.
-
-    Returns:
-        Share of exact matches.
-
-    Raises:
-        DataError: There is no example, or one without prompt or completion.
-    """
-    _require_some(examples)
-    for example in examples:
-        if not example.prompt or not example.completion:
-            raise DataError(
-                f"{example.where}: expected prompt and completion, for exact match, found "
-                f"{'messages' if example.messages else 'text'}"
-            )
-    prompts = [encode_prompt(tokenizer, example.prompt) for example in examples]
-    if max_new_tokens is None:
-        max_new_tokens = 1 + max(
-            len(encode_completion(tokenizer, example.completion)) for example in examples
-        )
-    made: dict[int, str] = {}
-    with _evaluating(model):
-        for part in _batched([len(prompt) for prompt in prompts], batch_size, on_batch):
-            ids, attention = _left_padded([prompts[i] for i in part], pad_id)
-            settings = _greedy(tokenizer, pad_id, max_new_tokens)
-            device = next(model.parameters()).device
-            found = model.generate(  # type: ignore[operator]
-                input_ids=ids.to(device),
-                attention_mask=attention.to(device),
-                generation_config=settings,
-            )
-            texts = tokenizer.batch_decode(found[:, ids.shape[1] :], skip_special_tokens=True)
-            made |= dict(zip(part, texts, strict=True))
-    correct = sum(
-        made[number].strip() == example.completion.strip()
-        for number, example in enumerate(examples)
-    )
-    count = len(examples)
-    return ExactMatchResult(
-        examples=count,
-        correct=correct,
-        exact_match=correct / count,
-        exact_match_stderr=_share_error(correct, count),
-        max_new_tokens=max_new_tokens,
-    )
-
-
-def read_choices(path: str | Path) -> list[ChoiceExample]:
-    """Read questions with choices.
-
-    Args:
-        path: A ``.jsonl`` file: one object a line with ``prompt``, ``choices`` (texts) and
-            ``answer``: one of the choices, or its number from 0.
-
-    Returns:
-        The examples in order.
-
-    Raises:
-        DataError: There is no such file, or a line is malformed; the message names it.
-    """
-    return [_choice_example(line, where) for line, where in read_lines(path)]
-
-
-def _choice_example(line: str, where: str) -> ChoiceExample:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{where}: expected a JSON object, found {error}") from error
-    match record:
-        case {"prompt": str(prompt), "choices": [_, _, *_] as choices, "answer": answer} if all(
-            isinstance(choice, str) and choice for choice in choices
-        ):
-            number = choices.index(answer) if answer in choices else answer
-            whole = isinstance(number, int) and not isinstance(number, bool)
-            if whole and 0 <= number < len(choices) and len(set(choices)) == len(choices):
-                return ChoiceExample(prompt, tuple(choices), number, where)
-            raise DataError(
-                f"{where}: expected different choices, and one of them or its number from 0 as the "
-                f"answer, found {answer!r} of {choices}"
-            )
-    found = sorted(record) if isinstance(record, dict) else type(record).__name__
-    raise DataError(
-        f"{where}: expected a text prompt, a list choices of at least two texts, and answer, "
-        f"found {found}"
     )
 
 
@@ -361,8 +215,8 @@ def _log_likelihoods(
     # The sum over supervised tokens of each sample, in float32.
     found = [0.0] * len(samples)
     device = next(model.parameters()).device
-    with _evaluating(model):
-        for part in _batched([len(sample.ids) for sample in samples], batch_size, on_batch):
+    with evaluating(model):
+        for part in batched([len(sample.ids) for sample in samples], batch_size, on_batch):
             batch = make_batch([samples[i] for i in part], pad_id)
             ids, labels = batch["input_ids"].to(device), batch["labels"].to(device)
             logits = model(input_ids=ids, attention_mask=batch["attention_mask"].to(device)).logits
@@ -377,9 +231,19 @@ def _log_likelihoods(
     return found
 
 
-def _batched(
+def batched(
     lengths: Sequence[int], batch_size: int, on_batch: OnBatch | None
 ) -> Iterator[list[int]]:
+    """Divide sequences into batches, longest first.
+
+    Args:
+        lengths: Tokens of each sequence.
+        batch_size: Sequences of a batch.
+        on_batch: Hears about every batch that is done.
+
+    Yields:
+        The numbers of the sequences of a batch.
+    """
     order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
     parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     for number, part in enumerate(parts, start=1):
@@ -388,44 +252,47 @@ def _batched(
             on_batch(number, len(parts))
 
 
-def _left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    length = max(len(prompt) for prompt in prompts)
-    ids = torch.full((len(prompts), length), pad_id, dtype=torch.int64)
-    attention = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, length - len(prompt) :] = torch.tensor(prompt)
-        attention[row, length - len(prompt) :] = 1
-    return ids, attention
-
-
-def _greedy(tokenizer: Any, pad_id: int, max_new_tokens: int) -> Any:  # noqa: ANN401
-    from transformers import GenerationConfig  # noqa: PLC0415  (an extra)
-
-    return GenerationConfig(
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=pad_id,
-    )
-
-
 class _Sized(Protocol):
     def __len__(self) -> int: ...
 
 
-def _require_some(examples: _Sized) -> None:
+def require_some(examples: _Sized) -> None:
+    """Refuse an evaluation over nothing.
+
+    Args:
+        examples: What is evaluated.
+
+    Raises:
+        DataError: It is empty.
+    """
     if not len(examples):
         raise DataError("evaluation: expected at least one example, found none")
 
 
-def _share_error(correct: int, count: int) -> float | None:
+def share_error(correct: int, count: int) -> float | None:
+    """Return the standard error of a share.
+
+    Args:
+        correct: How many of ``count`` there are.
+        count: Number of examples.
+
+    Returns:
+        ``sqrt(p (1 - p) / (n - 1))``; None for one example.
+    """
     share = correct / count
     return math.sqrt(share * (1 - share) / (count - 1)) if count > 1 else None
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode, without gradients, for as long as the context lasts.
+
+    Args:
+        model: Gets back the modes of its modules.
+
+    Yields:
+        Nothing.
+    """
     found = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 
 from gallop.data import encode_examples, read_examples
-from gallop.evaluation import choice_accuracy, exact_match, perplexity, read_choices
+from gallop.evaluation import choice_accuracy, perplexity
+from gallop.generation import exact_match
 from gallop.live_delta import apply_to_model
 from gallop.loading import LoadedModel, base_path, load_model
 from gallop.progress import open_progress
+from gallop.questions import read_choices
 
 __all__ = ["run_eval"]
 

@@ -26,7 +26,9 @@ class Target:
     parameter: nn.Parameter
 
 
-def eligible_targets(model: nn.Module, config: GallopConfig) -> tuple[Target, ...]:
+def eligible_targets(
+    model: nn.Module, config: GallopConfig, *, loaded: bool = True
+) -> tuple[Target, ...]:
     """List the parameters that a selection may choose from.
 
     A parameter is eligible if it requires a gradient and one of its names matches ``include``
@@ -35,6 +37,7 @@ def eligible_targets(model: nn.Module, config: GallopConfig) -> tuple[Target, ..
     Args:
         model: Any module.
         config: Its ``include`` and ``exclude`` patterns.
+        loaded: Whether the weights are in memory; without them their kind is not checked.
 
     Returns:
         Targets in the order of ``model.named_parameters()``.
@@ -52,7 +55,8 @@ def eligible_targets(model: nn.Module, config: GallopConfig) -> tuple[Target, ..
         known_as = names[id(parameter)]
         if not _matches(known_as, config.include) or _matches(known_as, config.exclude):
             continue
-        require_supported(name, parameter)
+        if loaded:
+            require_supported(name, parameter)
         if parameter.numel():
             targets.append(Target(name, parameter))
     if not targets:
@@ -62,7 +66,8 @@ def eligible_targets(model: nn.Module, config: GallopConfig) -> tuple[Target, ..
             f"exclude={list(config.exclude)}",
             hint="call requires_grad_(True) on what may be trained, or widen the patterns",
         )
-    _require_separate_memory(targets)
+    if loaded:
+        _require_separate_memory(targets)
     return tuple(targets)
 
 

@@ -18,8 +18,10 @@ from gallop import Mask, SparseAdamW, export
 from gallop.cli import main
 from gallop.data import Example, Sample, read_examples
 from gallop.errors import DataError, ExportError
-from gallop.evaluation import ChoiceExample, choice_accuracy, exact_match, perplexity, read_choices
+from gallop.evaluation import choice_accuracy, perplexity
+from gallop.generation import exact_match
 from gallop.live_delta import apply_to_model
+from gallop.questions import ChoiceExample, read_choices
 from sparsedelta import WrongBaseError, apply, diff
 
 
