@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from gallop.optim import SparseAdamW
     from gallop.report import SelectionReport
     from gallop.selection import select
+    from gallop.selectors import selector
 
 __all__ = [
     "GallopConfig",
@@ -33,6 +34,7 @@ __all__ = [
     "SparseAdamW",
     "export",
     "select",
+    "selector",
 ]
 
 _HOMES = {
@@ -42,6 +44,7 @@ _HOMES = {
     "SparseAdamW": "gallop.optim",
     "export": "gallop.exporting",
     "select": "gallop.selection",
+    "selector": "gallop.selectors",
 }
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gallop.state import Entries
+from gallop.state import CHUNK, Entries
 
 __all__ = ["adamw_update"]
 
-_CHUNK = 1 << 16
+_CHUNK = CHUNK
 """Entries updated at a time, so that the denominator is a small transient; elementwise all the
 same."""
 

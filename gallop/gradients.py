@@ -1,4 +1,4 @@
-r"""The signed mean of the loss gradient at the pre-trained weights.
+r"""What a selector needs of the loss gradients at the pre-trained weights: by default their mean.
 
 GaLLoP (arXiv 2510.19778, section 3) scores with
 
@@ -15,22 +15,30 @@ the mean over *its* batch, so batches of unequal size must weigh differently:
   them. They do not mix with batches whose samples can be counted.
 - ``"token"``: ``w_b`` is the number of supervised tokens: every token of the set counts the same,
   however the set is cut into batches.
+
+Other selectors need the mean of ``(grad L_b)^2`` with the same weights, or the first batch alone.
+The squares are those of batches: they are those of samples if every batch holds one.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gallop.accumulators import Accumulators
+from gallop.collectives import Peers
 from gallop.config import GallopConfig
 from gallop.errors import SelectionError
-from gallop.taps import GradientTap, Receiver
+from gallop.rank_batches import RankBatches
+from gallop.selectors import GradientStatistic
+from gallop.taps import GradientTap
 from gallop.targets import Target
 from gallop.weighing import BatchSize, measure_batch
 
@@ -41,19 +49,20 @@ LossFunction = Callable[[nn.Module, Any], Tensor]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MeanGradient:
-    """A signed mean gradient and what it was taken over.
+    """A mean of gradients, or of their squares, and what it was taken over.
 
     Attributes:
-        tensors: Per target name a float32 tensor of the parameter's shape, on its device; a
-            parameter that no loss depends on is missing and counts as zero.
-        loss: Mean loss, with the same weights.
+        tensors: Per target name a flat float32 tensor of the entries that this process holds,
+            beside the weights or on the host; a parameter that no loss depends on is missing and
+            counts as zero.
+        loss: Mean loss, with the same weights; None if there was nothing to differentiate.
         samples: Number of samples, None if some batch did not tell.
         tokens: Number of supervised tokens, None if some batch did not tell.
-        batches: Number of batches.
+        batches: Number of batches, of this process.
     """
 
     tensors: Mapping[str, Tensor]
-    loss: float
+    loss: float | None
     samples: int | None
     tokens: int | None
     batches: int
@@ -99,13 +108,17 @@ def mean_gradient(
     loss_fn: LossFunction | None = None,
     weigh: Callable[[Any], float] | None = None,
     on_batch: Callable[[int, float], None] | None = None,
+    statistic: GradientStatistic = "mean",
+    on_host: bool = False,
+    partial: bool = False,
+    peers: Peers | None = None,
 ) -> MeanGradient:
     """Average the gradient over batches, leaving the model as it was found.
 
     The mode (train or eval) is the caller's; buffers that the forward pass writes, such as
     BatchNorm's, are put back; random numbers come from ``config.seed``, and the caller's
     generators are not advanced. Peak memory above the weights is one float32 copy of the targets
-    and one gradient.
+    and one gradient. Batch ``n`` has the same random numbers in every call.
 
     Args:
         model: Any module, holding the pre-trained weights.
@@ -115,6 +128,11 @@ def mean_gradient(
         loss_fn: Returns the scalar mean loss over a batch; :func:`model_loss` by default.
         weigh: Returns the weight of a batch, instead of :func:`measure_batch`.
         on_batch: Called after each batch with its number, from 1, and its loss.
+        statistic: What to average: gradients, their squares, or the first gradient alone.
+        on_host: Whether the float32 sums lie in host memory.
+        partial: Whether the targets are some of many, so that a loss may not depend on any.
+        peers: Processes that each draw batches of their own, and all get the mean over all of
+            them; of sharded targets, each its shards.
 
     Returns:
         The mean, in float32.
@@ -122,62 +140,54 @@ def mean_gradient(
     Raises:
         SelectionError: There is no batch, a weight cannot be told, or a loss or a gradient is not
             finite; the message names the batch or the tensor.
+        RankError: That is so on another process.
     """
     loss_of = loss_fn or model_loss
-    sums: dict[str, Tensor] = {}
-    share = 1.0
-
-    def receiver(name: str) -> Receiver:
-        def receive(gradient: Tensor) -> None:
-            if name not in sums:
-                sums[name] = torch.zeros_like(
-                    gradient, dtype=torch.float32, memory_format=torch.contiguous_format
-                )
-            sums[name].add_(gradient, alpha=share)
-
-        return receive
-
+    if statistic == "first_batch":
+        batches = islice(batches, 1)
+    sums = Accumulators(targets, statistic=statistic, on_host=on_host)
     sizes: list[BatchSize] = []
-    first = total = total_loss = 0.0
-    receivers = {target: receiver(target.name) for target in targets}
-    with _buffers_restored(model), GradientTap(model, receivers), torch.enable_grad():
-        for number, batch in enumerate(batches, start=1):
-            size = measure_batch(batch)
-            weight = weigh(batch) if weigh else _weight([*sizes[:1], size], config, number=number)
-            if not 0 < weight < math.inf:
-                raise SelectionError(
-                    f"selection batch {number}: expected a positive {config.gradient_mean} count, "
-                    f"found {weight}"
+    sharded = any(target.shard is not None for target in targets)
+    counted = RankBatches(peers, sharded=sharded)
+    with ExitStack() as stack:
+        stack.enter_context(_buffers_restored(model))
+        stack.enter_context(GradientTap(model, sums.receivers()))
+        stack.enter_context(_checkpoints_fed(model))
+        stack.enter_context(torch.enable_grad())
+        for number, batch in counted.drawn(batches):
+            with counted.alike():
+                size = measure_batch(batch)
+                weight = (
+                    weigh(batch) if weigh else _weight([*sizes[:1], size], config, number=number)
                 )
-            # Weights relative to the first batch keep equal batches at exactly 1: the sum is then
-            # the plain sum of their gradients, bit for bit.
-            first = first or float(weight)
-            share = weight / first
-            with _seeded(model, config.seed, number=number):
+                if not 0 < weight < math.inf:
+                    raise SelectionError(
+                        f"selection batch {number}: expected a positive {config.gradient_mean} "
+                        f"count, found {weight}"
+                    )
+            factor = counted.count(weight)
+            sums.start_batch(counted.share)
+            with _seeded(model, config.seed, number=counted.place(number)):
                 loss = loss_of(model, batch)
-                value = _finite_loss(loss, number)
-                loss.backward()  # type: ignore[no-untyped-call]
+                with counted.alike():
+                    value = _finite_loss(loss, number, partial=partial)
+                if loss.requires_grad:
+                    (loss if factor == 1 else loss * factor).backward()  # type: ignore[no-untyped-call]
             sizes.append(size)
-            total += share
-            total_loss += share * value
+            counted.add_loss(value)
             if on_batch:
                 on_batch(number, value)
     if not sizes:
         raise SelectionError("selection: expected at least one batch, found none")
-    for name, tensor in sums.items():
-        tensor.div_(total)
-        low, high = tensor.aminmax()  # both are NaN if any entry is
-        if not (math.isfinite(float(low)) and math.isfinite(float(high))):
-            raise SelectionError(
-                f"parameter {name}: expected a finite mean gradient, found "
-                f"{int((~torch.isfinite(tensor)).sum())} of {tensor.numel()} entries that are not",
-                hint="load the model in float32 or bfloat16, or lower the batch's loss scale",
-            )
+    if peers is not None and not sharded:
+        sums.add_up(peers)
+    with counted.alike():
+        tensors = sums.finish(counted.total)
     return MeanGradient(
-        tensors=sums,
-        loss=total_loss / total,
-        samples=_sum(size.samples for size in sizes),
-        tokens=_sum(size.tokens for size in sizes),
+        tensors=tensors,
+        loss=counted.mean_loss(),
+        samples=counted.sum_of(_sum(size.samples for size in sizes)),
+        tokens=counted.sum_of(_sum(size.tokens for size in sizes)),
         batches=len(sizes),
     )
 
@@ -204,13 +214,13 @@ def _weight(first_and_last: Sequence[BatchSize], config: GallopConfig, *, number
     return size.tokens
 
 
-def _finite_loss(loss: object, number: int) -> float:
+def _finite_loss(loss: object, number: int, *, partial: bool) -> float:
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise SelectionError(
             f"selection batch {number}: expected a scalar loss tensor, found {found}"
         )
-    if not loss.requires_grad:
+    if not loss.requires_grad and not partial:
         raise SelectionError(
             f"selection batch {number}: expected a loss that depends on the eligible parameters, "
             "found one without a gradient"
@@ -244,6 +254,30 @@ def _seeded(model: nn.Module, seed: int, *, number: int) -> Iterator[None]:
         for device in devices:
             torch.cuda.default_generators[device].manual_seed(batch_seed)
         yield
+
+
+@contextmanager
+def _checkpoints_fed(model: nn.Module) -> Iterator[None]:
+    # A reentrant checkpoint whose inputs need no gradient gives its parameters none, silently. It
+    # is so where the embeddings are not among the targets: their outputs then ask for one.
+    handles = []
+    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        handles = [
+            module.register_forward_hook(_ask_for_gradient)
+            for module in model.modules()
+            if isinstance(module, nn.Embedding)
+        ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _ask_for_gradient(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+    del module, inputs
+    # Not a leaf, which a model could not change in place.
+    return output if output.requires_grad else output.requires_grad_().clone()
 
 
 @contextmanager

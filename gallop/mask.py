@@ -18,9 +18,10 @@ from gallop.errors import ConfigError, MaskError
 from gallop.files import read_tensors, replace_file
 from gallop.report import SelectionReport
 
-__all__ = ["IndexArray", "Mask"]
+__all__ = ["CompactArray", "IndexArray", "Mask"]
 
 IndexArray: TypeAlias = NDArray[np.int64]
+CompactArray: TypeAlias = NDArray[np.int32] | NDArray[np.int64]
 
 _METADATA_KEY = "gallop.mask"  # one key: the order of several would not be fixed in the file
 _VERSION = 1
@@ -57,7 +58,7 @@ class Mask(Mapping[str, IndexArray]):
         config: GallopConfig | None = None,
         report: SelectionReport | None = None,
     ) -> None:
-        checked: dict[str, IndexArray] = {}
+        checked: dict[str, CompactArray] = {}
         for name, given in indices.items():
             if name not in shapes:
                 raise MaskError(f"mask of {name}: expected the parameter's shape, found none")
@@ -70,6 +71,21 @@ class Mask(Mapping[str, IndexArray]):
         self.report = report
 
     def __getitem__(self, name: str) -> IndexArray:
+        array: IndexArray = self._indices[name].astype(np.int64)
+        array.flags.writeable = False
+        return array
+
+    def compact(self, name: str) -> CompactArray:
+        """Return the indices as they are held: int32 for fewer than 2**31 entries, else int64.
+
+        A trainer shares this memory instead of holding it twice; nobody may write to it.
+
+        Args:
+            name: A parameter of the mask.
+
+        Returns:
+            Sorted flat indices, not copied.
+        """
         return self._indices[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -83,7 +99,7 @@ class Mask(Mapping[str, IndexArray]):
         if not isinstance(other, Mask):
             return NotImplemented
         return self._shapes == other._shapes and all(
-            np.array_equal(self[name], other[name]) for name in self
+            np.array_equal(self.compact(name), other.compact(name)) for name in self
         )
 
     __hash__ = None  # type: ignore[assignment]
@@ -110,9 +126,10 @@ class Mask(Mapping[str, IndexArray]):
         """SHA-256, in hexadecimal, of names, shapes and indices: equal for equal masks."""
         state = hashlib.sha256()
         for name in sorted(self._indices):
-            header = json.dumps([name, self.shapes[name], len(self[name])])
+            array = self._indices[name]
+            header = json.dumps([name, self.shapes[name], len(array)])
             state.update(header.encode())
-            state.update(self[name].astype("<i8", copy=False).tobytes())
+            state.update(array.astype("<i8").tobytes())
         return state.hexdigest()
 
     def validate(self, model: nn.Module) -> None:
@@ -182,11 +199,7 @@ class Mask(Mapping[str, IndexArray]):
             "recipe": self.config.to_dict() if self.config else None,
             "report": self.report.to_dict() if self.report else None,
         }
-        tensors = {
-            name: array.astype(np.int32 if _entries(self.shapes[name]) < 2**31 else np.int64)
-            for name, array in self._indices.items()
-        }
-        replace_file(path, tensors, metadata={_METADATA_KEY: json.dumps(document)})
+        replace_file(path, dict(self._indices), metadata={_METADATA_KEY: json.dumps(document)})
 
     @classmethod
     def load(cls, path: str | Path) -> Mask:
@@ -218,7 +231,7 @@ class Mask(Mapping[str, IndexArray]):
 
 
 def _rebuild(
-    indices: dict[str, IndexArray],
+    indices: dict[str, CompactArray],
     shapes: dict[str, tuple[int, ...]],
     config: GallopConfig | None,
     report: SelectionReport | None,
@@ -241,7 +254,7 @@ def _document(path: str | Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     return dict(document)
 
 
-def _checked(name: str, given: ArrayLike, shape: tuple[int, ...]) -> IndexArray:
+def _checked(name: str, given: ArrayLike, shape: tuple[int, ...]) -> CompactArray:
     array = np.asarray(given)
     if array.size == 0:
         return np.empty(0, dtype=np.int64)
@@ -250,15 +263,17 @@ def _checked(name: str, given: ArrayLike, shape: tuple[int, ...]) -> IndexArray:
             f"mask of {name}: expected a vector of integers, found dtype {array.dtype} and shape "
             f"{array.shape}"
         )
-    own: IndexArray = array.astype(np.int64)  # a copy: the mask must not change with its source
-    if own[0] < 0 or own[-1] >= _entries(shape) or bool((np.diff(own) <= 0).any()):
+    increasing = bool((array[1:] > array[:-1]).all())
+    if array[0] < 0 or array[-1] >= _entries(shape) or not increasing:
         raise MaskError(
             f"mask of {name}: expected strictly increasing indices in [0, {_entries(shape)}), "
-            f"found {own.min()} to {own.max()}"
-            + ("" if bool((np.diff(own) > 0).all()) else ", not strictly increasing")
+            f"found {array.min()} to {array.max()}"
+            + ("" if increasing else ", not strictly increasing")
         )
-    own.flags.writeable = False
-    return own
+    # A copy: the mask must not change with its source. Half the memory where that can hold them.
+    if _entries(shape) < 2**31:
+        return array.astype(np.int32)
+    return array.astype(np.int64)
 
 
 def _entries(shape: tuple[int, ...]) -> int:

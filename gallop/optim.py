@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, NoReturn, Self, get_args, overload
 
@@ -11,11 +12,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gallop.adamw import adamw_update
+from gallop.collectives import DataParallel, find_peers
 from gallop.errors import ConfigError, OptimizerError
+from gallop.groups import GroupSpec, group_names
 from gallop.mask import Mask
+from gallop.parallelism import (
+    Parallelism,
+    require_same_start,
+    require_taken,
+    share_out,
+)
 from gallop.state import Entries, check_state, gather_entries
 from gallop.taps import GradientTap
-from gallop.targets import Target
 
 __all__ = ["SparseAdamW", "WeightDecayMode", "check_hyperparameters"]
 
@@ -53,12 +61,21 @@ class SparseAdamW(Optimizer):
             decays them to their base value.
         max_grad_norm: Clip the gradient of the chosen entries to this 2-norm: the norm of the
             per-tensor norms, in tensor order, as ``clip_grad_norm_`` does. None does not clip.
+            All groups are clipped together.
+        param_groups: Tensors with settings of their own: mappings of ``params`` (glob patterns of
+            names, or parameters of the model) and any of ``lr``, ``betas``, ``eps``,
+            ``weight_decay`` and ``weight_decay_mode``. A tensor goes to the first that matches it
+            (:func:`gallop.groups.group_names`); the rest has the settings above.
+        data_parallel: Whether processes that each hold the whole model average the gradients of
+            the chosen entries in :meth:`step`: all of them (True), those of a process group, or
+            none (False). None is an error where there are several. Sharded parameters
+            (``fully_shard``) come with averaged gradients, and need no answer.
 
     Attributes:
         last_grad_norm: 2-norm of the last step's gradient before clipping; None before a step.
 
     Raises:
-        ConfigError: A hyper-parameter is out of range.
+        ConfigError: A hyper-parameter is out of range, or a parameter group matches nothing.
         MaskError: The mask does not fit the model.
         OptimizerError: The mask is empty, or a parameter of it does not require a gradient.
         ParameterError: A parameter is of an unsupported kind, or another SparseAdamW is open.
@@ -79,16 +96,21 @@ class SparseAdamW(Optimizer):
         weight_decay: float = 0.0,
         weight_decay_mode: WeightDecayMode = "weight",
         max_grad_norm: float | None = None,
+        param_groups: Sequence[GroupSpec] = (),
+        data_parallel: DataParallel = None,
     ) -> None:
-        check_hyperparameters(
-            lr,
-            betas,
-            eps=eps,
-            weight_decay=weight_decay,
-            weight_decay_mode=weight_decay_mode,
-            max_grad_norm=max_grad_norm,
-        )
-        targets = [Target(name, p) for name, p in mask.resolve(model).items()]
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "weight_decay_mode": weight_decay_mode,
+            "max_grad_norm": max_grad_norm,
+        }
+        check_hyperparameters(**defaults)  # type: ignore[arg-type]
+        peers = find_peers(model, data_parallel)
+        chosen = share_out(model, mask, peers)
+        targets = [target for target, _ in chosen]
         if not targets:
             raise OptimizerError("mask: expected at least one chosen entry, found none")
         for target in targets:
@@ -98,7 +120,14 @@ class SparseAdamW(Optimizer):
                     "the mask, found False",
                     hint="call requires_grad_(True) on it before creating the optimizer",
                 )
-        entries = [gather_entries(target, mask[target.name]) for target in targets]
+        held = {target.name: target.parameter for target in targets}
+        own_settings = set(defaults) - {"max_grad_norm"}
+        groups = group_names(model, held, param_groups, settings=own_settings)
+        for _, settings in groups:
+            check_hyperparameters(**(defaults | settings))  # type: ignore[arg-type]
+        if peers is not None and data_parallel not in (None, False):
+            require_same_start(model, mask, peers)
+        entries = [gather_entries(target, positions) for target, positions in chosen]
         for parameter in model.parameters():
             parameter.grad = None  # a gradient from before is no part of the first step
         self._tap = GradientTap(
@@ -106,19 +135,19 @@ class SparseAdamW(Optimizer):
             {target: each.receive for target, each in zip(targets, entries, strict=True)},
         )
         self._entries = entries
+        self._model = weakref.ref(model)
+        self._parallel = peers and Parallelism(peers, entries, data_parallel=data_parallel)
         self._closed = False
         self.last_grad_norm: float | None = None
+        self._sealed = False
         super().__init__(
-            [(target.name, target.parameter) for target in targets],
-            {
-                "lr": lr,
-                "betas": betas,
-                "eps": eps,
-                "weight_decay": weight_decay,
-                "weight_decay_mode": weight_decay_mode,
-                "max_grad_norm": max_grad_norm,
-            },
+            [
+                {"params": [held[name] for name in names], "param_names": names, **settings}
+                for names, settings in groups
+            ],
+            defaults,
         )
+        self._sealed = True
         for each in entries:
             self.state[each.parameter] = each.state
 
@@ -164,19 +193,23 @@ class SparseAdamW(Optimizer):
         return loss
 
     def _apply(self) -> None:
+        require_taken(self._model(), self._entries)
+        if self._parallel:
+            self._parallel.average()
         ready = [each for each in self._entries if each.gathered]
         if not ready:
             return
-        group = self.param_groups[0]
+        limit = self.param_groups[0]["max_grad_norm"]
         norm = self._checked_norm(ready)
-        if group["max_grad_norm"] is not None:
+        if limit is not None:
             # Always multiplied, by 1.0 where the norm is within bounds: that is exact, and does
             # without a branch on a device value.
-            factor = torch.clamp(group["max_grad_norm"] / (norm + 1e-6), max=1.0)
+            factor = torch.clamp(limit / (norm + 1e-6), max=1.0)
             for each in ready:
                 each.gradient.mul_(factor.to(each.gradient.device))
+        groups = {name: group for group in self.param_groups for name in group["param_names"]}
         for each in ready:
-            adamw_update(each, group)
+            adamw_update(each, groups[each.name])
             each.write_back()
             each.forget_gradient()
         self.last_grad_norm = float(norm)
@@ -185,6 +218,9 @@ class SparseAdamW(Optimizer):
         first = ready[0].gradient.device
         norms = [torch.linalg.vector_norm(each.gradient).to(first) for each in ready]
         norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        if self._parallel:
+            whole = self._parallel.norm(ready, norms)
+            norm = norm if whole is None else whole
         if not bool(torch.isfinite(norm)):
             found = next(
                 (
@@ -216,15 +252,17 @@ class SparseAdamW(Optimizer):
         """Refuse: what is trained is what the mask holds.
 
         Args:
-            param_group: As in torch; only the constructor's own call is accepted.
+            param_group: As in torch; only the constructor's own calls are accepted.
 
         Raises:
-            OptimizerError: The optimizer already has its group.
+            OptimizerError: The optimizer already has its groups.
         """
-        if self.param_groups:
+        if self._sealed:
             raise OptimizerError(
-                "add_param_group: expected the one group made from the mask, found a second one",
-                hint="build a mask that holds all parameters to train",
+                "add_param_group: expected the groups made from the mask, found a second one "
+                "besides them",
+                hint="build a mask that holds all parameters to train, and name groups of it in "
+                "param_groups",
             )
         super().add_param_group(param_group)
 
@@ -242,16 +280,17 @@ class SparseAdamW(Optimizer):
             OptimizerError: The state is of another mask or model, or malformed; nothing has been
                 changed then.
         """
-        states, settings = check_state(self._entries, state_dict)
-        _check_settings(settings)
+        names = [group["param_names"] for group in self.param_groups]
+        states, saved = check_state(self._entries, names, state_dict)
+        for settings in saved:
+            _check_settings(settings)
         for each, state in zip(self._entries, states, strict=True):
             each.load(state)
             each.forget_gradient()
-            self.state[each.parameter] = each.state
             with torch.no_grad():
                 each.write_back()
-        params = self.param_groups[0]["params"]
-        self.param_groups[0].update(settings | {"params": params})
+        for group, settings in zip(self.param_groups, saved, strict=True):
+            group.update(settings)
 
     def __deepcopy__(self, memo: object) -> NoReturn:
         raise OptimizerError(

@@ -31,7 +31,7 @@ def recipe_metadata(mask: Mask, training: Mapping[str, Any] | None = None) -> di
         values |= {f"selection.{key}": each for key, each in mask.config.to_dict().items()}
     if mask.report is not None:
         report = mask.report.to_dict()
-        del report["tensors"]  # one row per tensor: the mask file has it
+        del report["tensors"], report["histogram"]  # long: the mask file has them
         values |= {f"selection.{key}": each for key, each in report.items()}
     values |= {f"training.{key}": each for key, each in (training or {}).items()}
     values |= {f"version.{name}": _version(package) for name, package in _LIBRARIES.items()}

@@ -5,42 +5,57 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from dataclasses import replace
+from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
+from gallop.collecting import Collected, Collector
+from gallop.collectives import DataParallel, Peers, find_peers
 from gallop.config import GallopConfig
-from gallop.errors import SelectionError
+from gallop.errors import ParameterError, SelectionError
+from gallop.formulas import SELECTORS
 from gallop.gradients import LossFunction, MeanGradient, mean_gradient
-from gallop.mask import Mask
+from gallop.mask import IndexArray, Mask
+from gallop.mask_slices import counted_once, with_replicas
+from gallop.memory import MemoryMode, MemoryPlan, plan_targets
 from gallop.report import SelectionReport, TensorReport
-from gallop.scores import ScoredTensor, ZeroScores
+from gallop.scores import score_of_key
+from gallop.selectors import Selector
+from gallop.survey import Survey, survey_weights
 from gallop.targets import Target, eligible_targets
-from gallop.topk import Choice, top_k
+from gallop.topk import ALONE, Exchange
 
-__all__ = ["select"]
+__all__ = ["choose_entries", "select"]
 
 _log = logging.getLogger("gallop")
+
+_NO_GRADIENT = MeanGradient(tensors={}, loss=None, samples=None, tokens=None, batches=0)
 
 
 def select(
     model: nn.Module,
-    batches: Iterable[Any],
+    batches: Iterable[Any] | None,
     config: GallopConfig,
     loss_fn: LossFunction | None = None,
     *,
     weigh: Callable[[Any], float] | None = None,
     on_batch: Callable[[int, float], None] | None = None,
+    memory: MemoryMode = "auto",
+    memory_budget: int | None = None,
+    on_plan: Callable[[MemoryPlan], None] | None = None,
+    data_parallel: DataParallel = None,
 ) -> Mask:
-    """Choose the entries with the largest ``|mean gradient| / (|weight| + eps)``.
+    """Choose the entries with the best score, by default ``|mean gradient| / (|weight| + eps)``.
 
     The choice is exact: ``config.budget(eligible)`` entries, all scores above the threshold and
     then those equal to it in (tensor, flat index) order. Entries whose score is 0 are never
     chosen; if fewer than the budget have a positive score the mask is smaller, which the report
-    shows (``k < requested``) and the ``gallop`` logger warns about.
+    shows (``k < requested``) and the ``gallop`` logger warns about. Selectors that take the
+    smallest scores first choose scores of 0 before all others. In ``"sampled_global"`` scope the
+    threshold is an estimate, and the size of the mask is within the bounds of the report.
 
     The model is left as it was found: weights, buffers, ``requires_grad``, ``.grad``, mode. The
     mode during selection is the caller's: call ``model.eval()`` first for gradients without
@@ -48,154 +63,274 @@ def select(
 
     Args:
         model: Any module, holding the pre-trained weights.
-        batches: Any iterable of batches, consumed once.
+        batches: Any iterable of batches, consumed once; held in a list where they go through the
+            model more than once. None will do for a selector that needs no gradient.
         config: How to choose.
         loss_fn: ``loss_fn(model, batch)`` returns the scalar mean loss over the batch;
             ``model(**batch).loss`` by default.
         weigh: ``weigh(batch)`` returns how much the batch counts in the mean; by default its
             number of samples or of supervised tokens, read off the batch (``gallop.weighing``);
             batches without a tensor count the same.
-        on_batch: Called after each batch with its number, from 1, and its loss.
+        on_batch: Called after each batch with a number, from 1, and its loss. The number goes on
+            from pass to pass: the last is the number of batches times ``plan.passes``.
+        memory: Where gradients are summed up: ``"resident"``, ``"offload"``, ``"grouped"`` or
+            ``"auto"``; see :func:`gallop.memory.plan_memory`. The mask is the same.
+        memory_budget: Bytes that this may take; half of the free memory if None.
+        on_plan: Called with the estimates and the choice before the first batch.
+        data_parallel: Whether processes that each hold the whole model, and have batches of their
+            own, choose one mask together: all of them (True), those of a process group, or none
+            (False). None is an error where there are several. A sharded model (``fully_shard``)
+            needs no answer: its processes choose together.
 
     Returns:
-        The mask, with ``config`` and ``report``.
+        The mask, with ``config`` and ``report``. Of a sharded model each process has the entries
+        that lie in its shards, by their flat indices in the whole parameters; together they are
+        the mask of one process. The report is that of all of them.
 
     Raises:
+        ConfigError: The selector, the allocation or the memory mode is unknown.
         SelectionError: Nothing is eligible, a loss, gradient or score is not finite (the message
             names the batch or tensor), or all scores are zero.
-        ParameterError: An eligible parameter is of an unsupported kind.
+        ParameterError: An eligible parameter is of an unsupported kind, or some of them are
+            sharded and others are not.
+        RankError: Another process failed, or ended.
     """
     started = time.perf_counter()
+    SELECTORS.find(config.selector)
+    peers = find_peers(model, data_parallel)
     targets = eligible_targets(model, config)
-    gradient = mean_gradient(
-        model,
+    sharded = _require_alike(targets)
+    exchange = ALONE
+    if peers is not None and sharded:
+        exchange = Exchange(total=peers.total, largest=peers.largest)
+    plan = plan_targets(
         targets,
+        config,
+        memory=memory,
+        memory_budget=memory_budget,
+        exchange=ALONE if peers is None else Exchange(largest=peers.largest),
+    )
+    if on_plan:
+        on_plan(plan)
+    indices, report = choose_entries(
+        model,
+        counted_once(targets),
         batches=batches,
         config=config,
+        plan=plan,
         loss_fn=loss_fn,
         weigh=weigh,
         on_batch=on_batch,
-    )
-    with torch.no_grad():
-        tensors = [_scored(target, gradient, config.eps) for target in targets]
-        choices = _choose(
-            tensors, config, zeros="exclude" if config.exclude_zeros else "require_finite"
-        )
-        zeros = [tensor.zeros() for tensor in tensors]
-        zero_share = _zero_share(tensors, config, choices=choices, zeros=sum(zeros))
-    indices = _per_tensor(choices)
-    report = _report(
-        tensors,
-        config,
-        choices=choices,
-        zeros=zeros,
-        zero_share=zero_share,
-        gradient=gradient,
+        exchange=exchange,
+        peers=peers,
         started=started,
     )
+    if peers is not None and sharded:
+        indices = with_replicas(targets, indices, peers)
+    mask = Mask(
+        indices,
+        {target.name: tuple(target.parameter.shape) for target in targets},
+        config=config,
+        report=report,
+    )
+    if peers is not None and not sharded:
+        _require_one_choice(mask, peers)
+    return mask
+
+
+def _require_alike(targets: Sequence[Target]) -> bool:
+    # Whether targets are sharded: all of them, or none.
+    plain = [target.name for target in targets if target.shard is None]
+    if plain and len(plain) < len(targets):
+        raise ParameterError(
+            f"parameter {plain[0]}: expected a shard, as of the {len(targets) - len(plain)} other "
+            "eligible parameters, found a plain tensor, whose gradients nobody averages",
+            hint="shard the whole model, fully_shard(model) after its blocks, or exclude it",
+        )
+    return not plain
+
+
+def _require_one_choice(mask: Mask, peers: Peers) -> None:
+    digests = peers.gather(mask.digest)
+    if len(set(digests)) > 1:
+        raise SelectionError(
+            f"selection: expected one mask on all ranks, found {len(set(digests))} different ones",
+            hint="load the same weights on every rank; what a sum over ranks gives must not "
+            "depend on the rank",
+        )
+
+
+def choose_entries(
+    model: nn.Module,
+    targets: Sequence[Target],
+    *,
+    batches: Iterable[Any] | None,
+    config: GallopConfig,
+    plan: MemoryPlan,
+    loss_fn: LossFunction | None = None,
+    weigh: Callable[[Any], float] | None = None,
+    on_batch: Callable[[int, float], None] | None = None,
+    exchange: Exchange = ALONE,
+    peers: Peers | None = None,
+    started: float | None = None,
+) -> tuple[dict[str, IndexArray], SelectionReport]:
+    """Choose entries of given targets, which may be shards; :func:`select` is this and a mask.
+
+    Args:
+        model: As in :func:`select`.
+        targets: What to choose from, in the order of the model; on every rank the same.
+        batches: As in :func:`select`.
+        config: As in :func:`select`.
+        plan: Where gradients are summed up; on every rank the same.
+        loss_fn: As in :func:`select`.
+        weigh: As in :func:`select`.
+        on_batch: As in :func:`select`.
+        exchange: How ranks that hold shards of the targets tell each other their counts.
+        peers: The ranks whose batches count in one mean.
+        started: When the selection began, by ``time.perf_counter``.
+
+    Returns:
+        Per target the sorted flat indices, in the whole parameter, of the entries chosen of what
+        this process holds, and the report, which is that of all ranks.
+
+    Raises:
+        GallopError: As in :func:`select`.
+    """
+    started = time.perf_counter() if started is None else started
+    selector = SELECTORS.find(config.selector)
+    with torch.no_grad():
+        survey = survey_weights(targets, config, exchange)
+    collector = Collector(targets, config, selector=selector, survey=survey, exchange=exchange)
+    gradient = _NO_GRADIENT
+    if not plan.groups:
+        with torch.no_grad():
+            collector.add({}, [target.name for target in targets], last=True)
+    else:
+        batches = () if batches is None else batches
+        if plan.passes > 1:
+            # Nothing is drawn that the selector does not need.
+            batches = list(islice(batches, 1 if selector.gradient == "first_batch" else None))
+        by_name = {target.name: target for target in targets}
+        for number, group in enumerate(plan.groups):
+            gradient = mean_gradient(
+                model,
+                [by_name[name] for name in group],
+                batches=batches,
+                config=config,
+                loss_fn=loss_fn,
+                weigh=weigh,
+                on_batch=_numbered(on_batch, after=number * gradient.batches),
+                statistic=selector.gradient,
+                on_host=plan.mode == "offload",
+                partial=plan.passes > 1,
+                peers=peers,
+            )
+            with torch.no_grad():
+                collector.add(gradient.tensors, group, last=number + 1 == plan.passes)
+            gradient = replace(gradient, tensors={})  # before the next group's are made
+    if peers is not None:
+        gradient = replace(gradient, batches=gradient.batches * peers.size)
+    _warn_of_squares(selector, gradient)
+    with torch.no_grad():
+        found = collector.finish()
+    report = _report(
+        targets,
+        config,
+        selector=selector,
+        survey=survey,
+        found=found,
+        gradient=gradient,
+        memory=plan.mode,
+        seconds=time.perf_counter() - started,
+    )
+    _judge(report, config)
+    shards = {target.name: target.shard for target in targets}
+    indices = {
+        name: positions if (shard := shards[name]) is None else shard.flat(positions)
+        for name, positions in found.ranked.indices.items()
+    }
+    return indices, report
+
+
+def _numbered(
+    on_batch: Callable[[int, float], None] | None, *, after: int
+) -> Callable[[int, float], None] | None:
+    return (lambda number, loss: on_batch(after + number, loss)) if on_batch else None
+
+
+def _warn_of_squares(selector: Selector, gradient: MeanGradient) -> None:
+    samples, batches = gradient.samples, gradient.batches
+    if selector.gradient == "mean_square" and samples is not None and samples > batches:
+        _log.warning(
+            "selector %s takes the squares of the gradients of %d batches that hold %d samples; "
+            "squares of samples need batches of one sample",
+            selector.name,
+            batches,
+            samples,
+        )
+
+
+def _judge(report: SelectionReport, config: GallopConfig) -> None:
     if report.k == 0:
         raise SelectionError(
             f"selection: expected positive scores, found none among {report.eligible} eligible "
             f"parameters in {report.batches} batches",
             hint="check that the loss depends on the eligible parameters, and their zeros",
         )
-    if report.k < report.requested:
+    # With a threshold for the weights, the density is an outcome; with a sample, an estimate.
+    outcome = config.weight_threshold is not None or config.threshold_scope == "sampled_global"
+    if report.k < report.requested and not outcome:
         _log.warning(
             "density %g asks for %d entries, but only %d have a positive score",
             config.density,
             report.requested,
             report.k,
         )
-    return Mask(
-        {tensor.name: found for tensor, found in zip(tensors, indices, strict=True)},
-        {target.name: tuple(target.parameter.shape) for target in targets},
-        config=config,
-        report=report,
-    )
-
-
-def _scored(target: Target, gradient: MeanGradient, eps: float) -> ScoredTensor:
-    mean = gradient.tensors.get(target.name)
-    weight = target.parameter.detach().view(-1)
-    return ScoredTensor(target.name, weight, None if mean is None else mean.view(-1), eps)
-
-
-def _choose(
-    tensors: Sequence[ScoredTensor], config: GallopConfig, *, zeros: ZeroScores
-) -> tuple[Choice, ...]:
-    # One ranking over all tensors, or one for each of them.
-    sources = [partial(tensor.chunks, zeros=zeros) for tensor in tensors]
-    sizes = [tensor.weight.numel() for tensor in tensors]
-    if config.threshold_scope == "global":
-        return (top_k(sources, config.budget(sum(sizes))),)
-    return tuple(
-        top_k([source], config.budget(size)) for source, size in zip(sources, sizes, strict=True)
-    )
-
-
-def _per_tensor(choices: Iterable[Choice]) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
-    return [found for choice in choices for found in choice.indices]
-
-
-def _zero_share(
-    tensors: Sequence[ScoredTensor],
-    config: GallopConfig,
-    *,
-    choices: Sequence[Choice],
-    zeros: int,
-) -> float:
-    if zeros == 0:
-        return 0.0
-    if config.exclude_zeros:
-        choices = _choose(tensors, config, zeros="saturate")
-    taken = sum(
-        len(found) - int(torch.count_nonzero(tensor.weight[torch.from_numpy(found)]))
-        for tensor, found in zip(tensors, _per_tensor(choices), strict=True)
-    )
-    chosen = sum(choice.count for choice in choices)
-    return taken / chosen if chosen else 0.0
 
 
 def _report(
-    tensors: Sequence[ScoredTensor],
+    targets: Sequence[Target],
     config: GallopConfig,
     *,
-    choices: Sequence[Choice],
-    zeros: Sequence[int],
-    zero_share: float,
+    selector: Selector,
+    survey: Survey,
+    found: Collected,
     gradient: MeanGradient,
-    started: float,
+    memory: str,
+    seconds: float,
 ) -> SelectionReport:
-    per_tensor = config.threshold_scope == "per_tensor"
-    sizes = [tensor.weight.numel() for tensor in tensors]
-    requested = (
-        sum(config.budget(size) for size in sizes) if per_tensor else config.budget(sum(sizes))
-    )
+    def score_of(key: float | None) -> float | None:
+        return None if key is None else score_of_key(selector, key)
+
+    ranked = found.ranked
     rows = {
-        tensor.name: TensorReport(
-            eligible=size,
-            zeros=zero,
-            chosen=len(found),
-            threshold=choices[position].threshold if per_tensor else None,
+        target.name: TensorReport(
+            eligible=target.size,
+            zeros=zeros,
+            chosen=found.chosen[target.name],
+            threshold=score_of(ranked.thresholds.get(target.name)),
+            kind=target.kind,
         )
-        for position, (tensor, size, zero, found) in enumerate(
-            zip(tensors, sizes, zeros, _per_tensor(choices), strict=True)
-        )
+        for target, zeros in zip(targets, survey.zeros, strict=True)
     }
     return SelectionReport(
-        k=sum(choice.count for choice in choices),
-        requested=requested,
-        eligible=sum(sizes),
-        zeros=sum(zeros),
-        zeros_excluded=sum(zeros) if config.exclude_zeros else 0,
-        zero_share=zero_share,
-        threshold=None if per_tensor else choices[0].threshold,
-        ties=sum(choice.ties for choice in choices),
-        ties_taken=sum(choice.ties_taken for choice in choices),
+        k=ranked.count,
+        requested=survey.requested,
+        eligible=survey.eligible,
+        zeros=sum(survey.zeros),
+        zeros_excluded=sum(survey.zeros) if config.exclude_zeros else 0,
+        zero_share=found.zero_share,
+        threshold=score_of(ranked.threshold),
+        ties=ranked.ties,
+        ties_taken=ranked.ties_taken,
         tensors=rows,
         samples=gradient.samples,
         tokens=gradient.tokens,
         batches=gradient.batches,
         loss=gradient.loss,
-        seconds=time.perf_counter() - started,
+        overlap=found.overlap,
+        histogram=found.histogram,
+        sampling=found.sampling,
+        seconds=seconds,
+        memory=memory,
     )

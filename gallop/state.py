@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gallop.errors import OptimizerError
-from gallop.mask import IndexArray
+from gallop.mask import CompactArray
 from gallop.targets import Target
 
-__all__ = ["Entries", "check_state", "gather_entries"]
+__all__ = ["CHUNK", "Entries", "check_state", "gather_entries", "pieces"]
+
+CHUNK = 1 << 16
+"""Entries that are gathered, scattered, updated or copied at a time: no transient grows with k."""
+
+
+def pieces(count: int) -> Iterator[slice]:
+    """Cut ``count`` entries into runs of at most ``CHUNK``."""
+    return (slice(start, start + CHUNK) for start in range(0, count, CHUNK))
 
 
 class Entries:
@@ -27,22 +35,28 @@ class Entries:
         gradient: float32 sum of the gradients gathered since the last step; stale unless
             ``gathered``.
         gathered: Whether a gradient came since the last step.
+        averaged: Whether ``gradient`` is the average of all processes; see
+            ``gallop.parallelism``.
+        target: The parameter, and which of its entries this process holds: indices are those of
+            what is held.
     """
 
-    __slots__ = ("gathered", "gradient", "name", "parameter", "state")
+    __slots__ = ("averaged", "gathered", "gradient", "name", "parameter", "state", "target")
 
     def __init__(self, target: Target, state: dict[str, Any]) -> None:
+        self.target = target
         self.name = target.name
         self.parameter: nn.Parameter = target.parameter
         self.state = state
         self.gradient: Tensor = torch.empty_like(state["master"])
-        self.gathered = False
+        self.gathered = self.averaged = False
 
     def receive(self, gradient: Tensor) -> None:
         """Add the chosen entries of a dense gradient to ``gradient``.
 
         Args:
-            gradient: Of the parameter's shape, in any layout of memory and floating dtype.
+            gradient: Of the shape of what is held of the parameter, in any layout of memory and
+                floating dtype.
 
         Raises:
             OptimizerError: The model was moved to another device after the optimizer was made.
@@ -54,50 +68,56 @@ class Entries:
                 f"optimizer was created, found {gradient.device}",
                 hint="move the model first, then create the optimizer",
             )
-        values = gradient.reshape(-1).index_select(0, index)
-        if self.gathered:
-            self.gradient.add_(values.float())
-        else:
-            self.gradient.copy_(values)
-        self.gathered = True
+        flat = gradient.reshape(-1)
+        for part in pieces(index.numel()):
+            values = flat.index_select(0, index[part])
+            if self.gathered:
+                self.gradient[part].add_(values)  # a sum in float32, whatever the values are
+            else:
+                self.gradient[part].copy_(values)
+        self.gathered, self.averaged = True, False
 
     def forget_gradient(self) -> None:
         """Start a new sum."""
-        self.gathered = False
+        self.gathered = self.averaged = False
 
     def write_back(self) -> None:
         """Assign the masters, rounded to the parameter's dtype, to the chosen weights."""
-        weight = self.parameter.detach().view(-1)
-        weight.scatter_(0, self.state["index"], self.state["master"].to(weight.dtype))
+        weight = self.target.weight
+        index, master = self.state["index"], self.state["master"]
+        for part in pieces(index.numel()):
+            weight.scatter_(0, index[part], master[part].to(weight.dtype))
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Copy a checked state, keeping dtypes and moving to the parameter's device.
+        """Copy a checked state into the tensors that there are.
 
         Args:
             state: What :func:`check_state` returned.
         """
-        device = self.parameter.device
-        self.state = {
-            key: value.detach().to(device=device, copy=True) if key != "step" else int(value)
-            for key, value in state.items()
-        }
+        for key, own in self.state.items():
+            # The index is known to be the same, and its memory is the mask's.
+            if isinstance(own, Tensor) and key != "index":
+                own.copy_(state[key].detach())
+        self.state["step"] = int(state["step"])
 
 
-def gather_entries(target: Target, index: IndexArray) -> Entries:
+def gather_entries(target: Target, index: CompactArray) -> Entries:
     """Start the training state of a parameter at its present values.
 
     Args:
         target: The parameter.
-        index: Sorted flat indices of the chosen entries.
+        index: Sorted positions of the chosen entries among those held here; their memory is
+            shared on CPU.
 
     Returns:
         Entries with masters equal to the weights and moments of zero.
     """
-    weight = target.parameter.detach()
-    # Half the memory; gather and scatter take int32 as they do int64.
-    dtype = torch.int32 if weight.numel() < 2**31 else torch.int64
-    own = torch.tensor(index, dtype=dtype, device=weight.device)
-    base = weight.reshape(-1).index_select(0, own)
+    weight = target.weight
+    # Gather and scatter take int32 as they do int64.
+    own = torch.from_numpy(index).to(weight.device)
+    base = torch.empty(own.numel(), dtype=weight.dtype, device=weight.device)
+    for part in pieces(own.numel()):
+        torch.index_select(weight, 0, own[part], out=base[part])
     master = base.to(torch.float32, copy=True)
     state = {
         "step": 0,
@@ -111,46 +131,63 @@ def gather_entries(target: Target, index: IndexArray) -> Entries:
 
 
 def check_state(
-    entries: Sequence[Entries], state_dict: Mapping[str, Any]
-) -> tuple[list[Mapping[str, Any]], dict[str, Any]]:
+    entries: Sequence[Entries],
+    groups: Sequence[Sequence[str]],
+    state_dict: Mapping[str, Any],
+) -> tuple[list[Mapping[str, Any]], list[dict[str, Any]]]:
     """Check a saved optimizer state against the entries it is meant for.
 
     Args:
         entries: The optimizer's own, in order.
+        groups: Names in each of its parameter groups.
         state_dict: As torch's ``Optimizer.state_dict`` lays it out.
 
     Returns:
-        The state of each of ``entries``, and the settings of the parameter group without its
+        The state of each of ``entries``, and the settings of each parameter group without its
         parameters.
 
     Raises:
         OptimizerError: The state is of another mask or model, or malformed.
     """
     try:
-        (group,) = state_dict["param_groups"]
-        names = list(group["param_names"])
-        states = [state_dict["state"][key] for key in group["params"]]
-    except (KeyError, TypeError, ValueError) as error:
+        saved = [dict(group) for group in state_dict["param_groups"]]
+        names = [list(group["param_names"]) for group in saved]
+        keys = [list(group.pop("params")) for group in saved]
+        held = {
+            name: state_dict["state"][key]
+            for each, own in zip(names, keys, strict=True)
+            for name, key in zip(each, own, strict=True)
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise OptimizerError(
-            "optimizer state: expected one parameter group with param_names and a state for each "
-            f"parameter, found {error!r}",
+            "optimizer state: expected at least one parameter group with param_names and a state "
+            f"for each parameter, found {error!r}",
             hint="only a state of SparseAdamW can be loaded into SparseAdamW",
         ) from error
     expected = [each.name for each in entries]
-    if names != expected or len(states) != len(expected):
-        odd = sorted(set(names) ^ set(expected)) or names
+    if set(held) != set(expected):
+        odd = sorted(set(held) ^ set(expected))
         raise OptimizerError(
             f"optimizer state: expected the {len(expected)} parameters of this mask, found "
-            f"{len(names)}; the first that differs is {odd[0]}",
+            f"{len(held)}; the first that differs is {odd[0]}",
             hint="load the mask that this state was trained with",
         )
+    if names != [list(each) for each in groups]:
+        raise OptimizerError(
+            f"optimizer state: expected {len(groups)} parameter groups of "
+            f"{[len(each) for each in groups]} tensors, found {[len(each) for each in names]}, or "
+            "others of the same sizes",
+            hint="create the optimizer with the param_groups that this state was trained with",
+        )
+    states = [held[name] for name in expected]
     for each, state in zip(entries, states, strict=True):
         _check_entries(each, state)
     settings = {"lr", "betas", "eps", "weight_decay", "weight_decay_mode", "max_grad_norm"}
-    missing = sorted(settings - set(group))
-    if missing:
-        raise OptimizerError(f"optimizer state: expected settings {missing}, found none")
-    return states, {key: value for key, value in group.items() if key != "params"}
+    for group in saved:
+        missing = sorted(settings - set(group))
+        if missing:
+            raise OptimizerError(f"optimizer state: expected settings {missing}, found none")
+    return states, saved
 
 
 def _check_entries(each: Entries, state: Mapping[str, Any]) -> None:
@@ -166,7 +203,7 @@ def _check_entries(each: Entries, state: Mapping[str, Any]) -> None:
         if not isinstance(value, Tensor) or value.dtype != own.dtype:
             found = value.dtype if isinstance(value, Tensor) else type(value).__name__
             raise OptimizerError(f"{where}: expected {key} of {own.dtype}, found {found}")
-        if key == "index" and not torch.equal(value.to(own.device), own):
+        if key == "index" and not _equal(value, own):
             raise OptimizerError(
                 f"{where}: expected the {own.numel()} entries of this mask, found "
                 f"{value.numel()} entries of another",
@@ -176,3 +213,9 @@ def _check_entries(each: Entries, state: Mapping[str, Any]) -> None:
             raise OptimizerError(
                 f"{where}: expected {key} of shape {tuple(own.shape)}, found {tuple(value.shape)}"
             )
+
+
+def _equal(left: Tensor, right: Tensor) -> bool:
+    return left.shape == right.shape and all(
+        torch.equal(left[part].to(right.device), right[part]) for part in pieces(right.numel())
+    )

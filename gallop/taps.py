@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
 from gallop.errors import ParameterError
+from gallop.shards import local_gradient
 from gallop.targets import Target, require_supported, require_unwrapped
 
 __all__ = ["GradientTap", "Receiver"]
@@ -39,7 +40,8 @@ class GradientTap:
 
     Args:
         model: The module that is going to run backward.
-        receivers: Target to the function that takes its gradient, of the target's shape.
+        receivers: Target to the function that takes its gradient: of a sharded one, what is
+            held of it here.
 
     Raises:
         ParameterError: A target is unsupported or already tapped, or the model is wrapped.
@@ -104,7 +106,9 @@ def _hook(name: str, receive: Receiver) -> Callable[[Tensor], None]:
                 f"parameter {name}: expected a dense gradient, found layout {gradient.layout}",
                 hint="build the embedding with sparse=False, or exclude the parameter",
             )
-        receive(gradient.detach())
+        # Of a sharded parameter: FSDP2 calls this once it has reduced, in the stream where it did
+        # so, which the current stream waits for at the end of backward.
+        receive(local_gradient(gradient, parameter))
 
     return take
 

@@ -1,4 +1,4 @@
-"""Which parameters may be trained sparsely, and under which name."""
+"""Which parameters may be trained sparsely, under which name, and what of them is held here."""
 
 from __future__ import annotations
 
@@ -8,22 +8,72 @@ from fnmatch import fnmatchcase
 from itertools import pairwise
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from gallop.config import GallopConfig
+from gallop.config import KIND_TOKENS, GallopConfig
 from gallop.errors import ParameterError, SelectionError
+from gallop.kinds import parameter_kinds
+from gallop.shards import Shard, is_sharded, local_part, shard_of
 
-__all__ = ["Target", "aliases", "eligible_targets", "require_supported", "require_unwrapped"]
+__all__ = [
+    "Target",
+    "aliases",
+    "eligible_targets",
+    "require_supported",
+    "require_unwrapped",
+]
 
 SUPPORTED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Target:
-    """A parameter under the first name that ``model.named_parameters()`` gives it."""
+    """A parameter under the first name that ``model.named_parameters()`` gives it.
+
+    Attributes:
+        name: That name.
+        parameter: The parameter; a DTensor where it is sharded.
+        kind: What kind it is; see ``gallop.kinds``.
+        shard: Which of its entries this process holds; None if it is a plain tensor.
+    """
 
     name: str
     parameter: nn.Parameter
+    kind: str = "other"
+    shard: Shard | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of entries of the whole parameter."""
+        return self.parameter.numel()
+
+    @property
+    def start(self) -> int:
+        """Flat index, in the whole parameter, of the first entry held here."""
+        return self.shard.start if self.shard else 0
+
+    @property
+    def held(self) -> int:
+        """Number of entries held here."""
+        return self.shard.size if self.shard else self.size
+
+    def held_of(self, tensor: Tensor) -> Tensor:
+        """Return what this process holds of a tensor of the parameter's shape and sharding.
+
+        Args:
+            tensor: The parameter, or its gradient.
+
+        Returns:
+            A detached plain tensor of :attr:`held` entries, in the order of their flat indices.
+        """
+        part = local_part(tensor)
+        # A replica that another process counts has no entries here.
+        return part if self.shard is None or self.held == part.numel() else part.reshape(-1)[:0]
+
+    @property
+    def weight(self) -> Tensor:
+        """A flat view of the entries held here, detached."""
+        return self.held_of(self.parameter).view(-1)
 
 
 def eligible_targets(
@@ -31,8 +81,9 @@ def eligible_targets(
 ) -> tuple[Target, ...]:
     """List the parameters that a selection may choose from.
 
-    A parameter is eligible if it requires a gradient and one of its names matches ``include``
-    and none matches ``exclude``. A tied parameter is listed once.
+    A parameter is eligible if it requires a gradient, one of its names or its kind matches
+    ``include``, and none of them matches ``exclude``. A tied parameter is listed once, and has one
+    kind.
 
     Args:
         model: Any module.
@@ -48,17 +99,20 @@ def eligible_targets(
             memory without being one parameter.
     """
     names = aliases(model)
+    kinds = parameter_kinds(model)
     targets = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
+        kind = kinds[id(parameter)]
         known_as = names[id(parameter)]
-        if not _matches(known_as, config.include) or _matches(known_as, config.exclude):
+        included = _matches(known_as, kind, config.include)
+        if not included or _matches(known_as, kind, config.exclude):
             continue
         if loaded:
             require_supported(name, parameter)
         if parameter.numel():
-            targets.append(Target(name, parameter))
+            targets.append(Target(name, parameter, kind, shard_of(name, parameter)))
     if not targets:
         raise SelectionError(
             f"no eligible parameter in {type(model).__name__}: expected some that require a "
@@ -118,13 +172,14 @@ def require_supported(name: str, parameter: nn.Parameter) -> None:
             f"found {str(parameter.dtype).removeprefix('torch.')}",
             hint="convert the model, for example with model.float(), or exclude the parameter",
         )
-    if type(parameter.data) is not torch.Tensor or parameter.layout is not torch.strided:
+    data = local_part(parameter) if is_sharded(parameter) else parameter.data
+    if type(data) is not torch.Tensor or data.layout is not torch.strided:
         raise ParameterError(
-            f"parameter {name}: expected a plain dense tensor, found "
-            f"{type(parameter.data).__name__} with layout {parameter.layout}",
-            hint="sharded, quantised and sparse parameters are not supported in this release",
+            f"parameter {name}: expected a plain dense tensor, or shards of one, found "
+            f"{type(data).__name__} with layout {data.layout}",
+            hint="quantised and sparse parameters are not supported in this release",
         )
-    if not parameter.is_contiguous():
+    if not data.is_contiguous():
         raise ParameterError(
             f"parameter {name}: expected contiguous memory, found shape {tuple(parameter.shape)} "
             f"with strides {parameter.stride()}",
@@ -132,8 +187,13 @@ def require_supported(name: str, parameter: nn.Parameter) -> None:
         )
 
 
-def _matches(names: tuple[str, ...], patterns: tuple[str, ...]) -> bool:
-    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+def _matches(names: tuple[str, ...], kind: str, patterns: tuple[str, ...]) -> bool:
+    return any(
+        KIND_TOKENS[pattern] == kind
+        if pattern in KIND_TOKENS
+        else any(fnmatchcase(name, pattern) for name in names)
+        for pattern in patterns
+    )
 
 
 def _require_separate_memory(targets: list[Target]) -> None:
@@ -149,6 +209,6 @@ def _require_separate_memory(targets: list[Target]) -> None:
 
 def _spans(targets: list[Target]) -> Iterator[tuple[str, int, int, str]]:
     for target in targets:
-        start = target.parameter.data_ptr()
-        size = target.parameter.numel() * target.parameter.element_size()
-        yield str(target.parameter.device), start, start + size, target.name
+        held = target.weight
+        start = held.data_ptr()
+        yield str(held.device), start, start + held.nbytes, target.name

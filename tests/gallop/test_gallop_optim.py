@@ -465,3 +465,94 @@ def test_the_optimizer_itself_is_not_copied(duplicate: Callable[[object], object
         duplicate(optimizer)
     assert error.value.hint is not None
     assert "state_dict" in error.value.hint
+
+
+def two_lines() -> tuple[nn.ModuleDict, Mask]:
+    model = nn.ModuleDict({"a": nn.Linear(3, 1), "b": nn.Linear(3, 1, bias=False)})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(1.0)
+    names = {"a.weight": [0, 2], "a.bias": [0], "b.weight": [1]}
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    return model, Mask(names, shapes)
+
+
+def test_groups_have_settings_of_their_own_and_schedulers_reach_them() -> None:
+    model, mask = two_lines()
+    groups: list[dict[str, Any]] = [
+        {"params": "*.bias", "lr": 0.5, "weight_decay": 0.0},
+        {"params": [model.get_parameter("b.weight")], "lr": 0.25},
+    ]
+    optimizer = SparseAdamW(model, mask, lr=0.125, eps=0.0, weight_decay=1.0, param_groups=groups)
+    assert [group["param_names"] for group in optimizer.param_groups] == [
+        ["a.bias"],
+        ["b.weight"],
+        ["a.weight"],
+    ]
+    schedule = LambdaLR(optimizer, [lambda _: 1.0, lambda _: 0.0, lambda _: 1.0])
+    sum(p.sum() for p in model.parameters()).backward()  # type: ignore[union-attr]
+    optimizer.step()
+    schedule.step()
+    # Adam's first step with a constant gradient is the rate; decay is rate times weight.
+    assert {name: p.flatten().tolist() for name, p in model.named_parameters()} == {
+        "a.weight": pytest.approx([0.75, 1.0, 0.75]),
+        "a.bias": pytest.approx([0.5]),
+        "b.weight": [1.0, 1.0, 1.0],
+    }
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.0, 0.125]
+
+
+def test_groups_come_back_from_a_saved_state() -> None:
+    model, mask = two_lines()
+    groups: list[dict[str, Any]] = [
+        {"params": "*.bias", "lr": 0.5},
+        {"params": "*", "betas": (0.5, 0.5)},
+    ]
+    optimizer = SparseAdamW(model, mask, param_groups=groups)
+    train_on_sum(model, optimizer)
+    optimizer.param_groups[0]["lr"] = 0.75
+    saved = copy.deepcopy(optimizer.state_dict())
+    expected = weights_of(model)
+    optimizer.close()
+    other = SparseAdamW(model, mask, param_groups=[{"params": "*.bias"}, {"params": "*"}])
+    train_on_sum(model, other)
+    other.load_state_dict(saved)
+    assert other.param_groups[0]["lr"] == 0.75
+    assert other.param_groups[1]["betas"] == (0.5, 0.5)
+    assert all(same_bits(value, expected[name]) for name, value in weights_of(model).items())
+    other.close()
+    with pytest.raises(OptimizerError, match="expected 1 parameter groups of"):
+        SparseAdamW(model, mask).load_state_dict(saved)
+
+
+def train_on_sum(model: nn.Module, optimizer: SparseAdamW) -> None:
+    sum(p.square().sum() for p in model.parameters()).backward()  # type: ignore[union-attr]
+    optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("group", "says"),
+    [
+        ({"params": "nothing.*"}, "patterns that match a parameter"),
+        ({"params": []}, "found none"),
+        ({"params": [3]}, "found int"),
+        ({"lr": 1.0}, "a mapping with params"),
+        ({"params": "*", "momentum": 0.9}, r"found \['momentum'\]"),
+        ({"params": "*", "max_grad_norm": 0.9}, r"found \['max_grad_norm'\]"),
+        ({"params": "*", "lr": -1.0}, "lr: expected"),
+    ],
+)
+def test_bad_groups_are_named(group: dict[str, Any], says: str) -> None:
+    model, mask = two_lines()
+    with pytest.raises(ConfigError, match=says):
+        SparseAdamW(model, mask, param_groups=[group])
+
+
+def test_a_group_without_chosen_entries_is_kept_for_its_scheduler() -> None:
+    model, _ = two_lines()
+    mask = Mask({"a.weight": [0]}, {"a.weight": (1, 3)})
+    optimizer = SparseAdamW(model, mask, param_groups=[{"params": "*.bias", "lr": 0.5}])
+    assert [len(group["params"]) for group in optimizer.param_groups] == [0, 1]
+    LambdaLR(optimizer, [lambda _: 1.0, lambda _: 2.0])
+    train_on_sum(model, optimizer)
+    optimizer.load_state_dict(optimizer.state_dict())

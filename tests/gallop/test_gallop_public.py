@@ -16,6 +16,7 @@ PUBLIC = [
     "SparseAdamW",
     "export",
     "select",
+    "selector",
 ]
 
 

@@ -132,7 +132,15 @@ SPARSEDELTA_NAMES = {
     "write_delta",
 }
 
-GALLOP_NAMES = {"GallopConfig", "Mask", "SelectionReport", "SparseAdamW", "export", "select"}
+GALLOP_NAMES = {
+    "GallopConfig",
+    "Mask",
+    "SelectionReport",
+    "SparseAdamW",
+    "export",
+    "select",
+    "selector",
+}
 
 
 def test_public_names_of_sparsedelta() -> None:
