@@ -14,7 +14,8 @@ import click
 
 from gallop.config import GallopConfig
 from gallop.config_file import read_config, write_config
-from gallop.settings import Setting, defaults, keyword_arguments, settings_of
+from gallop.setting import Setting
+from gallop.settings import defaults, keyword_arguments, settings_of
 from sparsedelta.cli import run
 
 __all__ = ["gallop", "main"]

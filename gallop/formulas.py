@@ -84,9 +84,12 @@ def magnitude_low(chunk: Chunk) -> Tensor:
     return chunk.weight.abs_()
 
 
-@selector("magnitude-high", gradient="none", scope="per_tensor")
+@selector("magnitude-high", gradient="none", scope="per_tensor", exclude_zeros=True)
 def magnitude_high(chunk: Chunk) -> Tensor:
-    """``|w|``, the largest, ranked in each tensor: Super-Tuning (arXiv 2607.09287)."""
+    """``|w|``, the largest, ranked in each tensor: Super-Tuning (arXiv 2607.09287).
+
+    A zero weight scores 0, and is not chosen whatever ``exclude_zeros`` says.
+    """
     return chunk.weight.abs_()
 
 
@@ -123,10 +126,10 @@ def random(chunk: Chunk) -> Tensor:
     return bits.int().view(chunk.weight.dtype)
 
 
-@selector("snip")
+@selector("snip", exclude_zeros=True)
 def snip(chunk: Chunk) -> Tensor:
     """``|mean g * w|``, global: SNIP's connection sensitivity (arXiv 1810.02340), largest first.
 
-    A zero weight scores 0, and is never chosen whatever ``exclude_zeros`` says.
+    A zero weight scores 0, and is not chosen whatever ``exclude_zeros`` says.
     """
     return chunk.gradient.mul_(chunk.weight).abs_()

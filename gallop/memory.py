@@ -238,10 +238,10 @@ def _groups(
 ) -> tuple[tuple[str, ...], ...]:
     # Neighbours in the model's order, as many as fit; a tensor that does not fit is alone.
     groups: list[list[str]] = []
-    size = math.inf
+    size = 0
     for target, entries in zip(targets, held, strict=True):
         needed = entries * _ACCUMULATOR
-        if size + needed > limit:
+        if not groups or size + needed > limit:
             groups.append([])
             size = 0
         groups[-1].append(target.name)

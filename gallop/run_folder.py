@@ -17,7 +17,8 @@ import torch
 
 from gallop.errors import ConfigError, RunError
 from gallop.mask import Mask
-from gallop.settings import SETTINGS, Setting, defaults
+from gallop.setting import Setting
+from gallop.settings import SETTINGS, defaults
 from gallop.state_file import read_state, write_state
 from sparsedelta.outputs import output_errors, staged
 

@@ -2,140 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-from gallop.errors import ConfigError
+from gallop.setting import Setting
 
-__all__ = ["SECTIONS", "SETTINGS", "Setting", "defaults", "keyword_arguments", "settings_of"]
-
-Kind = Literal["integer", "number", "numbers", "switch", "text", "texts", "choice"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """One setting: a key of a section of a configuration file, and a flag or an argument.
-
-    Attributes:
-        name: By which the commands know it; unique.
-        section: Section of the configuration file.
-        key: Key in that section.
-        kind: What values it takes. ``numbers`` are two, ``texts`` any number.
-        help: One line for people.
-        default: Value if neither file nor flag gives one.
-        shown: What help says the default is, where the value does not say it.
-        flag: The flag, by default made of the name; a switch has its opposite too, after a slash;
-            empty for a positional argument.
-        choices: What a ``choice`` may be.
-        minimum: Smallest integer or number.
-        maximum: Largest number.
-        metavar: What help calls the value.
-        commands: Which commands have the flag.
-        fields: The dataclass fields that it sets, as ``Class.field``.
-        identity: Whether it says what is trained: it must not change when a run goes on.
-    """
-
-    name: str
-    section: str
-    key: str
-    kind: Kind
-    help: str
-    default: Any = None
-    shown: str = ""
-    flag: str = ""
-    choices: tuple[str, ...] = ()
-    minimum: float | None = None
-    maximum: float | None = None
-    metavar: str | None = None
-    commands: tuple[str, ...] = ("select", "train", "estimate")
-    fields: tuple[str, ...] = ()
-    identity: bool = field(default=True)
-
-    @property
-    def positional(self) -> bool:
-        """Whether the command line takes it as an argument, not as a flag."""
-        return self.flag == "argument"
-
-    @property
-    def flags(self) -> str:
-        """The flag as click declares it."""
-        return self.flag or "--" + self.name.replace("_", "-")
-
-    def convert(self, value: Any) -> Any:  # noqa: ANN401  (what a file holds is not known)
-        """Check a value that a configuration file gives, and bring it to the type of the default.
-
-        Args:
-            value: As YAML reads it. Text that spells a number is one: YAML 1.1 takes ``2e-4``
-                for text.
-
-        Returns:
-            The value.
-
-        Raises:
-            ConfigError: It is of another kind, or out of range.
-        """
-        if value is None and (self.default is None or self.name == "max_grad_norm"):
-            return 0.0 if self.name == "max_grad_norm" else None
-        expected, found = _CONVERTERS[self.kind](self, value)
-        if found is None:
-            raise ConfigError(f"{self.key}: expected {expected}, found {value!r}")
-        return found
-
-
-def _integer(setting: Setting, value: Any) -> tuple[str, int | None]:  # noqa: ANN401
-    at_least = "" if setting.minimum is None else f" of at least {setting.minimum:.0f}"
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    fits = whole and (setting.minimum is None or value >= setting.minimum)
-    return f"a whole number{at_least}", value if fits else None
-
-
-def _number(setting: Setting, value: Any) -> tuple[str, float | None]:  # noqa: ANN401
-    low = -math.inf if setting.minimum is None else setting.minimum
-    high = math.inf if setting.maximum is None else setting.maximum
-    bounds = "" if (low, high) == (-math.inf, math.inf) else f" in [{low:g}, {high:g}]"
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    return f"a number{bounds}", number if low <= number <= high else None
-
-
-def _numbers(setting: Setting, value: Any) -> tuple[str, tuple[float, ...] | None]:  # noqa: ANN401
-    given = value if isinstance(value, list | tuple) else ()
-    found = [_number(setting, each)[1] for each in given]
-    pair = tuple(each for each in found if each is not None)
-    return "a list of two numbers", pair if len(pair) == len(given) == 2 else None  # noqa: PLR2004
-
-
-def _switch(_: Setting, value: Any) -> tuple[str, bool | None]:  # noqa: ANN401
-    return "true or false", value if isinstance(value, bool) else None
-
-
-def _text(_: Setting, value: Any) -> tuple[str, str | None]:  # noqa: ANN401
-    return "text", value if isinstance(value, str) else None
-
-
-def _texts(_: Setting, value: Any) -> tuple[str, tuple[str, ...] | None]:  # noqa: ANN401
-    listed = isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
-    return "a list of texts", tuple(value) if listed else None
-
-
-def _choice(setting: Setting, value: Any) -> tuple[str, str | None]:  # noqa: ANN401
-    known = isinstance(value, str) and value in setting.choices
-    return f"one of {', '.join(setting.choices)}", value if known else None
-
-
-_CONVERTERS: Final = {
-    "integer": _integer,
-    "number": _number,
-    "numbers": _numbers,
-    "switch": _switch,
-    "text": _text,
-    "texts": _texts,
-    "choice": _choice,
-}
+__all__ = ["SECTIONS", "SETTINGS", "defaults", "keyword_arguments", "settings_of"]
 
 _EVERY = ("select", "train", "eval", "estimate")
 _PLANNED = ("train", "estimate")
@@ -164,14 +36,36 @@ SETTINGS: Final = (
         fields=("GallopConfig.density",), help="Share of the parameters, in (0, 1].",
     ),
     Setting(
+        name="selector", section="selection", key="selector", kind="text", default="gallop",
+        metavar="NAME", fields=("GallopConfig.selector",),
+        help="Score: gallop, saft, sift, fisher, magnitude-low, magnitude-high, gem, sara, "
+        "random, snip, or a registered one.",
+    ),
+    Setting(
         name="eps", section="selection", key="eps", kind="number", default=1e-8,
         fields=("GallopConfig.eps",), help="Eps of the score.",
     ),
     Setting(
         name="threshold_scope", section="selection", key="threshold_scope", kind="choice",
-        default="global", choices=("global", "per_tensor"),
+        choices=("global", "per_tensor", "sampled_global"), shown="the selector's",
         fields=("GallopConfig.threshold_scope",),
-        help="One threshold for the model, or one for each tensor.",
+        help="One threshold for the model, one for each tensor, or one for the model from a "
+        "sample.",
+    ),
+    Setting(
+        name="allocation", section="selection", key="allocation", kind="text", metavar="NAME",
+        shown="the selector's", fields=("GallopConfig.allocation",),
+        help="How tensors share the density: uniform, proportional, entropy, or a registered one.",
+    ),
+    Setting(
+        name="sample_size", section="selection", key="sample_size", kind="integer",
+        default=1 << 20, minimum=1, fields=("GallopConfig.sample_size",),
+        help="Scores that sampled_global looks at.",
+    ),
+    Setting(
+        name="weight_threshold", section="selection", key="weight_threshold", kind="number",
+        minimum=0, shown="none", fields=("GallopConfig.weight_threshold",),
+        help="Choose only weights of a magnitude below this.",
     ),
     Setting(
         name="gradient_mean", section="selection", key="gradient_mean", kind="choice",
@@ -180,7 +74,7 @@ SETTINGS: Final = (
     ),
     Setting(
         name="exclude_zeros", section="selection", key="exclude_zeros", kind="switch",
-        default=True, flag="--exclude-zeros/--include-zeros",
+        flag="--exclude-zeros/--include-zeros", shown="the selector's",
         fields=("GallopConfig.exclude_zeros",),
         help="Whether weights that are exactly zero may not be chosen.",
     ),
@@ -198,6 +92,17 @@ SETTINGS: Final = (
         name="selection_samples", section="selection", key="samples", kind="integer", default=256,
         minimum=1, fields=("TrainConfig.selection_samples",),
         help="Samples that the selection sees.",
+    ),
+    Setting(
+        name="memory", section="selection", key="memory", kind="choice", default="auto",
+        choices=("auto", "resident", "offload", "grouped"), identity=False,
+        help="Where gradients are summed up: beside the weights, on the host, or in passes over "
+        "groups of tensors. The mask is the same.",
+    ),
+    Setting(
+        name="memory_budget", section="selection", key="memory_budget", kind="integer",
+        minimum=1, metavar="BYTES", shown="half of the free memory", identity=False,
+        help="What the selection may take for its sums.",
     ),
     Setting(
         name="mask", section="selection", key="mask", kind="text", metavar="MASK",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -23,6 +23,7 @@ from gallop.data import Batch, Sample, make_batch, sample_order
 from gallop.errors import ConfigError, SelectionError
 from gallop.gradients import model_loss
 from gallop.mask import Mask
+from gallop.memory import MemoryMode, MemoryPlan
 from gallop.optim import SparseAdamW
 from gallop.progress import NoProgress, TrainingProgress
 from gallop.run_folder import TrainState
@@ -196,6 +197,9 @@ def choose_mask(
     training: TrainConfig,
     pad_id: int = 0,
     progress: TrainingProgress | None = None,
+    memory: MemoryMode = "auto",
+    memory_budget: int | None = None,
+    on_plan: Callable[[MemoryPlan], None] | None = None,
 ) -> Mask:
     """Run the selection in eval mode over ``training.selection_samples`` of the samples.
 
@@ -205,7 +209,10 @@ def choose_mask(
         selection: How to choose.
         training: Its ``batch_size``, ``selection_samples`` and ``seed``.
         pad_id: Token id to pad with.
-        progress: Hears about every batch.
+        progress: Hears about every batch, in every pass over them.
+        memory: As of :func:`gallop.select`.
+        memory_budget: As of :func:`gallop.select`.
+        on_plan: As of :func:`gallop.select`.
 
     Returns:
         The mask.
@@ -224,14 +231,25 @@ def choose_mask(
     )
     size = training.batch_size
     parts = [seen[start : start + size] for start in range(0, len(seen), size)]
+    total = len(parts)
+
+    def plan_made(plan: MemoryPlan) -> None:
+        nonlocal total
+        total = len(parts) * max(1, plan.passes)
+        if on_plan:
+            on_plan(plan)
+
     with _mode(model, training=False):
         return select(
             model,
             (make_batch([samples[i] for i in part], pad_id) for part in parts),
             selection,
             on_batch=lambda number, loss: progress.advance(
-                "select", number, total=len(parts), detail=f"loss {loss:.4f}"
+                "select", number, total=total, detail=f"loss {loss:.4f}"
             ),
+            memory=memory,
+            memory_budget=memory_budget,
+            on_plan=plan_made,
         )
 
 

@@ -65,7 +65,10 @@ def selection(folder: Path) -> None:
             ours, theirs = mask.report.to_dict(), expected.report.to_dict()
             for key in ("seconds", "memory"):
                 del ours[key], theirs[key]
-            assert ours == theirs, (config, {k: (v, theirs[k]) for k, v in ours.items() if v != theirs[k]})
+            assert ours == theirs, (
+                config,
+                {k: (v, theirs[k]) for k, v in ours.items() if v != theirs[k]},
+            )
 
 
 def main(folder: Path) -> None:

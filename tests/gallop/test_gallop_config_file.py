@@ -17,7 +17,8 @@ from gallop import GallopConfig
 from gallop.cli import gallop, main
 from gallop.config_file import read_config, write_config
 from gallop.errors import ConfigError
-from gallop.settings import SETTINGS, Setting, defaults, keyword_arguments
+from gallop.setting import Setting
+from gallop.settings import SETTINGS, defaults, keyword_arguments
 from gallop.train_config import TrainConfig
 
 COMMANDS = ("select", "train", "eval", "estimate")
