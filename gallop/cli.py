@@ -14,6 +14,7 @@ import click
 
 from gallop.config import GallopConfig
 from gallop.config_file import read_config, write_config
+from gallop.outcome import Outcome
 from gallop.setting import Setting
 from gallop.settings import defaults, keyword_arguments, settings_of
 from sparsedelta.cli import run
@@ -235,15 +236,20 @@ def _config(values: Mapping[str, Any]) -> GallopConfig:
     return GallopConfig(**keyword_arguments("GallopConfig", values))
 
 
-def _print(result: dict[str, Any], options: Mapping[str, Any]) -> None:
+def _print(outcome: Outcome, options: Mapping[str, Any]) -> None:
     if options["as_json"]:
-        click.echo(json.dumps(result, indent=2))
+        click.echo(json.dumps(outcome.values, indent=2))
         return
     if options["quiet"]:
         return
-    width = max(len(key) for key in result)
-    for key, value in result.items():
+    shown = {key: each for key, each in outcome.values.items() if not isinstance(each, dict)}
+    width = max(len(key) for key in shown)
+    for key, value in shown.items():
         click.echo(f"{key.replace('_', ' '):<{width}}  {_readable(value)}")
+    if outcome.lines:
+        click.echo()
+    for line in outcome.lines:
+        click.echo(line)
 
 
 def _readable(value: object) -> str:

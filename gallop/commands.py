@@ -10,17 +10,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
 from torch import nn
 
 from gallop.config import GallopConfig
 from gallop.data import Sample, encode_examples, read_examples
+from gallop.estimation import requested_entries
 from gallop.exporting import check_base, export
 from gallop.interrupts import stop_requests
 from gallop.loading import LoadedModel, base_path, load_model
 from gallop.mask import Mask
-from gallop.progress import open_progress
+from gallop.memory import MemoryPlan
+from gallop.outcome import Outcome
+from gallop.progress import TrainingProgress, open_progress
 from gallop.recipe import recipe_metadata
 from gallop.report import SelectionReport
+from gallop.report_text import report_lines
 from gallop.run_folder import RunFolder
 from gallop.saving import Saving
 from gallop.settings import keyword_arguments
@@ -37,7 +42,7 @@ __all__ = ["run_select", "run_train"]
 
 def run_select(
     source: str, data: str, *, config: GallopConfig, options: Mapping[str, Any]
-) -> dict[str, Any]:
+) -> Outcome:
     """Choose a mask and save it.
 
     Args:
@@ -47,7 +52,7 @@ def run_select(
         options: Of the command line.
 
     Returns:
-        What was chosen, JSON-ready.
+        What was chosen.
 
     Raises:
         SparseDeltaError: Anything that goes wrong.
@@ -58,23 +63,16 @@ def run_select(
     loaded, samples, skipped = _load(source, data, options)
     document: dict[str, Any] = {"mask": str(out), "skipped_examples": skipped}
     if options["dry_run"]:
-        return document | _plan(loaded.model, config, training=training, samples=samples)
+        return Outcome(document | _plan(loaded.model, config, training=training, samples=samples))
     with open_progress(quiet=options["quiet"]) as progress:
-        mask = choose_mask(
-            loaded.model,
-            samples,
-            selection=config,
-            training=training,
-            pad_id=loaded.pad_id,
-            progress=progress,
-        )
+        mask = _choose(loaded, samples, config, training, options=options, progress=progress)
     mask.save(out)
-    return document | _selection(mask)
+    return Outcome(document | _selection(mask), _report_lines(mask))
 
 
 def run_train(
     source: str, data: str, *, config: GallopConfig | None, options: Mapping[str, Any]
-) -> dict[str, Any]:
+) -> Outcome:
     """Train a mask, chosen or given, and write the delta.
 
     Args:
@@ -84,7 +82,7 @@ def run_train(
         options: Every setting by name, and the flags of the command line.
 
     Returns:
-        What was done, JSON-ready.
+        What was done.
 
     Raises:
         SparseDeltaError: Anything that goes wrong.
@@ -106,7 +104,7 @@ def run_train(
     check_base(loaded.model, mask or Mask({}, {}), base=base)
     document: dict[str, Any] = {"delta": str(out), "skipped_examples": skipped}
     if options["dry_run"]:
-        return document | _plan(loaded.model, config, training=training, samples=samples)
+        return Outcome(document | _plan(loaded.model, config, training=training, samples=samples))
     inputs = _digests(loaded, samples, base=base, data=data)
     start = None
     if options["resume"]:
@@ -114,14 +112,7 @@ def run_train(
         start = run.load()
     with open_progress(quiet=options["quiet"]) as progress:
         if mask is None and config is not None:
-            mask = choose_mask(
-                loaded.model,
-                samples,
-                selection=config,
-                training=training,
-                pad_id=loaded.pad_id,
-                progress=progress,
-            )
+            mask = _choose(loaded, samples, config, training, options=options, progress=progress)
             check_base(loaded.model, mask, base=base)
         with (
             _how_to_go_on(run),
@@ -178,7 +169,37 @@ def run_train(
         document["model"] = str(saved)
     if options["run"] is None:
         run.remove()  # nobody asked for it by name, and it has served its purpose
-    return document
+    return Outcome(document, _report_lines(result.mask))
+
+
+def _choose(
+    loaded: LoadedModel,
+    samples: list[Sample],
+    config: GallopConfig,
+    training: TrainConfig,
+    *,
+    options: Mapping[str, Any],
+    progress: TrainingProgress,
+) -> Mask:
+    def show(plan: MemoryPlan) -> None:
+        if not options["quiet"]:
+            click.echo("\n".join(plan.lines()), err=True)
+
+    return choose_mask(
+        loaded.model,
+        samples,
+        selection=config,
+        training=training,
+        pad_id=loaded.pad_id,
+        progress=progress,
+        memory=options["memory"],
+        memory_budget=options["memory_budget"],
+        on_plan=show,
+    )
+
+
+def _report_lines(mask: Mask) -> list[str]:
+    return report_lines(mask.report) if mask.report else []
 
 
 def _check_outputs(
@@ -283,13 +304,8 @@ def _plan(
         "steps": training.steps,
     }
     if config is not None:
-        sizes = [target.parameter.numel() for target in eligible_targets(model, config)]
-        plan["eligible"] = sum(sizes)
-        plan["k"] = (
-            config.budget(sum(sizes))
-            if config.threshold_scope == "global"
-            else sum(map(config.budget, sizes))
-        )
+        sizes = [target.size for target in eligible_targets(model, config)]
+        plan |= {"eligible": sum(sizes), "k": requested_entries(sizes, config)}
     return plan
 
 
@@ -308,6 +324,7 @@ def _selection(mask: Mask) -> dict[str, Any]:
             "selection_samples": report.samples,
             "selection_loss": report.loss,
             "selection_seconds": report.seconds,
+            "selection_report": report.to_dict() | {"tensors": len(report.tensors)},
         }
     return document
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,10 +22,13 @@ from gallop.estimation import (
     matmul_speed,
     micro_batch_cost,
     model_bytes,
+    requested_entries,
     run_probe,
 )
 from gallop.loading import load_architecture, load_model, load_tokenizer
-from gallop.targets import Target, eligible_targets
+from gallop.memory import plan_targets
+from gallop.outcome import Outcome
+from gallop.targets import eligible_targets
 from sparsedelta.checkpoint import open_checkpoint
 
 __all__ = ["run_estimate"]
@@ -32,9 +36,7 @@ __all__ = ["run_estimate"]
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
-def run_estimate(
-    config: GallopConfig, options: Mapping[str, Any], *, probe: bool
-) -> dict[str, Any]:
+def run_estimate(config: GallopConfig, options: Mapping[str, Any], *, probe: bool) -> Outcome:
     """Estimate memory, time and the size of the delta.
 
     Args:
@@ -43,7 +45,7 @@ def run_estimate(
         probe: Whether the weights are loaded and one micro-batch is run.
 
     Returns:
-        Figures, JSON-ready; bytes and seconds.
+        Figures in bytes and seconds, and where a selection would sum up gradients.
 
     Raises:
         SparseDeltaError: Anything that goes wrong.
@@ -53,8 +55,12 @@ def run_estimate(
     model, mode = load_architecture(source, _dtype(source, options["dtype"]))
     dtype = next(model.parameters()).dtype
     targets = eligible_targets(model, config, loaded=False)
-    eligible = sum(target.parameter.numel() for target in targets)
-    chosen = _budget(targets, config)
+    sizes = [target.size for target in targets]
+    eligible, chosen = sum(sizes), requested_entries(sizes, config)
+    plan = plan_targets(
+        targets, config, memory=options["memory"], memory_budget=options["memory_budget"]
+    )
+    sums = next(each for each in plan.estimates if each.mode == plan.mode)
     batches = _Batches(samples, options)
     cost = micro_batch_cost(
         model, targets, mode=mode, batch_size=options["batch_size"], length=batches.longest
@@ -72,7 +78,8 @@ def run_estimate(
         "activations_bytes": cost.nbytes,
         "activations_from": "a forward and backward pass of one micro-batch, followed without data",
         "training_bytes": weights + state + cost.nbytes,
-        "selection_bytes": weights + 4 * eligible + cost.nbytes,
+        "selection_bytes": weights + sums.device_bytes + sums.host_bytes + cost.nbytes,
+        "selection_memory": dataclasses.asdict(plan) | {"groups": plan.passes},
         "delta_bytes": delta_bytes(chosen, eligible, dtype),
         "samples": batches.samples,
         "tokens_per_micro_batch": round(batches.mean_tokens),
@@ -96,11 +103,11 @@ def run_estimate(
         )
     document |= {
         "seconds_per_step": seconds * options["accumulate"],
-        "selection_seconds": seconds * batches.selection,
+        "selection_seconds": seconds * batches.selection * plan.passes,
     }
     if batches.steps is not None:
         document["training_seconds"] = document["seconds_per_step"] * batches.steps
-    return document
+    return Outcome(document, plan.lines())
 
 
 class _Batches:
@@ -157,13 +164,6 @@ def _dtype(source: str, wanted: str) -> torch.dtype | None:
             hint="say what they are loaded in with --dtype",
         )
     return _DTYPES[name]
-
-
-def _budget(targets: Sequence[Target], config: GallopConfig) -> int:
-    sizes = [target.parameter.numel() for target in targets]
-    if config.threshold_scope == "per_tensor":
-        return sum(map(config.budget, sizes))
-    return config.budget(sum(sizes))
 
 
 def _widths(model: nn.Module) -> dict[str, int]:

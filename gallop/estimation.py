@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from gallop.config import GallopConfig
 from gallop.errors import ModelError
 from gallop.state import gather_entries
 from gallop.taps import GradientTap
@@ -30,6 +31,7 @@ __all__ = [
     "matmul_speed",
     "micro_batch_cost",
     "model_bytes",
+    "requested_entries",
     "run_probe",
 ]
 
@@ -180,6 +182,21 @@ def entry_bytes(dtype: torch.dtype) -> int:
     entries = gather_entries(Target("entries", parameter), np.arange(count, dtype=np.int32))
     tensors = [each for each in entries.state.values() if isinstance(each, Tensor)]
     return sum(each.nbytes for each in (*tensors, entries.gradient)) // count
+
+
+def requested_entries(sizes: Sequence[int], config: GallopConfig) -> int:
+    """Count what a density asks for.
+
+    Args:
+        sizes: Entries of each eligible tensor.
+        config: How a mask would be chosen.
+
+    Returns:
+        Size of the mask, if enough entries have a positive score.
+    """
+    if config.threshold_scope == "per_tensor" and config.allocation is None:
+        return sum(map(config.budget, sizes))
+    return config.budget(sum(sizes))
 
 
 def delta_bytes(chosen: int, eligible: int, dtype: torch.dtype) -> int:

@@ -13,20 +13,21 @@ from gallop.evaluation import choice_accuracy, perplexity
 from gallop.generation import exact_match
 from gallop.live_delta import apply_to_model
 from gallop.loading import LoadedModel, base_path, load_model
+from gallop.outcome import Outcome
 from gallop.progress import open_progress
 from gallop.questions import read_choices
 
 __all__ = ["run_eval"]
 
 
-def run_eval(options: Mapping[str, Any]) -> dict[str, Any]:
+def run_eval(options: Mapping[str, Any]) -> Outcome:
     """Measure a model.
 
     Args:
         options: Every setting by name, and the flags of the command line.
 
     Returns:
-        Figures with their counts and standard errors, JSON-ready.
+        Figures with their counts and standard errors.
 
     Raises:
         SparseDeltaError: Anything that goes wrong.
@@ -48,7 +49,7 @@ def run_eval(options: Mapping[str, Any]) -> dict[str, Any]:
         "metric": metric,
         "dtype": str(next(loaded.model.parameters()).dtype).removeprefix("torch."),
     }
-    return document | _measured(loaded, examples, options)
+    return Outcome(document | _measured(loaded, examples, options))
 
 
 def _measured(loaded: LoadedModel, examples: Any, options: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ANN401

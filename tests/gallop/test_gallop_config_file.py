@@ -119,6 +119,8 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(
             arguments.append(each.flags.split("/")[0 if value else 1])
         elif each.kind == "numbers":
             arguments += [each.flags, *map(str, value)]
+        elif each.kind == "choice":
+            arguments += [each.flags, next(x for x in each.choices if x != file[each.name])]
         else:
             given = (value[0] if value else "given") if each.kind == "texts" else value
             arguments += [each.flags.split("/")[-1], str(given or "5")]
