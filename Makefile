@@ -53,14 +53,14 @@ bench: $(VENV)/.demo $(WORK)/reviews.zip
 	PYTHONPATH=examples $(BIN)/python benchmarks/size.py --work $(WORK)
 	$(BIN)/python benchmarks/density.py
 
-bench-quick: $(VENV)/.demo $(WORK)/reviews.zip
+bench-quick: $(VENV)/.demo $(VENV)/.test $(WORK)/reviews.zip
 	PYTHONPATH=examples $(BIN)/python benchmarks/size.py --quick --work $(WORK)
-	for script in density speed peers curves scale; do \
+	for script in density speed peers curves scale trainer; do \
 		$(BIN)/python benchmarks/$$script.py --quick --work $(WORK) || exit 1; \
 	done
 
-bench-full: bench
-	for script in speed peers curves scale; do \
+bench-full: bench $(VENV)/.test
+	for script in speed peers curves scale trainer; do \
 		$(BIN)/python benchmarks/$$script.py --work $(WORK) || exit 1; \
 	done
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 PACKAGES: Final = (
     *("sparsedelta", "numpy", "zstandard", "blake3", "safetensors", "click", "rich", "zipnn"),
+    *("torch", "transformers", "peft"),
 )
 _FEATURES: Final = ("avx2", "avx512f", "asimd", "sve")
 

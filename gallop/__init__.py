@@ -22,17 +22,24 @@ if TYPE_CHECKING:
     from gallop.config import GallopConfig
     from gallop.exporting import export
     from gallop.mask import Mask
+    from gallop.mask_slices import gather_mask
     from gallop.optim import SparseAdamW
     from gallop.report import SelectionReport
     from gallop.selection import select
     from gallop.selectors import selector
+    from gallop.sharded_state import load_state, save_state
+    from gallop.values import SparseValues
 
 __all__ = [
     "GallopConfig",
     "Mask",
     "SelectionReport",
     "SparseAdamW",
+    "SparseValues",
     "export",
+    "gather_mask",
+    "load_state",
+    "save_state",
     "select",
     "selector",
 ]
@@ -42,7 +49,11 @@ _HOMES = {
     "Mask": "gallop.mask",
     "SelectionReport": "gallop.report",
     "SparseAdamW": "gallop.optim",
+    "SparseValues": "gallop.values",
     "export": "gallop.exporting",
+    "gather_mask": "gallop.mask_slices",
+    "load_state": "gallop.sharded_state",
+    "save_state": "gallop.sharded_state",
     "select": "gallop.selection",
     "selector": "gallop.selectors",
 }

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gallop.state import CHUNK, Entries
+from gallop.pieces import CHUNK
+from gallop.state import Entries
 
 __all__ = ["adamw_update"]
 

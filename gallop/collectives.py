@@ -61,6 +61,7 @@ class Peers:
         members: Global ranks, ascending.
         rank: Number of this process among them.
         size: Number of processes.
+        channel: A gloo group of them.
 
     Raises:
         UsageError: There is no process group, or this process is not in it.
@@ -98,7 +99,7 @@ class Peers:
                     backend="gloo",
                     use_local_synchronization=True,
                 )
-        self._channel = channels[self.members]
+        self.channel = channels[self.members]
 
     def total(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
         """Sum int64 counts over the ranks, elementwise."""
@@ -112,28 +113,28 @@ class Peers:
         """Sum a float64 over the ranks in their order: every rank has the same bits."""
         found = [torch.zeros(1, dtype=torch.float64) for _ in range(self.size)]
         with _explained(self.members):
-            dist.all_gather(found, torch.tensor([value], dtype=torch.float64), group=self._channel)
+            dist.all_gather(found, torch.tensor([value], dtype=torch.float64), group=self.channel)
         return sum(float(each) for each in found)
 
     def gather(self, value: _Value) -> list[_Value]:
         """Return the small values of all ranks, in their order, on every rank."""
         found: list[Any] = [None] * self.size
         with _explained(self.members):
-            dist.all_gather_object(found, value, group=self._channel)
+            dist.all_gather_object(found, value, group=self.channel)
         return found
 
     def gather_first(self, value: _Value) -> list[_Value]:
         """Return the values of all ranks on rank 0, and nothing on the others."""
         found: list[Any] | None = [None] * self.size if not self.rank else None
         with _explained(self.members):
-            dist.gather_object(value, found, group=self._channel, group_dst=0)
+            dist.gather_object(value, found, group=self.channel, group_dst=0)
         return found or []
 
     def share(self, value: _Value | None) -> _Value:
         """Return the value of rank 0 on every rank."""
         held: list[Any] = [value]
         with _explained(self.members):
-            dist.broadcast_object_list(held, group=self._channel, group_src=0)
+            dist.broadcast_object_list(held, group=self.channel, group_src=0)
         shared: _Value = held[0]
         return shared
 
@@ -170,12 +171,12 @@ class Peers:
                 raise RankError(f"rank {self.members[rank]} failed: {text[0]}", hint=text[1])
 
     def _data_group(self, tensor: Tensor) -> dist.ProcessGroup | None:
-        return self._channel if tensor.device.type == "cpu" else self.group
+        return self.channel if tensor.device.type == "cpu" else self.group
 
     def _reduced(self, values: NDArray[Any], operation: Any) -> NDArray[Any]:  # noqa: ANN401
         held = torch.from_numpy(np.array(values))  # a copy: the caller's stays as it is
         with _explained(self.members):
-            dist.all_reduce(held, op=operation, group=self._channel)
+            dist.all_reduce(held, op=operation, group=self.channel)
         reduced: NDArray[Any] = held.numpy()
         return reduced
 

@@ -6,22 +6,28 @@ was evaluated.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor, nn
 
+from gallop.collectives import find_peers
+from gallop.compiled import named_parameters, plain_name
 from gallop.errors import ExportError, OutsideMaskError
+from gallop.live_model import live_model
 from gallop.mask import IndexArray, Mask
+from gallop.mask_slices import whole_digest
 from gallop.recipe import recipe_metadata
+from gallop.shards import shard_of
 from sparsedelta.checkpoint import CheckpointReader, open_checkpoint, segments
+from sparsedelta.local_shards import shards_of
 from sparsedelta.locations import LocationLike, Url, as_location, output_path
 from sparsedelta.operations.diff import DiffReport, diff
 from sparsedelta.outputs import check_output
-from sparsedelta.state_dict import StateDictReader
 from sparsedelta.words import Bytes, TensorSpec
 
 __all__ = ["ExportReport", "JoinedCheckpoint", "check_base", "export"]
@@ -66,6 +72,7 @@ class JoinedCheckpoint:
         paths: What the base is read from.
         held: The live tensor of each name that the model holds.
         not_held: Names that it does not hold.
+        shards: What this process holds of the live tensors: all, unless they are sharded.
 
     Raises:
         ExportError: A tensor has another dtype or shape in the model than in the base.
@@ -79,12 +86,17 @@ class JoinedCheckpoint:
         self._base = base
         # keep_vars keeps identity, by which tied names are recognised. Non-persistent buffers are
         # not in the state: they are derived from the configuration, and no business of a delta.
-        live = model.state_dict(keep_vars=True)
+        live = {plain_name(k): v for k, v in model.state_dict(keep_vars=True).items()}
         self.held: dict[str, Tensor] = {name: live[name] for name in base.specs if name in live}
         self.not_held = tuple(name for name in base.specs if name not in live)
-        self._live = StateDictReader(self.held, location=self.location)
-        for name, found in self._live.specs.items():
+        self.shards = shards_of(self.held, self.location)
+        self._live: CheckpointReader = self.shards.reader
+        for name, found in self.shards.specs.items():
             _require_same_kind(base.specs[name], found, base.location)
+
+    def connect(self, live: CheckpointReader) -> None:
+        """Read live tensors from all processes that hold shards of them."""
+        self._live = live
 
     def read(self, name: str, start: int, stop: int) -> Bytes:
         """Return the bytes of the words ``[start, stop)`` of a tensor, in a fresh array."""
@@ -111,6 +123,9 @@ def export(
     the mask may differ. Parameters that the base does not store are reported, and are no part of
     the delta.
 
+    A sharded model is exported by all of its processes together, and no tensor is gathered: the
+    delta is a set of one part file per process, with the content digest of a single one.
+
     Args:
         model: The trained model, in the dtype of the checkpoint.
         mask: What was trained; a tied parameter may go by any of its names.
@@ -130,22 +145,33 @@ def export(
         OutsideMaskError: A weight outside the mask differs from the base.
         MaskError: The mask does not fit the model.
         OutputError: ``out`` exists and ``force`` is not set, or it cannot be written.
+        RankError: Another process failed; nothing is left behind.
     """
     path = output_path(out)
     source = as_location(base) if isinstance(base, str | Path | Url) else None
-    check_output(path, force=force, inputs=(source,) if isinstance(source, Path) else ())
-    with _opened(base) as reader:
+    peers = find_peers(model, data_parallel=False)
+    with ExitStack() as stack:
+        held = stack.enter_context(live_model(peers))
+        check_output(path, force=force, inputs=(source,) if isinstance(source, Path) else ())
+        reader = stack.enter_context(_opened(base))
         joined, indices = _join(model, mask, reader)
         moved = sum(_count_moved(joined, reader, name, indices.get(name)) for name in joined.held)
+        recipe, nnz = recipe_metadata(mask), mask.nnz
+        if peers is not None:
+            joined.connect(held.reader(joined.shards))
+            moved = held.total(moved)
+            digest, nnz = whole_digest(mask, peers)
+            recipe |= {"gallop.mask.digest": digest, "gallop.mask.nnz": json.dumps(nnz)}
         written = diff(
             reader,
             joined,
             path,
-            metadata={**recipe_metadata(mask), **(metadata or {})},
+            metadata={**recipe, **(metadata or {})},
             force=force,
+            ranks=held.ranks,
         )
     not_stored = _not_stored(joined, model)
-    return ExportReport(path, mask.nnz, moved, joined.not_held, not_stored, written)
+    return ExportReport(path, nnz, moved, joined.not_held, not_stored, written)
 
 
 def check_base(model: nn.Module, mask: Mask, base: LocationLike | CheckpointReader) -> None:
@@ -197,7 +223,7 @@ def _join(
 
 def _not_stored(joined: JoinedCheckpoint, model: nn.Module) -> tuple[str, ...]:
     stored = {id(tensor) for tensor in joined.held.values()}
-    return tuple(name for name, p in model.named_parameters() if id(p) not in stored)
+    return tuple(name for name, p in named_parameters(model) if id(p) not in stored)
 
 
 def _require_same_kind(expected: TensorSpec, found: TensorSpec, where: str) -> None:
@@ -219,11 +245,21 @@ def _require_same_kind(expected: TensorSpec, found: TensorSpec, where: str) -> N
 def _count_moved(
     joined: JoinedCheckpoint, base: CheckpointReader, name: str, index: IndexArray | None
 ) -> int:
-    spec = base.specs[name]
+    # Of a sharded tensor this process compares what it holds; of replicas, one process does.
+    spec, box = base.specs[name], joined.shards.boxes.get(name)
+    shard = shard_of(name, joined.held[name])
+    if box is None or not (shard is None or shard.counted):
+        return 0
     moved = 0
     for start, stop in segments(spec):
+        first, end = box.run(start, stop)
+        if first == end:
+            continue
         old = base.read(name, start, stop).view(spec.word_dtype)
-        new = joined.read(name, start, stop).view(spec.word_dtype)
+        new = joined.shards.reader.read(name, first, end).view(spec.word_dtype)
+        if new.size < old.size:
+            held, new = new, old.copy()
+            box.place(held, first, new, start)
         differs = np.flatnonzero(old != new) + start
         if not differs.size:
             continue

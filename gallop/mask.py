@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
+from gallop.compiled import named_parameters
 from gallop.config import GallopConfig
 from gallop.errors import ConfigError, MaskError
 from gallop.files import read_tensors, replace_file
@@ -155,7 +156,7 @@ class Mask(Mapping[str, IndexArray]):
         Raises:
             MaskError: As in :meth:`validate`.
         """
-        held = dict(model.named_parameters(remove_duplicate=False))
+        held = dict(named_parameters(model, tied=True))
         owners: dict[int, str] = {}
         for name, shape in self.shapes.items():
             parameter = held.get(name)

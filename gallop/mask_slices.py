@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from torch import nn
 
-from gallop.collectives import Peers
+from gallop.collectives import Peers, find_peers
+from gallop.compiled import named_parameters
 from gallop.mask import IndexArray, Mask
 from gallop.shards import Shard
 from gallop.targets import Target
@@ -84,17 +85,20 @@ def gathered(mask: Mask, peers: Peers) -> Iterator[tuple[str, tuple[int, ...], I
         yield name, shapes[name], np.unique(np.concatenate(parts)) if parts else None
 
 
-def gather_mask(model: nn.Module, mask: Mask, peers: Peers) -> Mask | None:
+def gather_mask(model: nn.Module, mask: Mask) -> Mask | None:
     """Put the slices of a mask together on rank 0; collective.
 
     Args:
-        model: The model, which gives the order of names.
-        mask: On each process its slice, or the whole.
-        peers: The processes.
+        model: The model, sharded or not.
+        mask: On each process what :func:`gallop.select` returned there.
 
     Returns:
-        On rank 0 the mask that one process would have chosen; None on the others.
+        On rank 0 the mask that one process would have chosen, to be saved, for one; None on the
+        others. Of a model that is not sharded, the mask as it is.
     """
+    peers = find_peers(model, data_parallel=False)
+    if peers is None:
+        return mask
     found = {
         name: (shape, indices)
         for name, shape, indices in gathered(mask, peers)
@@ -102,7 +106,7 @@ def gather_mask(model: nn.Module, mask: Mask, peers: Peers) -> Mask | None:
     }
     if peers.rank:
         return None
-    order = [n for n, _ in model.named_parameters(remove_duplicate=False) if n in found]
+    order = [name for name, _ in named_parameters(model, tied=True) if name in found]
     return Mask(
         {name: found[name][1] for name in order},
         {name: found[name][0] for name in order},

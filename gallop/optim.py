@@ -13,17 +13,16 @@ from torch.optim import Optimizer
 
 from gallop.adamw import adamw_update
 from gallop.collectives import DataParallel, find_peers
+from gallop.compiled import warn_if_compiled_whole
 from gallop.errors import ConfigError, OptimizerError
+from gallop.frozen_bases import require_written
 from gallop.groups import GroupSpec, group_names
+from gallop.kinds import parameter_kinds
 from gallop.mask import Mask
-from gallop.parallelism import (
-    Parallelism,
-    require_same_start,
-    require_taken,
-    share_out,
-)
+from gallop.parallelism import Parallelism, require_same_start, require_taken, share_out
 from gallop.state import Entries, check_state, gather_entries
-from gallop.taps import GradientTap
+from gallop.taps import GradientTap, require_untapped
+from gallop.visibility import TrainedEntries, Visibility, measure_visibility
 
 __all__ = ["SparseAdamW", "WeightDecayMode", "check_hyperparameters"]
 
@@ -72,13 +71,16 @@ class SparseAdamW(Optimizer):
             (``fully_shard``) come with averaged gradients, and need no answer.
 
     Attributes:
+        entries: What this process trains of each tensor of the mask, in the order of the model.
+        peers: The processes that hold the model with this one; None if there are none.
         last_grad_norm: 2-norm of the last step's gradient before clipping; None before a step.
 
     Raises:
         ConfigError: A hyper-parameter is out of range, or a parameter group matches nothing.
         MaskError: The mask does not fit the model.
         OptimizerError: The mask is empty, or a parameter of it does not require a gradient.
-        ParameterError: A parameter is of an unsupported kind, or another SparseAdamW is open.
+        ParameterError: A parameter is of an unsupported kind (quantised, for one), or another
+            SparseAdamW is open.
     """
 
     # GradScaler then leaves unscaling to step(), which can refuse with a reason; otherwise it
@@ -108,11 +110,15 @@ class SparseAdamW(Optimizer):
             "max_grad_norm": max_grad_norm,
         }
         check_hyperparameters(**defaults)  # type: ignore[arg-type]
+        warn_if_compiled_whole(model)
+        require_written(model, mask)
+        kinds = parameter_kinds(model)
         peers = find_peers(model, data_parallel)
         chosen = share_out(model, mask, peers)
         targets = [target for target, _ in chosen]
         if not targets:
             raise OptimizerError("mask: expected at least one chosen entry, found none")
+        require_untapped(targets)  # before what an open one has frozen is taken for the caller's
         for target in targets:
             if not target.parameter.requires_grad:
                 raise OptimizerError(
@@ -134,9 +140,11 @@ class SparseAdamW(Optimizer):
             model,
             {target: each.receive for target, each in zip(targets, entries, strict=True)},
         )
-        self._entries = entries
+        self.entries = entries
         self._model = weakref.ref(model)
         self._parallel = peers and Parallelism(peers, entries, data_parallel=data_parallel)
+        self.peers = peers
+        self._kinds = {target.name: kinds[id(target.parameter)] for target in targets}
         self._closed = False
         self.last_grad_norm: float | None = None
         self._sealed = False
@@ -177,7 +185,8 @@ class SparseAdamW(Optimizer):
         if hasattr(self, "grad_scale"):
             raise OptimizerError(
                 "GradScaler: expected unscaled gradients, found a scaler driving the step",
-                hint="train in bfloat16, or in float32 masters without a scaler",
+                hint="train in bfloat16, without a scaler, or use gallop.SparseValues, whose "
+                "float32 gradients a scaler can see",
             )
         if self._closed:
             raise OptimizerError(
@@ -193,10 +202,10 @@ class SparseAdamW(Optimizer):
         return loss
 
     def _apply(self) -> None:
-        require_taken(self._model(), self._entries)
+        require_taken(self._model(), self.entries)
         if self._parallel:
             self._parallel.average()
-        ready = [each for each in self._entries if each.gathered]
+        ready = [each for each in self.entries if each.gathered]
         if not ready:
             return
         limit = self.param_groups[0]["max_grad_norm"]
@@ -244,7 +253,7 @@ class SparseAdamW(Optimizer):
         Args:
             set_to_none: Passed on to torch, for gradients that a closed optimizer left alone.
         """
-        for each in self._entries:
+        for each in self.entries:
             each.forget_gradient()
         super().zero_grad(set_to_none)
 
@@ -281,16 +290,41 @@ class SparseAdamW(Optimizer):
                 changed then.
         """
         names = [group["param_names"] for group in self.param_groups]
-        states, saved = check_state(self._entries, names, state_dict)
+        states, saved = check_state(self.entries, names, state_dict)
         for settings in saved:
             _check_settings(settings)
-        for each, state in zip(self._entries, states, strict=True):
+        for each, state in zip(self.entries, states, strict=True):
             each.load(state)
             each.forget_gradient()
             with torch.no_grad():
                 each.write_back()
         for group, settings in zip(self.param_groups, saved, strict=True):
             group.update(settings)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors that are held besides the weights: 24 per entry in float32.
+
+        The index shares its memory with the mask on CPU.
+        """
+        return sum(each.nbytes for each in self.entries)
+
+    def visibility(self) -> Visibility:
+        """Count the entries whose master moved, and those of them whose weight shows it.
+
+        Returns:
+            The counts, in all, per dtype and per kind of parameter; of a closed optimizer, too.
+        """
+        return measure_visibility(
+            TrainedEntries(
+                self._kinds[each.name],
+                each.target.weight,
+                each.state["index"],
+                each.state["base"],
+                each.state["master"],
+            )
+            for each in self.entries
+        )
 
     def __deepcopy__(self, memo: object) -> NoReturn:
         raise OptimizerError(

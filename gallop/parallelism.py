@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gallop.collectives import DataParallel, Peers
+from gallop.compiled import named_parameters
 from gallop.errors import MaskError, OptimizerError, ParameterError
 from gallop.mask import CompactArray, Mask
 from gallop.shards import is_sharded, shard_of
@@ -58,7 +59,7 @@ def share_out(
     everywhere: dict[str, tuple[int, ...]] = {}
     for shapes in peers.gather(dict(mask.shapes)):
         everywhere |= shapes
-    held = dict(model.named_parameters(remove_duplicate=False))
+    held = dict(named_parameters(model, tied=True))
     chosen = []
     given = found = counted = 0
     for name, parameter in held.items():
@@ -183,7 +184,7 @@ def require_same_start(model: nn.Module, mask: Mask, peers: Peers) -> None:
     """
     mine = {
         name: _word_sum(parameter)
-        for name, parameter in model.named_parameters()
+        for name, parameter in named_parameters(model)
         if not is_sharded(parameter)
     }
     # What select() returns for shards is a slice, another one on each rank.

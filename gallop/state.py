@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,17 +10,10 @@ from torch import Tensor, nn
 
 from gallop.errors import OptimizerError
 from gallop.mask import CompactArray
+from gallop.pieces import add_entries, assign_entries, pieces, take_entries
 from gallop.targets import Target
 
-__all__ = ["CHUNK", "Entries", "check_state", "gather_entries", "pieces"]
-
-CHUNK = 1 << 16
-"""Entries that are gathered, scattered, updated or copied at a time: no transient grows with k."""
-
-
-def pieces(count: int) -> Iterator[slice]:
-    """Cut ``count`` entries into runs of at most ``CHUNK``."""
-    return (slice(start, start + CHUNK) for start in range(0, count, CHUNK))
+__all__ = ["Entries", "check_state", "gather_entries"]
 
 
 class Entries:
@@ -51,6 +44,12 @@ class Entries:
         self.gradient: Tensor = torch.empty_like(state["master"])
         self.gathered = self.averaged = False
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors held, weights aside."""
+        held = [self.gradient, *self.state.values()]
+        return sum(each.nbytes for each in held if isinstance(each, Tensor))
+
     def receive(self, gradient: Tensor) -> None:
         """Add the chosen entries of a dense gradient to ``gradient``.
 
@@ -68,13 +67,7 @@ class Entries:
                 f"optimizer was created, found {gradient.device}",
                 hint="move the model first, then create the optimizer",
             )
-        flat = gradient.reshape(-1)
-        for part in pieces(index.numel()):
-            values = flat.index_select(0, index[part])
-            if self.gathered:
-                self.gradient[part].add_(values)  # a sum in float32, whatever the values are
-            else:
-                self.gradient[part].copy_(values)
+        (add_entries if self.gathered else take_entries)(gradient, index, out=self.gradient)
         self.gathered, self.averaged = True, False
 
     def forget_gradient(self) -> None:
@@ -83,10 +76,7 @@ class Entries:
 
     def write_back(self) -> None:
         """Assign the masters, rounded to the parameter's dtype, to the chosen weights."""
-        weight = self.target.weight
-        index, master = self.state["index"], self.state["master"]
-        for part in pieces(index.numel()):
-            weight.scatter_(0, index[part], master[part].to(weight.dtype))
+        assign_entries(self.target.weight, self.state["index"], self.state["master"])
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Copy a checked state into the tensors that there are.
@@ -116,8 +106,7 @@ def gather_entries(target: Target, index: CompactArray) -> Entries:
     # Gather and scatter take int32 as they do int64.
     own = torch.from_numpy(index).to(weight.device)
     base = torch.empty(own.numel(), dtype=weight.dtype, device=weight.device)
-    for part in pieces(own.numel()):
-        torch.index_select(weight, 0, own[part], out=base[part])
+    take_entries(weight, own, out=base)
     master = base.to(torch.float32, copy=True)
     state = {
         "step": 0,

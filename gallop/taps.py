@@ -7,7 +7,7 @@ sit on a parameter: a second one would silently see nothing.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -20,7 +20,7 @@ from gallop.errors import ParameterError
 from gallop.shards import local_gradient
 from gallop.targets import Target, require_supported, require_unwrapped
 
-__all__ = ["GradientTap", "Receiver"]
+__all__ = ["GradientTap", "Receiver", "require_untapped"]
 
 Receiver = Callable[[Tensor], None]
 
@@ -31,9 +31,10 @@ _TAPS: MutableMapping[Tensor, weakref.ref[GradientTap]] = WeakIdKeyDictionary()
 class GradientTap:
     """Hands gradients to receivers as backward produces them, and freezes everything else.
 
-    While it is open, ``.grad`` of the tapped parameters is None after every backward pass and all
-    other parameters of the model have ``requires_grad`` False, so that autograd never computes
-    their gradients. :meth:`close` puts back what it found; so does garbage collection.
+    While it is open, the tapped parameters require gradients, their ``.grad`` is None after every
+    backward pass, and all other parameters of the model have ``requires_grad`` False, so that
+    autograd never computes their gradients. :meth:`close` puts back what it found; so does garbage
+    collection.
 
     A receiver may be called more than once per backward pass (a layer inside two reentrant
     checkpoints): it must add, and must not count.
@@ -42,6 +43,7 @@ class GradientTap:
         model: The module that is going to run backward.
         receivers: Target to the function that takes its gradient: of a sharded one, what is
             held of it here.
+        owned: Further targets that are trained by other means: frozen, and barred to other taps.
 
     Raises:
         ParameterError: A target is unsupported or already tapped, or the model is wrapped.
@@ -49,27 +51,36 @@ class GradientTap:
 
     __slots__ = ("__weakref__", "_finalizer")
 
-    def __init__(self, model: nn.Module, receivers: Mapping[Target, Receiver]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        receivers: Mapping[Target, Receiver],
+        *,
+        owned: Sequence[Target] = (),
+    ) -> None:
         require_unwrapped(model)
         tapped = {id(target.parameter) for target in receivers}
-        for target in receivers:
+        for target in (*receivers, *owned):
             require_supported(target.name, target.parameter)
-            owner = _TAPS.get(target.parameter)
-            if owner is not None and owner() is not None:
-                raise ParameterError(
-                    f"parameter {target.name}: expected no other tap, found an open SparseAdamW "
-                    "or a running selection on it",
-                    hint="call close() on the earlier optimizer first",
-                )
-        frozen = [p for p in model.parameters() if p.requires_grad and id(p) not in tapped]
+        require_untapped((*receivers, *owned))
+        changed = [
+            (p, p.requires_grad) for p in model.parameters() if p.requires_grad != (id(p) in tapped)
+        ]
         found = [(p, p.grad) for p in model.parameters() if p.grad is not None]
         handles: list[RemovableHandle] = []
         self._finalizer = weakref.finalize(
-            self, _release, handles, frozen, found, [target.parameter for target in receivers]
+            self,
+            _release,
+            handles,
+            changed,
+            found,
+            [target.parameter for target in (*receivers, *owned)],
         )
         self._finalizer.atexit = False
-        for parameter in frozen:
-            parameter.requires_grad_(False)
+        for target in owned:
+            _TAPS[target.parameter] = weakref.ref(self)
+        for parameter, required in changed:
+            parameter.requires_grad_(not required)
         for parameter, _ in found:
             parameter.grad = None
         for target, receive in receivers.items():
@@ -95,6 +106,25 @@ class GradientTap:
         self.close()
 
 
+def require_untapped(targets: Iterable[Target]) -> None:
+    """Refuse parameters whose gradients go elsewhere.
+
+    Args:
+        targets: Parameters about to be tapped.
+
+    Raises:
+        ParameterError: A tap is open on one of them.
+    """
+    for target in targets:
+        owner = _TAPS.get(target.parameter)
+        if owner is not None and owner() is not None:
+            raise ParameterError(
+                f"parameter {target.name}: expected no other tap, found an open SparseAdamW or "
+                "SparseValues, or a running selection on it",
+                hint="call close() on the earlier one first",
+            )
+
+
 def _hook(name: str, receive: Receiver) -> Callable[[Tensor], None]:
     def take(parameter: Tensor) -> None:
         gradient = parameter.grad
@@ -115,7 +145,7 @@ def _hook(name: str, receive: Receiver) -> Callable[[Tensor], None]:
 
 def _release(
     handles: Iterable[RemovableHandle],
-    frozen: Iterable[nn.Parameter],
+    changed: Iterable[tuple[nn.Parameter, bool]],
     found: Iterable[tuple[nn.Parameter, Tensor]],
     tapped: Iterable[nn.Parameter],
 ) -> None:
@@ -124,7 +154,7 @@ def _release(
     for parameter in tapped:
         parameter.grad = None
         _TAPS.pop(parameter, None)
-    for parameter in frozen:
-        parameter.requires_grad_(True)
+    for parameter, required in changed:
+        parameter.requires_grad_(required)
     for parameter, gradient in found:
         parameter.grad = gradient

@@ -10,6 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from gallop.compiled import named_parameters
 from gallop.config import KIND_TOKENS, GallopConfig
 from gallop.errors import ParameterError, SelectionError
 from gallop.kinds import parameter_kinds
@@ -101,7 +102,7 @@ def eligible_targets(
     names = aliases(model)
     kinds = parameter_kinds(model)
     targets = []
-    for name, parameter in model.named_parameters():
+    for name, parameter in named_parameters(model):
         if not parameter.requires_grad:
             continue
         kind = kinds[id(parameter)]
@@ -128,7 +129,7 @@ def eligible_targets(
 def aliases(model: nn.Module) -> dict[int, tuple[str, ...]]:
     """Map ``id(parameter)`` to all the names under which the model holds that parameter."""
     names: dict[int, tuple[str, ...]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
+    for name, parameter in named_parameters(model, tied=True):
         names[id(parameter)] = (*names.get(id(parameter), ()), name)
     return names
 

@@ -31,6 +31,7 @@ class Term(nn.Module):
         self.register_buffer("slope", torch.randint(-4, 5, shape, generator=generator).float())
 
     def forward(self, scale: Tensor) -> Tensor:
+        """Return ``scale`` times the sum."""
         return (self.weight.float() * self.slope).sum() * scale
 
 
@@ -43,6 +44,7 @@ class Linear(nn.Module):
         self.terms = nn.ModuleDict({n: Term(s, generator) for n, s in SHAPES.items()})
 
     def forward(self, scale: Tensor) -> Tensor:
+        """Return the sum of all terms."""
         total = torch.zeros(())
         for term in self.terms.values():
             total = total + term(scale)

@@ -14,7 +14,11 @@ PUBLIC = [
     "Mask",
     "SelectionReport",
     "SparseAdamW",
+    "SparseValues",
     "export",
+    "gather_mask",
+    "load_state",
+    "save_state",
     "select",
     "selector",
 ]

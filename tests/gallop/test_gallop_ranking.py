@@ -17,7 +17,9 @@ from test_gallop_topk import TENSORS, source_of
 
 from gallop.ranking import Ranking
 from gallop.sampling import CONFIDENCE, Sample, density_bounds, draw_sample
+from gallop.shards import Shard
 from gallop.topk import Exchange, ScoreSource, top_k
+from sparsedelta.boxes import Box
 
 FEW = settings(max_examples=40, deadline=None)  # histograms of 2**16 bins take their time
 
@@ -90,14 +92,8 @@ class Ranks:
             self._barrier.wait()
             return found
 
-        def before(counts: Any) -> Any:  # noqa: ANN401
-            held = gather(counts)
-            totals = held.sum(0)
-            return np.cumsum(totals) - totals + held[:rank].sum(0)
-
         return Exchange(
             total=lambda counts: gather(counts).sum(0),
-            before=before,
             largest=lambda values: gather(values).max(0),
         )
 
@@ -117,7 +113,11 @@ def test_ranks_do_not_matter(
     def work(rank: int) -> None:
         ends = [[len(each) * r // number for r in range(number + 1)] for each in flat]
         shards = [each[e[rank] : e[rank + 1]] for each, e in zip(flat, ends, strict=True)]
-        ranking = Ranking(k, exchange=ranks.exchange(rank))
+        places = {
+            str(n): lambda held, first=e[rank]: held + first  # type: ignore[misc]
+            for n, e in enumerate(ends)
+        }
+        ranking = Ranking(k, exchange=ranks.exchange(rank), places=places)
         sources = named([[shard] for shard in shards])
         groups = [[each] for each in sources] if grouped else [sources]
         for each in groups:
@@ -146,7 +146,7 @@ def test_a_sample_of_everything_is_exact(tensors: list[list[list[float]]], share
     sizes = [sum(map(len, chunks)) for chunks in tensors]
     k = max(1, round(share * sum(sizes)))
     drawn = draw_sample(
-        [(str(n), size, 0, size) for n, size in enumerate(sizes)], size=10**6, k=k, seed=0
+        [(str(n), size, None) for n, size in enumerate(sizes)], size=10**6, k=k, seed=0
     )
     assert density_bounds(drawn)[0] == density_bounds(drawn)[1] if drawn.size else True
     ranking = Ranking(k, sample=drawn)
@@ -162,7 +162,7 @@ def test_sampled_choice_is_what_lies_above_a_quantile_of_the_sample() -> None:
     generator = torch.Generator().manual_seed(0)
     tensors = [torch.rand(size, generator=generator) for size in (30_000, 100, 70_000)]
     drawn = draw_sample(
-        [(str(n), len(t), 0, len(t)) for n, t in enumerate(tensors)], size=2_000, k=5_000, seed=4
+        [(str(n), len(t), None) for n, t in enumerate(tensors)], size=2_000, k=5_000, seed=4
     )
     assert drawn.positions is not None
     sampled = torch.cat([t[drawn.positions[str(n)]] for n, t in enumerate(tensors)])
@@ -181,9 +181,16 @@ def test_sampled_choice_is_what_lies_above_a_quantile_of_the_sample() -> None:
 
 
 def test_the_sample_does_not_depend_on_the_sharding() -> None:
-    whole = draw_sample([("a", 50, 0, 50), ("b", 70, 0, 70)], size=40, k=6, seed=1)
-    left = draw_sample([("a", 50, 0, 20), ("b", 70, 0, 70)], size=40, k=6, seed=1)
-    right = draw_sample([("a", 50, 20, 30), ("b", 70, 0, 0)], size=40, k=6, seed=1)
+    def drawn(of_a: tuple[int, int], of_b: tuple[int, int]) -> Sample:
+        runs = (("a", 50, of_a), ("b", 70, of_b))
+        shards = [
+            (name, size, Shard(Box((size,), *((each,) for each in run))))
+            for name, size, run in runs
+        ]
+        return draw_sample(shards, size=40, k=6, seed=1)
+
+    whole = drawn((0, 50), (0, 70))
+    left, right = drawn((0, 20), (0, 70)), drawn((20, 30), (0, 0))
     assert whole.positions
     assert left.positions
     assert right.positions

@@ -137,7 +137,11 @@ GALLOP_NAMES = {
     "Mask",
     "SelectionReport",
     "SparseAdamW",
+    "SparseValues",
     "export",
+    "gather_mask",
+    "load_state",
+    "save_state",
     "select",
     "selector",
 }

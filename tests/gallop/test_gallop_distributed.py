@@ -1,0 +1,84 @@
+"""Training by many processes: sharded with FSDP2, and data parallel."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from many_ranks import TIMEOUT, all_well, free_port, run_script
+
+from gallop.shards import Shard
+from sparsedelta.boxes import Box
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """States that four ranks saved, for two to go on with."""
+    return tmp_path_factory.mktemp("sharded")
+
+
+@pytest.mark.parametrize("size", [4, 2])
+def test_sharded_training_is_that_of_one_process(
+    folder: Path, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Masks, weights, states and deltas, for every way to cut a tensor (sharded_work.py)."""
+    monkeypatch.setenv("PYTHONPATH", f"{Path.cwd()}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    all_well(run_script(size, HERE / "sharded_work.py", folder))
+    assert not list(folder.glob(".sparsedelta*"))
+
+
+def test_data_parallel_training_is_that_of_one_process(tmp_path: Path) -> None:
+    """``accelerate launch`` of a plain loop (parallel_work.py); at the end one rank is killed."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"),
+            *("--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"),
+            *("--dynamo_backend", "no", "--main_process_port", str(free_port())),
+            *(str(HERE / "parallel_work.py"), str(tmp_path)),
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert done.stdout.count("well") == 2, done.stdout + done.stderr
+    assert done.returncode != 0
+
+
+@st.composite
+def boxes(draw: st.DrawFn) -> Box:
+    """A block of a small tensor, empty ones included."""
+    shape = tuple(draw(st.lists(st.integers(1, 5), min_size=1, max_size=3)))
+    offset = tuple(draw(st.integers(0, side)) for side in shape)
+    size = tuple(
+        draw(st.integers(0, side - first)) for side, first in zip(shape, offset, strict=True)
+    )
+    return Box(shape, offset, size)
+
+
+@given(boxes(), st.integers(0, 2**32 - 1))
+def test_positions_and_flat_indices_are_inverse(box: Box, seed: int) -> None:
+    """What is found in a shard is what an index into a block of the whole tensor gives."""
+    shard = Shard(box)
+    whole = torch.arange(int(np.prod(box.shape))).reshape(box.shape)
+    block = whole[tuple(slice(o, o + s) for o, s in zip(box.offset, box.size, strict=True))]
+    assert shard.size == block.numel()
+    positions = np.arange(shard.size, dtype=np.int32)
+    assert shard.flat(positions).tolist() == block.reshape(-1).tolist()
+    chosen = np.flatnonzero(np.random.default_rng(seed).random(whole.numel()) < 0.5)
+    for dtype in (np.int32, np.int64):
+        which, found = shard.find(chosen.astype(dtype))
+        held = np.intersect1d(chosen, block.reshape(-1).numpy())
+        assert chosen[which].tolist() == held.tolist()
+        assert shard.flat(found).tolist() == held.tolist()
+        assert found.dtype == dtype
