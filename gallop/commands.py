@@ -33,6 +33,7 @@ from gallop.step_log import open_logs
 from gallop.targets import eligible_targets
 from gallop.train import choose_mask, finetune
 from gallop.train_config import TrainConfig, settings
+from gallop.visibility import Visibility
 from sparsedelta.errors import OutputError
 from sparsedelta.operations.identity import fingerprint
 from sparsedelta.outputs import check_output, staged
@@ -146,7 +147,7 @@ def run_train(
         result.mask,
         base=base,
         out=out,
-        metadata=recipe_metadata(result.mask, settings(training)),
+        metadata=recipe_metadata(result.mask, settings(training), visibility=result.visibility),
         force=options["force"],
     )
     document |= _selection(result.mask)
@@ -155,6 +156,7 @@ def run_train(
         "first_loss": result.losses[0],
         "last_loss": result.losses[-1],
         "moved": written.moved,
+        "visibility": result.visibility.to_dict(),
         "not_in_model": list(written.not_held),
         "not_in_base": list(written.not_stored),
         "delta_bytes": written.diff.size,
@@ -169,7 +171,7 @@ def run_train(
         document["model"] = str(saved)
     if options["run"] is None:
         run.remove()  # nobody asked for it by name, and it has served its purpose
-    return Outcome(document, _report_lines(result.mask))
+    return Outcome(document, [*_report_lines(result.mask), *_visibility_lines(result.visibility)])
 
 
 def _choose(
@@ -196,6 +198,15 @@ def _choose(
         memory_budget=options["memory_budget"],
         on_plan=show,
     )
+
+
+def _visibility_lines(found: Visibility) -> list[str]:
+    # Rounding to 16 bits may swallow updates: a known trap, so it is said every time.
+    return [
+        f"moved        {each.visible:,} of {each.moved:,} entries that moved in float32 show it in "
+        f"{dtype}, of {each.entries:,} trained"
+        for dtype, each in found.dtypes.items()
+    ]
 
 
 def _report_lines(mask: Mask) -> list[str]:

@@ -156,6 +156,11 @@ SETTINGS: Final = (
         help="Clip the gradient of the mask to this norm; 0 does not clip.",
     ),
     Setting(
+        name="engine", section="training", key="engine", kind="choice", default="hook",
+        choices=("hook", "autograd"), commands=("train",), fields=("TrainConfig.engine",),
+        help="Gather gradients in hooks, or inside the backward pass of linear layers.",
+    ),
+    Setting(
         name="seed", section="training", key="seed", kind="integer", default=0,
         fields=("TrainConfig.seed", "GallopConfig.seed"), help="Order, dropout.",
     ),

@@ -24,13 +24,14 @@ from gallop.errors import ConfigError, SelectionError
 from gallop.gradients import model_loss
 from gallop.mask import Mask
 from gallop.memory import MemoryMode, MemoryPlan
-from gallop.optim import SparseAdamW
 from gallop.progress import NoProgress, TrainingProgress
 from gallop.run_folder import TrainState
 from gallop.saving import Saving
 from gallop.selection import select
 from gallop.step_log import StepLog, StepRecord
 from gallop.train_config import TrainConfig, lr_factor
+from gallop.train_engines import open_engine
+from gallop.visibility import Visibility
 from gallop.weighing import supervised_tokens
 
 __all__ = ["TrainConfig", "TrainResult", "choose_mask", "finetune", "lr_factor"]
@@ -42,6 +43,7 @@ class TrainResult:
 
     Attributes:
         mask: What was trained.
+        visibility: How many entries moved, and how many weights show it.
         losses: Mean loss per supervised token, of each step.
         grad_norms: 2-norm of the chosen entries' gradient before clipping, of each step.
         samples: Training samples seen, repeats included.
@@ -51,6 +53,7 @@ class TrainResult:
     """
 
     mask: Mask
+    visibility: Visibility
     losses: tuple[float, ...]
     grad_norms: tuple[float, ...]
     samples: int
@@ -113,17 +116,8 @@ def finetune(
         mask = choose_mask(
             model, samples, selection=selection, training=training, pad_id=pad_id, progress=progress
         )
-    optimizer = SparseAdamW(
-        model,
-        mask,
-        lr=training.lr,
-        betas=training.betas,
-        eps=training.eps,
-        weight_decay=training.weight_decay,
-        weight_decay_mode=training.weight_decay_mode,
-        max_grad_norm=training.max_grad_norm,
-    )
-    schedule = LambdaLR(optimizer, lambda step: lr_factor(step, training))
+    engine = open_engine(model, mask, training)
+    schedule = LambdaLR(engine.optimizer, lambda step: lr_factor(step, training))
     batches = _batches(samples, training, pad_id=pad_id, after=start.step if start else 0)
     losses = list(start.losses) if start else []
     grad_norms = list(start.grad_norms) if start else []
@@ -135,7 +129,7 @@ def finetune(
     def state() -> TrainState:
         return TrainState(
             step=len(losses),
-            optimizer=optimizer.state_dict(),
+            optimizer=engine.state(),
             schedule=schedule.state_dict(),
             random=_random_state(devices),
             losses=tuple(losses),
@@ -144,10 +138,10 @@ def finetune(
             seconds=before + time.perf_counter() - started,
         )
 
-    with optimizer, _mode(model, training=True), torch.random.fork_rng(devices=devices):
+    with engine, _mode(model, training=True), torch.random.fork_rng(devices=devices):
         torch.manual_seed(training.seed)
         if start:
-            optimizer.load_state_dict(start.optimizer)
+            engine.load(start.optimizer)
             schedule.load_state_dict(start.schedule)
             _set_random_state(start.random, devices)
         elif saving:
@@ -156,10 +150,9 @@ def finetune(
             step_began = time.perf_counter()
             step_loss, step_tokens = _backward(model, list(islice(batches, training.accumulate)))
             (lr,) = schedule.get_last_lr()
-            optimizer.step()
+            grad_norms.append(engine.step())
             schedule.step()
             losses.append(step_loss)
-            grad_norms.append(optimizer.last_grad_norm or 0.0)
             tokens += step_tokens
             now = time.perf_counter()
             record = StepRecord(
@@ -178,8 +171,10 @@ def finetune(
             progress.advance("train", step, total=training.steps, detail=detail)
             if saving:
                 saving.after_step(step, state)
+        visibility = engine.visibility()
     return TrainResult(
         mask=mask,
+        visibility=visibility,
         losses=tuple(losses),
         grad_norms=tuple(grad_norms),
         samples=training.steps * training.accumulate * training.batch_size,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from gallop.errors import ConfigError
 from gallop.optim import WeightDecayMode, check_hyperparameters
 
-__all__ = ["TrainConfig", "lr_factor", "settings"]
+__all__ = ["Engine", "TrainConfig", "lr_factor", "settings"]
+
+Engine = Literal["hook", "autograd"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +31,8 @@ class TrainConfig:
         max_grad_norm: Clip the gradient of the chosen entries to this norm, or None.
         max_length: Tokens per sample.
         selection_samples: How many samples the selection sees.
+        engine: ``"hook"`` for :class:`gallop.SparseAdamW`, ``"autograd"`` for
+            :class:`gallop.SparseValues`; in float32 on CPU the result is the same, bit for bit.
         seed: Seeds the order of the data, which samples the selection sees, and dropout.
 
     Raises:
@@ -47,6 +51,7 @@ class TrainConfig:
     max_grad_norm: float | None = 1.0
     max_length: int = 512
     selection_samples: int = 256
+    engine: Engine = "hook"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -57,6 +62,14 @@ class TrainConfig:
             raise ConfigError(f"seed: expected an integer >= 0, found {self.seed}")
         if not 0 <= self.warmup <= 1:
             raise ConfigError(f"warmup: expected a share in [0, 1], found {self.warmup}")
+        if self.engine not in get_args(Engine):
+            raise ConfigError(f"engine: expected hook or autograd, found {self.engine!r}")
+        if self.engine == "autograd" and self.weight_decay_mode == "delta":
+            raise ConfigError(
+                "weight_decay_mode: expected weight with engine autograd, whose optimizer is "
+                "torch's AdamW, found delta",
+                hint="engine hook decays to the base",
+            )
         # Here as well as in the optimizer, which is made only after the selection has run.
         check_hyperparameters(
             self.lr,

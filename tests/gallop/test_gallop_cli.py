@@ -71,6 +71,7 @@ def test_train_is_repeatable_and_readable(
         assert "zero share" in out
         assert "\nchosen       " in out  # the report of the selection
         assert "selection memory: resident" in err
+        assert "entries that moved in float32 show it in float32" in out
         assert "train 2/2 loss" in err
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 

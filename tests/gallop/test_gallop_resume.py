@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -31,7 +32,7 @@ from gallop.settings import defaults
 from gallop.state_file import read_state, write_state
 from gallop.step_log import JsonLinesLog, StepRecord
 from gallop.train import choose_mask, finetune
-from gallop.train_config import TrainConfig
+from gallop.train_config import Engine, TrainConfig
 
 TRAINING = TrainConfig(steps=9, lr=1e-2, batch_size=3, accumulate=2, selection_samples=8, seed=5)
 SETTINGS = {**defaults(), "steps": 9}
@@ -56,27 +57,30 @@ class Countdown:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("stop", [1, 4, 9])
+@pytest.mark.parametrize(
+    ("engine", "stop"), [("hook", 1), ("hook", 4), ("hook", 9), ("autograd", 4)]
+)
 def test_going_on_equals_never_having_stopped(
-    tmp_path: Path, dtype: torch.dtype, stop: int
+    tmp_path: Path, dtype: torch.dtype, engine: Engine, stop: int
 ) -> None:
     """Law: weights, losses and norms are those of the uninterrupted run, bit for bit."""
+    training = dataclasses.replace(TRAINING, engine=engine)
     samples = some_samples(7)
     whole = dropping_llama(dtype)
-    mask = choose_mask(whole, samples, selection=CONFIG, training=TRAINING)
-    expected = finetune(whole, samples, training=TRAINING, mask=mask)
+    mask = choose_mask(whole, samples, selection=CONFIG, training=training)
+    expected = finetune(whole, samples, training=training, mask=mask)
 
     run = RunFolder(tmp_path / "run")
     saving = Saving(run, settings=SETTINGS, inputs={}, stop=Countdown(stop))
     with pytest.raises(KeyboardInterrupt):
-        finetune(dropping_llama(dtype), samples, training=TRAINING, mask=mask, saving=saving)
+        finetune(dropping_llama(dtype), samples, training=training, mask=mask, saving=saving)
     assert run.last_step == stop
     assert len(list(run.path.glob("step-*"))) == 1
 
     later = RunFolder(tmp_path / "run")
     torch.manual_seed(99)  # whatever the process has drawn
     model = dropping_llama(dtype)
-    found = finetune(model, samples, training=TRAINING, mask=later.mask(), start=later.load())
+    found = finetune(model, samples, training=training, mask=later.mask(), start=later.load())
     assert (found.losses, found.grad_norms) == (expected.losses, expected.grad_norms)
     assert (found.tokens, found.samples) == (expected.tokens, expected.samples)
     want = weights_of(whole)
