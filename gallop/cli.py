@@ -7,218 +7,249 @@ Exit codes: 0 done, 1 failure, 2 usage, 3 verification mismatch, 4 not found or 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import click
-from click.core import ParameterSource
 
 from gallop.config import GallopConfig
+from gallop.config_file import read_config, write_config
+from gallop.outcome import Outcome
+from gallop.setting import Setting
+from gallop.settings import defaults, keyword_arguments, settings_of
 from sparsedelta.cli import run
 
 __all__ = ["gallop", "main"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
-_density = click.option(
-    "--density",
-    type=float,
-    default=0.01,
-    show_default=True,
-    help="Share of the parameters, in (0, 1].",
-)
-
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="sparsedelta", prog_name="gallop")
 def gallop() -> None:
-    """Fine-tune the few parameters with the largest gradient for their size, as a delta."""
+    """Fine-tune the few parameters with the largest gradient for their size, as a delta.
+
+    Every command takes --config FILE.yml, whose every key a flag overrides.
+    """
 
 
-def _common(command: _Command) -> _Command:
-    options = (
-        click.option(
-            "--batch-size",
-            type=click.IntRange(min=1),
-            default=8,
-            show_default=True,
-            help="Samples per backward pass.",
-        ),
-        click.option(
-            "--max-length",
-            type=click.IntRange(min=2),
-            default=512,
-            show_default=True,
-            help="Cut samples to so many tokens.",
-        ),
-        click.option(
-            "--selection-samples",
-            type=click.IntRange(min=1),
-            default=256,
-            show_default=True,
-            help="Samples that the selection sees.",
-        ),
-        click.option("--seed", type=int, default=0, show_default=True, help="Order, dropout."),
-        click.option(
-            "--eps", type=float, default=1e-8, show_default=True, help="Eps of the score."
-        ),
-        click.option(
-            "--threshold-scope",
-            type=click.Choice(["global", "per_tensor"]),
-            default="global",
-            show_default=True,
-            help="One threshold for the model, or one for each tensor.",
-        ),
-        click.option(
-            "--gradient-mean",
-            type=click.Choice(["sample", "token"]),
-            default="sample",
-            show_default=True,
-            help="Weigh selection batches by samples or by supervised tokens.",
-        ),
-        click.option(
-            "--exclude-zeros/--include-zeros",
-            default=True,
-            show_default=True,
-            help="Whether weights that are exactly zero may not be chosen.",
-        ),
-        click.option(
-            "--include",
-            multiple=True,
-            metavar="GLOB",
-            help="Consider only parameters of these names; may be repeated.",
-        ),
-        click.option(
-            "--exclude",
-            multiple=True,
-            metavar="GLOB",
-            help="Keep parameters out by name; may be repeated.",
-        ),
-        click.option(
-            "--dtype",
-            type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-            default="auto",
-            show_default=True,
-            help="Load the weights so; auto is the dtype of the checkpoint, which a delta needs.",
-        ),
-        click.option(
-            "--dry-run", is_flag=True, help="Check everything; compute and write nothing."
-        ),
-        click.option("--force", is_flag=True, help="Replace existing outputs."),
+def _settings(command: str, *, writes: bool) -> Callable[[_Command], _Command]:
+    # Flags and arguments of a command, from the table.
+    options = [
+        _argument(each) if each.positional else _option(each) for each in settings_of(command)
+    ]
+    options.append(
+        click.option("--config", metavar="FILE", help="Read settings from this YAML file.")
+    )
+    options.append(
+        click.option("--print-config", is_flag=True, help="Print all settings as YAML, and end.")
+    )
+    if writes:
+        options += [
+            click.option(
+                "--dry-run", is_flag=True, help="Check everything; compute and write nothing."
+            ),
+            click.option("--force", is_flag=True, help="Replace existing outputs."),
+        ]
+    options += [
         click.option("-q", "--quiet", is_flag=True, help="No progress, no summary."),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON document."),
+    ]
+
+    def decorate(function: _Command) -> _Command:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def _argument(setting: Setting) -> Callable[[_Command], _Command]:
+    return click.argument(setting.name, required=False, metavar=f"[{_metavar(setting)}]")
+
+
+def _metavar(setting: Setting) -> str:
+    return "DATA" if setting.name == "eval_data" else setting.name.upper()
+
+
+def _option(setting: Setting) -> Callable[[_Command], _Command]:
+    # The defaults are not click's: what is given must be told from what is not.
+    more: dict[str, Any] = {}
+    match setting.kind:
+        case "integer":
+            more["type"] = _integers(setting)
+        case "number":
+            more["type"] = _numbers(setting)
+        case "numbers":
+            more |= {"type": float, "nargs": 2}
+        case "texts":
+            more["multiple"] = True
+        case "choice":
+            more["type"] = click.Choice(setting.choices)
+    shown = setting.shown or _shown(setting)
+    text = f"{setting.help}  [default: {shown}]" if shown else setting.help
+    names = setting.flags.split("/") if setting.kind != "switch" else [setting.flags]
+    return click.option(
+        *names, setting.name, default=None, help=text, metavar=setting.metavar, **more
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
+
+
+def _integers(setting: Setting) -> click.ParamType[Any]:
+    return click.INT if setting.minimum is None else click.IntRange(min=int(setting.minimum))
+
+
+def _numbers(setting: Setting) -> click.ParamType[Any]:
+    if setting.minimum is None:
+        return click.FLOAT
+    return click.FloatRange(min=setting.minimum, max=setting.maximum)
+
+
+def _shown(setting: Setting) -> str:
+    match setting.default:
+        case None:
+            return ""
+        case bool(on):
+            return setting.flags.split("/")[0 if on else 1].removeprefix("--")
+        case tuple(values):
+            return " ".join(map(str, values))
+    return str(setting.default)
+
+
+def _given(command: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Values that the configuration file gives, and over them those of the command line."""
+    given = read_config(options["config"]) if options["config"] else {}
+    for setting in settings_of(command):
+        value = options[setting.name]
+        if value is not None and value != ():
+            given[setting.name] = value
+    return given
+
+
+def _resolved(
+    values: Mapping[str, Any], options: Mapping[str, Any], *, needs: tuple[str, ...]
+) -> dict[str, Any]:
+    """All settings, and the flags that are none; what cannot be left out is there."""
+    if options["print_config"]:
+        click.echo(write_config(values), nl=False)
+        click.get_current_context().exit()
+    for name in needs:
+        if values[name] is None:
+            setting = next(
+                each
+                for each in settings_of(click.get_current_context().info_name or "")
+                if each.name == name
+            )
+            wanted = _metavar(setting) if setting.positional else setting.flags
+            raise click.UsageError(
+                f"Missing {wanted}: give it, or {setting.section}.{setting.key} in --config."
+            )
+    flags = ("force", "quiet", "as_json", "dry_run")
+    return {**values, **{name: options[name] for name in flags if name in options}}
 
 
 @gallop.command()
-@click.argument("model")
-@click.argument("data")
-@click.option("-o", "--out", required=True, metavar="MASK", help="Mask file to write.")
-@_density
-@_common
-def select(model: str, data: str, **options: Any) -> None:  # noqa: ANN401  (click passes them by name)
-    """Choose which parameters of MODEL to train on DATA, and save them as a MASK."""
+@_settings("select", writes=True)
+def select(**options: Any) -> None:  # noqa: ANN401  (click passes them by name)
+    """Choose which parameters of MODEL to train on DATA, and save them as a mask."""
+    values = {**defaults(), **_given("select", options)}
+    resolved = _resolved(values, options, needs=("model", "data", "out"))
     from gallop.commands import run_select  # noqa: PLC0415  (help must not wait for torch)
 
-    _print(run_select(model, data, config=_config(options), options=options), options)
+    source, data = resolved["model"], resolved["data"]
+    _print(run_select(source, data, config=_config(resolved), options=resolved), resolved)
 
 
 @gallop.command()
-@click.argument("model")
-@click.argument("data")
-@click.option("-o", "--out", required=True, metavar="DELTA", help="Delta file to write.")
-@_density
-@click.option("--mask", metavar="MASK", help="Train this saved mask instead of choosing one.")
-@click.option(
-    "--steps",
-    type=click.IntRange(min=1),
-    help="Optimizer steps.  [default: one pass over the data]",
-)
-@click.option("--lr", type=float, default=2e-4, show_default=True, help="Peak learning rate.")
-@click.option(
-    "--warmup",
-    type=click.FloatRange(0, 1),
-    default=0.1,
-    show_default=True,
-    help="Share of the steps with a rising learning rate; then it falls linearly.",
-)
-@click.option(
-    "--accumulate",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Backward passes per step.",
-)
-@click.option(
-    "--weight-decay", type=float, default=0.0, show_default=True, help="On the mask only."
-)
-@click.option(
-    "--weight-decay-mode",
-    type=click.Choice(["weight", "delta"]),
-    default="weight",
-    show_default=True,
-    help="Decay to zero, or to the base.",
-)
-@click.option(
-    "--max-grad-norm",
-    type=click.FloatRange(min=0),
-    default=1.0,
-    show_default=True,
-    help="Clip the gradient of the mask to this norm; 0 does not clip.",
-)
-@click.option("--save-model", metavar="DIR", help="Save the trained checkpoint as well.")
-@click.option(
-    "--profile",
-    type=click.Choice(["portable", "compact"]),
-    default="portable",
-    show_default=True,
-    help="Encoding of the delta.",
-)
-@_common
-def train(model: str, data: str, **options: Any) -> None:  # noqa: ANN401
-    """Train a share of the parameters of MODEL on DATA, and write the DELTA to it.
+@_settings("train", writes=True)
+@click.option("--resume", metavar="DIR", help="Go on from the last save in this folder of a run.")
+def train(**options: Any) -> None:  # noqa: ANN401
+    """Train a share of the parameters of MODEL on DATA, and write the delta to it.
 
     MODEL is a local folder or a Hub repository. DATA is a .jsonl file, one object a line with
     prompt and completion, text, or messages; any other file is plain text, one example a line.
+
+    An interrupt finishes the step at hand, saves, and says how to go on; a second one stops at
+    once.
     """
-    if options["profile"] == "compact":
+    given = _given("train", options)
+    if options["resume"]:
+        from gallop.run_folder import RunFolder  # noqa: PLC0415
+
+        if options["run"]:
+            raise click.UsageError("give either --run, to begin a run, or --resume, to go on")
+        given.pop("run", None)  # a file names the folder that the run has begun in
+        values = RunFolder(options["resume"]).settings(given)
+    else:
+        values = {**defaults(), **given}
+        # A printed configuration has every key: the default beside a mask says nothing.
+        asked = options["density"] is not None or values["density"] != defaults()["density"]
+        if values["mask"] and asked:
+            raise click.UsageError(
+                "give either --density, to choose a mask, or --mask, to train one"
+            )
+    if values["profile"] == "compact":
         raise click.BadParameter(
             "compact comes in a later release; use portable", param_hint="--profile"
         )
-    source = click.get_current_context().get_parameter_source("density")
-    if options["mask"] and source is not ParameterSource.DEFAULT:
-        raise click.UsageError("give either --density, to choose a mask, or --mask, to train one")
-    config = None if options["mask"] else _config(options)
+    resolved = _resolved(values, options, needs=("model", "data", "out"))
+    resolved["resume"] = options["resume"]
+    config = None if resolved["mask"] else _config(resolved)
     from gallop.commands import run_train  # noqa: PLC0415
 
-    _print(run_train(model, data, config=config, options=options), options)
+    source, data = resolved["model"], resolved["data"]
+    _print(run_train(source, data, config=config, options=resolved), resolved)
 
 
-def _config(options: dict[str, Any]) -> GallopConfig:
-    return GallopConfig(
-        options["density"],
-        eps=options["eps"],
-        threshold_scope=options["threshold_scope"],
-        exclude_zeros=options["exclude_zeros"],
-        gradient_mean=options["gradient_mean"],
-        seed=options["seed"],
-        include=options["include"] or ("*",),
-        exclude=options["exclude"],
-    )
+@gallop.command("eval")
+@_settings("eval", writes=False)
+def evaluate(**options: Any) -> None:  # noqa: ANN401
+    """Measure MODEL, with deltas applied to it if any are given, on DATA.
+
+    perplexity and exact-match read what train reads; choice reads a .jsonl file, one object a line
+    with prompt, choices and answer (one of the choices, or its number from 0). Nothing is written.
+    """
+    values = {**defaults(), **_given("eval", options)}
+    resolved = _resolved(values, options, needs=("model", "eval_data"))
+    from gallop.measuring import run_eval  # noqa: PLC0415
+
+    _print(run_eval(resolved), resolved)
 
 
-def _print(result: dict[str, Any], options: dict[str, Any]) -> None:
+@gallop.command()
+@_settings("estimate", writes=False)
+@click.option(
+    "--probe", is_flag=True, help="Load the weights and run one micro-batch, for time and peak."
+)
+def estimate(**options: Any) -> None:  # noqa: ANN401
+    """Say what memory and time training MODEL would take, from its headers alone.
+
+    Without DATA, samples are taken to be --max-length tokens long.
+    """
+    values = {**defaults(), **_given("estimate", options)}
+    resolved = _resolved(values, options, needs=("model",))
+    from gallop.estimating import run_estimate  # noqa: PLC0415
+
+    _print(run_estimate(_config(resolved), resolved, probe=options["probe"]), resolved)
+
+
+def _config(values: Mapping[str, Any]) -> GallopConfig:
+    return GallopConfig(**keyword_arguments("GallopConfig", values))
+
+
+def _print(outcome: Outcome, options: Mapping[str, Any]) -> None:
     if options["as_json"]:
-        click.echo(json.dumps(result, indent=2))
+        click.echo(json.dumps(outcome.values, indent=2))
         return
     if options["quiet"]:
         return
-    width = max(len(key) for key in result)
-    for key, value in result.items():
+    shown = {key: each for key, each in outcome.values.items() if not isinstance(each, dict)}
+    width = max(len(key) for key in shown)
+    for key, value in shown.items():
         click.echo(f"{key.replace('_', ' '):<{width}}  {_readable(value)}")
+    if outcome.lines:
+        click.echo()
+    for line in outcome.lines:
+        click.echo(line)
 
 
 def _readable(value: object) -> str:

@@ -19,9 +19,12 @@ __all__ = [
     "Batch",
     "Example",
     "Sample",
+    "encode_completion",
     "encode_examples",
+    "encode_prompt",
     "make_batch",
     "read_examples",
+    "read_lines",
     "sample_order",
 ]
 
@@ -80,6 +83,22 @@ def read_examples(path: str | Path) -> list[Example]:
         DataError: There is no such file, a line is malformed (the message names it), or
             there is no example.
     """
+    parse = _parse_object if Path(path).suffix.lower() == ".jsonl" else _parse_text
+    return [parse(line, where) for line, where in read_lines(path)]
+
+
+def read_lines(path: str | Path) -> list[tuple[str, str]]:
+    """Read the lines of a data file that are not blank.
+
+    Args:
+        path: The file, in UTF-8.
+
+    Returns:
+        Lines in order, each with its file and number for messages.
+
+    Raises:
+        DataError: There is no such file, or no line in it; or it is one of JSON, not of JSON lines.
+    """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: expected a data file, found none")
@@ -87,21 +106,15 @@ def read_examples(path: str | Path) -> list[Example]:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: expected UTF-8 text, found {error}") from error
-    suffix = path.suffix.lower()
-    if suffix == ".json":
+    if path.suffix.lower() == ".json":
         raise DataError(
             f"{path}: expected one JSON object a line in a .jsonl file, found a .json file",
             hint="if it is one object a line, rename it; else write a line per example",
         )
-    parse = _parse_object if suffix == ".jsonl" else _parse_text
-    examples = [
-        parse(line, f"{path}:{number}")
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    ]
-    if not examples:
+    found = [(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+    if not found:
         raise DataError(f"{path}: expected at least one example, found none")
-    return examples
+    return found
 
 
 def encode_examples(
@@ -146,6 +159,35 @@ def encode_examples(
             hint="raise --max-length",
         )
     return samples, len(examples) - len(samples)
+
+
+def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:  # noqa: ANN401
+    """Tokenise what a completion follows, with the special tokens that begin a sequence.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        prompt: The text.
+
+    Returns:
+        Token ids, without an end of sequence.
+    """
+    ids = list(tokenizer(prompt)["input_ids"])
+    if ids and ids[-1] == tokenizer.eos_token_id:
+        ids.pop()  # some tokenizers end every text; this one goes on
+    return ids
+
+
+def encode_completion(tokenizer: Any, completion: str) -> list[int]:  # noqa: ANN401
+    """Tokenise what follows a prompt, without any special token.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        completion: The text; it usually begins with a space.
+
+    Returns:
+        Token ids.
+    """
+    return list(tokenizer(completion, add_special_tokens=False)["input_ids"])
 
 
 def make_batch(samples: Sequence[Sample], pad_id: int) -> Batch:
@@ -230,12 +272,8 @@ def _segments(tokenizer: Any, example: Example) -> Iterator[tuple[list[int], boo
             yield tokenizer(text, add_special_tokens=False)["input_ids"], learned
         return
     eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    start = list(tokenizer(example.prompt)["input_ids"])
-    if start and start[-1:] == eos:
-        start.pop()  # some tokenizers end every text; this one goes on
-    yield start, False
-    body = list(tokenizer(example.completion, add_special_tokens=False)["input_ids"])
-    yield body + eos, True
+    yield encode_prompt(tokenizer, example.prompt), False
+    yield encode_completion(tokenizer, example.completion) + eos, True
 
 
 def _rendered_turns(

@@ -11,6 +11,7 @@
         ├── OptimizerError   the optimizer or its saved state does not fit    exit 1
         ├── DataError        training data cannot be read or used             exit 1
         ├── ModelError       a model or tokenizer cannot be loaded            exit 1
+        ├── RunError         a run cannot go on from where it was saved       exit 1
         ├── NotFoundError    no such model on disk or Hub, or no access      exit 4
         ├── OutsideMaskError a weight outside the mask was changed            exit 3
         └── ExportError      the model cannot be related to its base          exit 1
@@ -31,6 +32,7 @@ __all__ = [
     "OptimizerError",
     "OutsideMaskError",
     "ParameterError",
+    "RunError",
     "SelectionError",
 ]
 
@@ -82,6 +84,12 @@ class ModelError(GallopError):
     """A model or its tokenizer cannot be loaded."""
 
     code = "model"
+
+
+class RunError(GallopError):
+    """A run cannot go on: its folder is damaged, or what it began with has changed."""
+
+    code = "run"
 
 
 class NotFoundError(GallopError):

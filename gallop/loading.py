@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gallop.errors import ModelError, NotFoundError
 
-__all__ = ["LoadedModel", "load_model"]
+__all__ = ["LoadedModel", "base_path", "load_architecture", "load_model", "load_tokenizer"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,8 +46,61 @@ def load_model(source: str, dtype: str = "auto") -> LoadedModel:
         NotFoundError: There is no such folder or repository, or no access to it.
         ModelError: It cannot be loaded, or transformers is not installed.
     """
+    wanted = "auto" if dtype == "auto" else getattr(torch, dtype)
+    with _loading(source) as library:
+        tokenizer = library.AutoTokenizer.from_pretrained(source)
+        model = library.AutoModelForCausalLM.from_pretrained(source, dtype=wanted)
+    return LoadedModel(model, tokenizer, _pad_id(tokenizer))
+
+
+def load_architecture(source: str, dtype: torch.dtype | None) -> tuple[nn.Module, FakeTensorMode]:
+    """Build a model without its weights: its tensors know shape, dtype and device only.
+
+    They are torch's fake tensors, under whose mode the model has to be run: unlike those of the
+    meta device they take the kernels of the CPU, whose attention saves no scores.
+
+    Args:
+        source: As of :func:`load_model`; only its configuration is read.
+        dtype: Of its parameters; None for the one that the configuration names.
+
+    Returns:
+        The model, tied as the loaded one is, and the mode to run it under.
+
+    Raises:
+        NotFoundError: As :func:`load_model`.
+        ModelError: As :func:`load_model`.
+    """
+    with _loading(source) as library:
+        config = library.AutoConfig.from_pretrained(source)
+        with FakeTensorMode() as mode:
+            model: nn.Module = library.AutoModelForCausalLM.from_config(
+                config, dtype=dtype or config.dtype or torch.float32
+            )
+    return model, mode
+
+
+def load_tokenizer(source: str) -> Any:  # noqa: ANN401  (transformers has no common typed base)
+    """Load the tokenizer alone.
+
+    Args:
+        source: As of :func:`load_model`.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        NotFoundError: As :func:`load_model`.
+        ModelError: As :func:`load_model`.
+    """
+    with _loading(source) as library:
+        return library.AutoTokenizer.from_pretrained(source)
+
+
+@contextmanager
+def _loading(source: str) -> Iterator[Any]:
+    # Gives transformers, quiet, and turns its errors into ours.
     try:
-        from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415  (an extra)
+        import transformers  # noqa: PLC0415  (an extra)
         from transformers.utils import logging  # noqa: PLC0415
     except ImportError as error:
         raise ModelError(
@@ -58,10 +114,8 @@ def load_model(source: str, dtype: str = "auto") -> LoadedModel:
             f"{source}: expected a folder with a model, found none",
             hint="give a local folder, or a Hub repository as owner/name",
         )
-    wanted = "auto" if dtype == "auto" else getattr(torch, dtype)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=wanted)
+        yield transformers
     except OSError as error:
         first = str(error).strip().split("\n", maxsplit=1)[0]
         if Path(source).is_dir():
@@ -75,5 +129,25 @@ def load_model(source: str, dtype: str = "auto") -> LoadedModel:
     except (ValueError, KeyError, RuntimeError, ImportError) as error:
         first = str(error).strip().split("\n", maxsplit=1)[0]
         raise ModelError(f"{source}: expected a causal language model, found {first}") from error
+
+
+def _pad_id(tokenizer: Any) -> int:  # noqa: ANN401
     pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    return LoadedModel(model, tokenizer, next(each for each in pads if each is not None))
+    return next(each for each in pads if each is not None)
+
+
+def base_path(source: str) -> Path:
+    """Find the files of a model that :func:`load_model` has loaded.
+
+    Args:
+        source: As it was given there.
+
+    Returns:
+        The folder of its checkpoint: of a repository on the Hub, the snapshot in the cache.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    # transformers has just loaded it, so that the snapshot is complete and needs no network.
+    from huggingface_hub import snapshot_download  # noqa: PLC0415
+
+    return Path(snapshot_download(source, local_files_only=True))

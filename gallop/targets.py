@@ -77,7 +77,9 @@ class Target:
         return self.held_of(self.parameter).view(-1)
 
 
-def eligible_targets(model: nn.Module, config: GallopConfig) -> tuple[Target, ...]:
+def eligible_targets(
+    model: nn.Module, config: GallopConfig, *, loaded: bool = True
+) -> tuple[Target, ...]:
     """List the parameters that a selection may choose from.
 
     A parameter is eligible if it requires a gradient, one of its names or its kind matches
@@ -87,6 +89,7 @@ def eligible_targets(model: nn.Module, config: GallopConfig) -> tuple[Target, ..
     Args:
         model: Any module.
         config: Its ``include`` and ``exclude`` patterns.
+        loaded: Whether the weights are in memory; without them their kind is not checked.
 
     Returns:
         Targets in the order of ``model.named_parameters()``.
@@ -107,7 +110,8 @@ def eligible_targets(model: nn.Module, config: GallopConfig) -> tuple[Target, ..
         included = _matches(known_as, kind, config.include)
         if not included or _matches(known_as, kind, config.exclude):
             continue
-        require_supported(name, parameter)
+        if loaded:
+            require_supported(name, parameter)
         if parameter.numel():
             targets.append(Target(name, parameter, kind, shard_of(name, parameter)))
     if not targets:
@@ -117,7 +121,8 @@ def eligible_targets(model: nn.Module, config: GallopConfig) -> tuple[Target, ..
             f"exclude={list(config.exclude)}",
             hint="call requires_grad_(True) on what may be trained, or widen the patterns",
         )
-    _require_separate_memory(targets)
+    if loaded:
+        _require_separate_memory(targets)
     return tuple(targets)
 
 

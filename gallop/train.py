@@ -6,18 +6,16 @@ The loop is meant to be read from top to bottom. Anything it does can be written
 
 from __future__ import annotations
 
-import dataclasses
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from gallop.config import GallopConfig
@@ -25,68 +23,18 @@ from gallop.data import Batch, Sample, make_batch, sample_order
 from gallop.errors import ConfigError, SelectionError
 from gallop.gradients import model_loss
 from gallop.mask import Mask
-from gallop.optim import SparseAdamW, WeightDecayMode, check_hyperparameters
+from gallop.memory import MemoryMode, MemoryPlan
 from gallop.progress import NoProgress, TrainingProgress
+from gallop.run_folder import TrainState
+from gallop.saving import Saving
 from gallop.selection import select
+from gallop.step_log import StepLog, StepRecord
+from gallop.train_config import TrainConfig, lr_factor
+from gallop.train_engines import open_engine
+from gallop.visibility import Visibility
 from gallop.weighing import supervised_tokens
 
 __all__ = ["TrainConfig", "TrainResult", "choose_mask", "finetune", "lr_factor"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainConfig:
-    """How a mask is trained.
-
-    Attributes:
-        steps: Optimizer steps.
-        lr: Peak learning rate.
-        batch_size: Samples per backward pass.
-        accumulate: Backward passes per step.
-        warmup: Share of the steps over which the learning rate rises; see :func:`lr_factor`.
-        betas: As in AdamW.
-        eps: As in AdamW.
-        weight_decay: As in :class:`gallop.SparseAdamW`.
-        weight_decay_mode: As in :class:`gallop.SparseAdamW`.
-        max_grad_norm: Clip the gradient of the chosen entries to this norm, or None.
-        max_length: Tokens per sample.
-        selection_samples: How many samples the selection sees.
-        seed: Seeds the order of the data, which samples the selection sees, and dropout.
-
-    Raises:
-        ConfigError: A value is out of range.
-    """
-
-    steps: int
-    lr: float = 2e-4
-    batch_size: int = 8
-    accumulate: int = 1
-    warmup: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    weight_decay_mode: WeightDecayMode = "weight"
-    max_grad_norm: float | None = 1.0
-    max_length: int = 512
-    selection_samples: int = 256
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for field in ("steps", "batch_size", "accumulate", "max_length", "selection_samples"):
-            if getattr(self, field) < 1:
-                raise ConfigError(f"{field}: expected at least 1, found {getattr(self, field)}")
-        if self.seed < 0:
-            raise ConfigError(f"seed: expected an integer >= 0, found {self.seed}")
-        if not 0 <= self.warmup <= 1:
-            raise ConfigError(f"warmup: expected a share in [0, 1], found {self.warmup}")
-        # Here as well as in the optimizer, which is made only after the selection has run.
-        check_hyperparameters(
-            self.lr,
-            self.betas,
-            eps=self.eps,
-            weight_decay=self.weight_decay,
-            weight_decay_mode=self.weight_decay_mode,
-            max_grad_norm=self.max_grad_norm,
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +43,7 @@ class TrainResult:
 
     Attributes:
         mask: What was trained.
+        visibility: How many entries moved, and how many weights show it.
         losses: Mean loss per supervised token, of each step.
         grad_norms: 2-norm of the chosen entries' gradient before clipping, of each step.
         samples: Training samples seen, repeats included.
@@ -104,6 +53,7 @@ class TrainResult:
     """
 
     mask: Mask
+    visibility: Visibility
     losses: tuple[float, ...]
     grad_norms: tuple[float, ...]
     samples: int
@@ -126,6 +76,9 @@ def finetune(
     mask: Mask | None = None,
     pad_id: int = 0,
     progress: TrainingProgress | None = None,
+    logs: Sequence[StepLog] = (),
+    saving: Saving | None = None,
+    start: TrainState | None = None,
 ) -> TrainResult:
     """Choose a mask, unless one is given, and train it.
 
@@ -141,68 +94,92 @@ def finetune(
         mask: A mask to train instead.
         pad_id: Token id to pad with.
         progress: Hears about every batch and step.
+        logs: Take a record of every step.
+        saving: When and where to save.
+        start: A saved state to go on from, with the ``mask`` and everything else as it was: the
+            result is then that of a run without interrupt, bit for bit.
 
     Returns:
         What was done.
 
     Raises:
-        ConfigError: Neither ``selection`` nor ``mask`` is given.
+        ConfigError: Neither ``selection`` nor ``mask`` is given, or ``start`` without ``mask``.
         GallopError: From the selection or the optimizer.
+        KeyboardInterrupt: ``saving`` was asked to stop; the state has been saved.
     """
     progress = progress or NoProgress()
+    if start is not None and mask is None:
+        raise ConfigError("finetune: expected the mask of the saved state, found none")
     if mask is None:
         if selection is None:
             raise ConfigError("finetune: expected selection settings or a mask, found neither")
         mask = choose_mask(
             model, samples, selection=selection, training=training, pad_id=pad_id, progress=progress
         )
-    optimizer = SparseAdamW(
-        model,
-        mask,
-        lr=training.lr,
-        betas=training.betas,
-        eps=training.eps,
-        weight_decay=training.weight_decay,
-        weight_decay_mode=training.weight_decay_mode,
-        max_grad_norm=training.max_grad_norm,
-    )
-    schedule = LambdaLR(optimizer, lambda step: lr_factor(step, training))
-    batches = _batches(samples, training, pad_id=pad_id)
-    losses: list[float] = []
-    grad_norms: list[float] = []
-    tokens = 0
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.is_cuda})
+    engine = open_engine(model, mask, training)
+    schedule = LambdaLR(engine.optimizer, lambda step: lr_factor(step, training))
+    batches = _batches(samples, training, pad_id=pad_id, after=start.step if start else 0)
+    losses = list(start.losses) if start else []
+    grad_norms = list(start.grad_norms) if start else []
+    tokens = start.tokens if start else 0
+    before = start.seconds if start else 0.0
     started = time.perf_counter()
-    with optimizer, _mode(model, training=True), torch.random.fork_rng(devices=devices):
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.is_cuda})
+
+    def state() -> TrainState:
+        return TrainState(
+            step=len(losses),
+            optimizer=engine.state(),
+            schedule=schedule.state_dict(),
+            random=_random_state(devices),
+            losses=tuple(losses),
+            grad_norms=tuple(grad_norms),
+            tokens=tokens,
+            seconds=before + time.perf_counter() - started,
+        )
+
+    with engine, _mode(model, training=True), torch.random.fork_rng(devices=devices):
         torch.manual_seed(training.seed)
-        for step in range(1, training.steps + 1):
-            micro_batches = list(islice(batches, training.accumulate))
-            supervised = [supervised_tokens(batch["labels"]) or 0 for batch in micro_batches]
-            step_loss = 0.0
-            for batch, count in zip(micro_batches, supervised, strict=True):
-                # The step's loss is the mean over all its tokens, however they fall into batches.
-                loss = model_loss(model, batch) * (count / sum(supervised))
-                loss.backward()  # type: ignore[no-untyped-call]
-                step_loss += float(loss.detach())
-                tokens += int(batch["attention_mask"].sum())
-            optimizer.step()
+        if start:
+            engine.load(start.optimizer)
+            schedule.load_state_dict(start.schedule)
+            _set_random_state(start.random, devices)
+        elif saving:
+            saving.begin(mask, state)
+        for step in range(len(losses) + 1, training.steps + 1):
+            step_began = time.perf_counter()
+            step_loss, step_tokens = _backward(model, list(islice(batches, training.accumulate)))
+            (lr,) = schedule.get_last_lr()
+            grad_norms.append(engine.step())
             schedule.step()
             losses.append(step_loss)
-            grad_norms.append(optimizer.last_grad_norm or 0.0)
-            progress.advance(
-                "train",
-                step,
-                total=training.steps,
-                detail=f"loss {step_loss:.4f}, "
-                f"{tokens / (time.perf_counter() - started):.0f} tokens/s",
+            tokens += step_tokens
+            now = time.perf_counter()
+            record = StepRecord(
+                step=step,
+                loss=step_loss,
+                grad_norm=grad_norms[-1],
+                lr=float(lr),
+                tokens=step_tokens,
+                seconds=now - step_began,
+                memory=_peak_memory(devices),
             )
+            for log in logs:
+                log.write(record)
+            speed = tokens / (before + now - started)
+            detail = f"loss {step_loss:.4f}, {speed:.0f} tokens/s"
+            progress.advance("train", step, total=training.steps, detail=detail)
+            if saving:
+                saving.after_step(step, state)
+        visibility = engine.visibility()
     return TrainResult(
         mask=mask,
+        visibility=visibility,
         losses=tuple(losses),
         grad_norms=tuple(grad_norms),
         samples=training.steps * training.accumulate * training.batch_size,
         tokens=tokens,
-        seconds=time.perf_counter() - started,
+        seconds=before + time.perf_counter() - started,
         peak_memory=_peak_memory(),
     )
 
@@ -215,6 +192,9 @@ def choose_mask(
     training: TrainConfig,
     pad_id: int = 0,
     progress: TrainingProgress | None = None,
+    memory: MemoryMode = "auto",
+    memory_budget: int | None = None,
+    on_plan: Callable[[MemoryPlan], None] | None = None,
 ) -> Mask:
     """Run the selection in eval mode over ``training.selection_samples`` of the samples.
 
@@ -224,7 +204,10 @@ def choose_mask(
         selection: How to choose.
         training: Its ``batch_size``, ``selection_samples`` and ``seed``.
         pad_id: Token id to pad with.
-        progress: Hears about every batch.
+        progress: Hears about every batch, in every pass over them.
+        memory: As of :func:`gallop.select`.
+        memory_budget: As of :func:`gallop.select`.
+        on_plan: As of :func:`gallop.select`.
 
     Returns:
         The mask.
@@ -243,45 +226,58 @@ def choose_mask(
     )
     size = training.batch_size
     parts = [seen[start : start + size] for start in range(0, len(seen), size)]
+    total = len(parts)
+
+    def plan_made(plan: MemoryPlan) -> None:
+        nonlocal total
+        total = len(parts) * max(1, plan.passes)
+        if on_plan:
+            on_plan(plan)
+
     with _mode(model, training=False):
         return select(
             model,
             (make_batch([samples[i] for i in part], pad_id) for part in parts),
             selection,
             on_batch=lambda number, loss: progress.advance(
-                "select", number, total=len(parts), detail=f"loss {loss:.4f}"
+                "select", number, total=total, detail=f"loss {loss:.4f}"
             ),
+            memory=memory,
+            memory_budget=memory_budget,
+            on_plan=plan_made,
         )
 
 
-def lr_factor(step: int, training: TrainConfig) -> float:
-    """Return the share of the peak learning rate: linear warm-up, then linear decay.
-
-    With ``w = round(warmup * steps)``, step ``s`` (from 0) has ``(s + 1) / (w + 1)`` while
-    ``s < w`` and ``(steps - s) / (steps - w)`` after: no step is wasted at rate 0.
-
-    Args:
-        step: Steps taken.
-        training: Its ``steps`` and ``warmup``.
-
-    Returns:
-        A factor in [0, 1].
-    """
-    warmup = round(training.warmup * training.steps)
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    return max(0.0, (training.steps - step) / max(1, training.steps - warmup))
+def _backward(model: nn.Module, micro_batches: Sequence[Batch]) -> tuple[float, int]:
+    # Loss of a step, and the tokens that the model sees in it.
+    supervised = [supervised_tokens(batch["labels"]) or 0 for batch in micro_batches]
+    total_loss, tokens = 0.0, 0
+    for batch, count in zip(micro_batches, supervised, strict=True):
+        # The step's loss is the mean over all its tokens, however they fall into batches.
+        loss = model_loss(model, batch) * (count / sum(supervised))
+        loss.backward()  # type: ignore[no-untyped-call]
+        total_loss += float(loss.detach())
+        tokens += int(batch["attention_mask"].sum())
+    return total_loss, tokens
 
 
-def settings(training: TrainConfig) -> dict[str, Any]:
-    """Return the training settings as JSON-ready values."""
-    return dataclasses.asdict(training) | {"betas": list(training.betas)}
-
-
-def _batches(samples: Sequence[Sample], training: TrainConfig, *, pad_id: int) -> Iterator[Batch]:
-    order = sample_order(len(samples), training.seed)
+def _batches(
+    samples: Sequence[Sample], training: TrainConfig, *, pad_id: int, after: int
+) -> Iterator[Batch]:
+    seen = after * training.accumulate * training.batch_size
+    order = islice(sample_order(len(samples), training.seed), seen, None)
     while True:
         yield make_batch([samples[i] for i in islice(order, training.batch_size)], pad_id)
+
+
+def _random_state(devices: Sequence[int]) -> tuple[Tensor, ...]:
+    return (torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices))
+
+
+def _set_random_state(states: Sequence[Tensor], devices: Sequence[int]) -> None:
+    torch.set_rng_state(states[0])
+    for device, state in zip(devices, states[1:], strict=True):
+        torch.cuda.set_rng_state(state, device)
 
 
 @contextmanager
@@ -295,6 +291,8 @@ def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
             module.training = mode  # train() would overrule a submodule that the caller set apart
 
 
-def _peak_memory() -> int:
+def _peak_memory(devices: Sequence[int] = ()) -> int:
+    if devices:
+        return sum(torch.cuda.max_memory_allocated(device) for device in devices)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB

@@ -69,6 +69,9 @@ def test_train_is_repeatable_and_readable(
         )  # fmt: skip
         assert code == 0, err
         assert "zero share" in out
+        assert "\nchosen       " in out  # the report of the selection
+        assert "selection memory: resident" in err
+        assert "entries that moved in float32 show it in float32" in out
         assert "train 2/2 loss" in err
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
@@ -226,3 +229,30 @@ def test_density_and_steps_have_defaults(
     assert (plan["steps"], plan["k"]) == (2, plan["eligible"] // 100)
     code, out, err = call(capsys, *arguments, "--json", "--quiet")
     assert (code, json.loads(out)["steps"]) == (0, 2), err
+
+
+@pytest.mark.parametrize("memory", [("--memory", "grouped", "--memory-budget", 12_000), ()])
+def test_settings_of_the_selection_reach_it(
+    tmp_path: Path,
+    model_dir: Path,
+    data_file: Path,
+    capsys: pytest.CaptureFixture[str],
+    memory: tuple[object, ...],
+) -> None:
+    """Selector, scope and allocation are in the mask; the memory mode changes nothing of it."""
+    arguments = ("select", model_dir, data_file, "-o", tmp_path / "m", "--density", 0.1)
+    chosen = ("--selector", "gem", "--weight-threshold", 0.5, "--include", "@linear")
+    code, out, err = call(capsys, *arguments, *chosen, *memory, "--json")
+    assert code == 0, err
+    mask = Mask.load(tmp_path / "m")
+    assert mask.config is not None
+    assert (mask.config.selector, mask.config.allocation) == ("gem", "entropy")
+    assert mask.config.weight_threshold == 0.5
+    assert "selection memory: grouped" in err if memory else "selection memory: resident" in err
+    document = json.loads(out)
+    assert document["mask_digest"] == mask.digest
+    assert document["selection_report"]["k"] == mask.nnz
+    assert call(capsys, *arguments, *chosen, "--force", "-q")[0] == 0
+    assert Mask.load(tmp_path / "m") == mask
+    code, _, err = call(capsys, *arguments, "--selector", "galop", "--force")
+    assert (code, "selector: expected" in err) == (2, True), err

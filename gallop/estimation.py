@@ -1,0 +1,260 @@
+"""What a training takes, before anything is run: bytes by accounting, time by counting FLOPs."""
+
+from __future__ import annotations
+
+import math
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from gallop.config import GallopConfig
+from gallop.errors import ModelError
+from gallop.state import gather_entries
+from gallop.taps import GradientTap
+from gallop.targets import Target
+
+__all__ = [
+    "MicroBatchCost",
+    "ProbeResult",
+    "delta_bytes",
+    "entry_bytes",
+    "matmul_speed",
+    "micro_batch_cost",
+    "model_bytes",
+    "requested_entries",
+    "run_probe",
+]
+
+_VALUE_BITS: Mapping[int, float] = {2: 9.0, 4: 25.0}
+"""Bits that the value of a changed entry takes in a delta, by the bytes of its dtype, as measured:
+the difference of neighbours in 16 bits, most of the mantissa in 32."""
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatchCost:
+    """One forward and backward pass.
+
+    Attributes:
+        nbytes: Largest sum of the bytes of all tensors that are alive at once, weights aside: what
+            backward needs, its transients, and one gradient at a time.
+        flops: Floating-point operations of matrix products and convolutions.
+    """
+
+    nbytes: int
+    flops: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """One micro-batch that was run.
+
+    Attributes:
+        seconds: Wall-clock time of a second pass; the first one allocates.
+        nbytes: As :class:`MicroBatchCost` has them, of the tensors that there were.
+    """
+
+    seconds: float
+    nbytes: int
+
+
+class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of storages while they are alive, those of a model aside."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        held = [*model.parameters(), *model.buffers()]
+        self._known = {tensor.untyped_storage()._cdata for tensor in held}  # noqa: SLF001  (its identity)
+        self._live = 0
+        self.peak = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        """Run an operation and count what it makes."""
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                storage = leaf.untyped_storage()
+                key = storage._cdata  # noqa: SLF001
+                if key not in self._known:
+                    self._known.add(key)
+                    self._live += storage.nbytes()
+                    self.peak = max(self.peak, self._live)
+                    weakref.finalize(storage, self._gone, key, storage.nbytes())
+        return result
+
+    def _gone(self, key: int, nbytes: int) -> None:
+        self._known.discard(key)
+        self._live -= nbytes
+
+
+def micro_batch_cost(
+    model: nn.Module,
+    targets: Sequence[Target],
+    *,
+    mode: FakeTensorMode,
+    batch_size: int,
+    length: int,
+) -> MicroBatchCost:
+    """Follow a forward and backward pass without computing it: nothing is allocated.
+
+    Args:
+        model: From :func:`gallop.loading.load_architecture`.
+        targets: What requires a gradient; the rest is frozen here.
+        mode: The mode of its tensors.
+        batch_size: Sequences.
+        length: Tokens of each.
+
+    Returns:
+        Bytes and operations.
+
+    Raises:
+        ModelError: The model cannot be followed: its computation depends on values.
+    """
+    _keep_no_gradients(model, targets)
+    model.train()
+    try:
+        with mode, _LiveBytes(model) as live, FlopCounterMode(display=False) as counter:
+            ids = torch.zeros((batch_size, length), dtype=torch.int64)
+            model(input_ids=ids, labels=ids).loss.backward()
+    except Exception as error:
+        first = str(error).strip().split("\n", maxsplit=1)[0]
+        raise ModelError(
+            f"{type(model).__name__}: expected a model that can be followed without its weights, "
+            f"found {first}",
+            hint="gallop estimate --probe runs one micro-batch instead",
+        ) from error
+    return MicroBatchCost(live.peak, int(counter.get_total_flops()))
+
+
+def run_probe(
+    model: nn.Module, targets: Sequence[Target], batch: Mapping[str, Tensor]
+) -> ProbeResult:
+    """Run a micro-batch forward and backward, twice, dropping the gradients.
+
+    Args:
+        model: A loaded causal language model; left as it was found.
+        targets: What requires a gradient.
+        batch: As from :func:`gallop.data.make_batch`.
+
+    Returns:
+        Time and bytes.
+    """
+    with GradientTap(model, dict.fromkeys(targets, _drop)):
+        with _LiveBytes(model) as live:
+            model(**batch).loss.backward()
+        began = time.perf_counter()
+        model(**batch).loss.backward()
+        return ProbeResult(time.perf_counter() - began, live.peak)
+
+
+def model_bytes(model: nn.Module) -> int:
+    """Sum the bytes of parameters and buffers, tied ones once."""
+    held = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return sum(tensor.numel() * tensor.element_size() for tensor in held.values())
+
+
+def entry_bytes(dtype: torch.dtype) -> int:
+    """Count what the optimizer holds for one chosen entry, from the tensors it would make.
+
+    Args:
+        dtype: Of the weights.
+
+    Returns:
+        Bytes: index, base value, master, two moments and the sum of gradients.
+    """
+    count = 64
+    parameter = nn.Parameter(torch.zeros(count, dtype=dtype))
+    entries = gather_entries(Target("entries", parameter), np.arange(count, dtype=np.int32))
+    tensors = [each for each in entries.state.values() if isinstance(each, Tensor)]
+    return sum(each.nbytes for each in (*tensors, entries.gradient)) // count
+
+
+def requested_entries(sizes: Sequence[int], config: GallopConfig) -> int:
+    """Count what a density asks for.
+
+    Args:
+        sizes: Entries of each eligible tensor.
+        config: How a mask would be chosen.
+
+    Returns:
+        Size of the mask, if enough entries have a positive score.
+    """
+    if config.threshold_scope == "per_tensor" and config.allocation is None:
+        return sum(map(config.budget, sizes))
+    return config.budget(sum(sizes))
+
+
+def delta_bytes(chosen: int, eligible: int, dtype: torch.dtype) -> int:
+    """Estimate the size of the delta, if every chosen entry changes.
+
+    The positions of ``k`` of ``n`` entries take ``n H(k / n)`` bits, their entropy; at 1 % these
+    are 8.1 bits an entry, and about 17 with the value in bfloat16.
+
+    Args:
+        chosen: Entries in the mask.
+        eligible: Entries that it was chosen from.
+        dtype: Of the weights.
+
+    Returns:
+        Bytes.
+    """
+    share = chosen / eligible
+    entropy = -(math.log2(share) + (1 / share - 1) * math.log2(1 - share)) if share < 1 else 0.0
+    return math.ceil(chosen * (entropy + _VALUE_BITS[dtype.itemsize]) / 8)
+
+
+def matmul_speed(
+    dtype: torch.dtype, *, rows: int, inner: int, outer: int, seconds: float = 0.5
+) -> float:
+    """Measure the speed of matrix products of the kind that a model is made of.
+
+    Args:
+        dtype: Of the factors.
+        rows: Tokens of a micro-batch.
+        inner: Width of the model.
+        outer: Width of its widest layer.
+        seconds: How long to measure; at least two products are made.
+
+    Returns:
+        Floating-point operations per second, the median of single products.
+    """
+    left, right = torch.ones(rows, inner, dtype=dtype), torch.ones(inner, outer, dtype=dtype)
+    times: list[float] = []
+    with torch.inference_mode():
+        left @ right
+        while sum(times) < seconds or not times:
+            began = time.perf_counter()
+            left @ right
+            times.append(time.perf_counter() - began)
+    return 2 * rows * inner * outer / sorted(times)[len(times) // 2]
+
+
+def _drop(gradient: Tensor) -> None:
+    """Take a gradient and forget it."""
+
+
+def _keep_no_gradients(model: nn.Module, targets: Sequence[Target]) -> None:
+    wanted = {id(target.parameter) for target in targets}
+
+    def free(parameter: Tensor) -> None:
+        parameter.grad = None
+
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in wanted)
+        if id(parameter) in wanted:
+            parameter.register_post_accumulate_grad_hook(free)  # type: ignore[no-untyped-call]
