@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from sparsedelta.operations.info import DeltaInfo, info
     from sparsedelta.operations.live_diff import diff_state_dict
     from sparsedelta.operations.rows import read_rows
+    from sparsedelta.operations.squash import SquashReport, invert, squash
     from sparsedelta.operations.validate import Problem, ValidationReport, validate
     from sparsedelta.operations.write_delta import write_delta
     from sparsedelta.slices import TensorSlice
@@ -87,6 +88,7 @@ _MODULES: Final = {
     "operations.info": ("DeltaInfo", "info"),
     "operations.live_diff": ("diff_state_dict",),
     "operations.rows": ("read_rows",),
+    "operations.squash": ("SquashReport", "invert", "squash"),
     "operations.validate": ("Problem", "ValidationReport", "validate"),
     "operations.write_delta": ("write_delta",),
     "slices": ("TensorSlice",),
@@ -118,6 +120,7 @@ __all__ = [
     "RemoteError",
     "Snapshot",
     "SparseDeltaError",
+    "SquashReport",
     "StructureError",
     "TensorDelta",
     "TensorSlice",
@@ -137,8 +140,10 @@ __all__ = [
     "export_raw",
     "fingerprint",
     "info",
+    "invert",
     "read_rows",
     "revert",
+    "squash",
     "validate",
     "write_delta",
 ]
