@@ -312,6 +312,12 @@ class History:
         )
 
 
+def are_in_order(readers: Sequence[DeltaReader]) -> bool:
+    """Whether each delta of a row leads to where the next one starts."""
+    pairs = zip(readers, readers[1:], strict=False)
+    return bool(readers) and all(a.manifest.target == b.manifest.base for a, b in pairs)
+
+
 def _paths(readers: Iterable[DeltaReader]) -> str:
     return _listed(str(reader.path) for reader in readers)
 

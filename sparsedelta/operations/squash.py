@@ -17,7 +17,7 @@ from sparsedelta.errors import DAMAGED, FormatError, NotInvertibleError, Structu
 from sparsedelta.limits import SEGMENT_WORDS
 from sparsedelta.locations import LocationLike, output_path
 from sparsedelta.manifest import Manifest
-from sparsedelta.operations.history import DeltaLike, History, open_all
+from sparsedelta.operations.history import DeltaLike, History, are_in_order, open_all
 from sparsedelta.operations.inherit import inherit
 from sparsedelta.operations.inversion import RecordInverter
 from sparsedelta.operations.parts import divide_records, part_count
@@ -73,7 +73,8 @@ def squash(
 
     Args:
         deltas: The chain, in any order: each leads to where another starts. Of several with the
-            same content digest one is taken.
+            same content digest one is taken. A chain that comes back to where it was has to be
+            given in its order.
         out: The delta file.
         forget: Do not store the words of tensors and rows that go: not invertible if some do.
             Needed where a delta of the chain replaced words that a later one drops.
@@ -112,8 +113,9 @@ def squash(
     )
     with ExitStack() as stack:
         stack.enter_context(ranks.together())
-        history = History(open_all(deltas, stack))
-        way = history.chain()
+        readers = open_all(deltas, stack)
+        history = History(() if are_in_order(readers) else readers)
+        way = history.chain() if history.readers else tuple(readers)
         for reader in way:
             _refuse_add(reader)
         route = Route(way, reverse=False)

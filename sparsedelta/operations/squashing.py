@@ -133,6 +133,16 @@ def plan_squash(ahead: Route, back: Route) -> Plan:
     return plan
 
 
+def _result(arrow: Arrow) -> TensorSpec:
+    assert arrow.result is not None  # noqa: S101 (it makes a tensor)
+    return arrow.result
+
+
+def _merge(plan: Plan, ahead: Arrow, back: Arrow) -> None:
+    merged = Merged(_result(back), _result(ahead), ahead, back)
+    plan.merged[merged.target.name] = merged
+
+
 def _lives_on(makes: Mapping[str, Arrow], back: Arrow) -> Arrow | None:
     """What makes the copy in which a base tensor lives on that went itself, or None."""
     base = _result(back)

@@ -74,6 +74,7 @@ def test_a_squashed_chain_does_what_the_chain_does(
     states: list[Tensors], diffs: list[dict[str, Any]]
 ) -> None:
     """apply(base, squash(d1, d2, d3)) is the last target, and back."""
+    # (what comes back to where it was is no chain whatever the order)
     with stored(states, diffs) as chain:
         try:
             out = chain.squash("s", *chain.deltas)
@@ -86,6 +87,11 @@ def test_a_squashed_chain_does_what_the_chain_does(
         assert sparsedelta.validate(out, base=chain.states[0]).problems == ()
         sparsedelta.apply(chain.states[0], out, chain.folder / "there")
         assert str(sparsedelta.fingerprint(chain.folder / "there")) == last.target
+        if not found.invertible:
+            for d in [*chain.deltas, out]:
+                print("====", d.name)
+                for r in manifest(d).tensors:
+                    print("  REC", ascii(r.base and (r.base.name,r.base.dtype,r.base.shape)), "->", ascii(r.target and (r.target.name, r.target.dtype, r.target.shape)), [(q.op, getattr(q,'nnz',None), q.reference and ascii(q.reference)) for q in r.parts])
         assert found.invertible
         sparsedelta.revert(chain.states[-1], out, chain.folder / "back")
         assert str(sparsedelta.fingerprint(chain.folder / "back")) == first.base
