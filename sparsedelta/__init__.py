@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from sparsedelta.operations.identity import Identity, fingerprint
     from sparsedelta.operations.info import DeltaInfo, info
     from sparsedelta.operations.live_diff import diff_state_dict
+    from sparsedelta.operations.log import Edge, HistoryGraph, Standing, log, which
     from sparsedelta.operations.rows import read_rows
     from sparsedelta.operations.squash import SquashReport, invert, squash
     from sparsedelta.operations.validate import Problem, ValidationReport, validate
@@ -87,6 +88,7 @@ _MODULES: Final = {
     "operations.identity": ("Identity", "fingerprint"),
     "operations.info": ("DeltaInfo", "info"),
     "operations.live_diff": ("diff_state_dict",),
+    "operations.log": ("Edge", "HistoryGraph", "Standing", "log", "which"),
     "operations.rows": ("read_rows",),
     "operations.squash": ("SquashReport", "invert", "squash"),
     "operations.validate": ("Problem", "ValidationReport", "validate"),
@@ -106,8 +108,10 @@ __all__ = [
     "DeltaInfo",
     "DeltaReader",
     "DiffReport",
+    "Edge",
     "ExportReport",
     "FormatError",
+    "HistoryGraph",
     "Identity",
     "IdentityError",
     "NoAccessError",
@@ -121,6 +125,7 @@ __all__ = [
     "Snapshot",
     "SparseDeltaError",
     "SquashReport",
+    "Standing",
     "StructureError",
     "TensorDelta",
     "TensorSlice",
@@ -141,10 +146,12 @@ __all__ = [
     "fingerprint",
     "info",
     "invert",
+    "log",
     "read_rows",
     "revert",
     "squash",
     "validate",
+    "which",
     "write_delta",
 ]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final, TypeAlias
 
 from sparsedelta.delta_reader import DeltaReader, open_delta
@@ -314,8 +315,7 @@ class History:
 
 def are_in_order(readers: Sequence[DeltaReader]) -> bool:
     """Whether each delta of a row leads to where the next one starts."""
-    pairs = zip(readers, readers[1:], strict=False)
-    return bool(readers) and all(a.manifest.target == b.manifest.base for a, b in pairs)
+    return bool(readers) and all(a.manifest.target == b.manifest.base for a, b in pairwise(readers))
 
 
 def _paths(readers: Iterable[DeltaReader]) -> str:

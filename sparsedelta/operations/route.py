@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 from sparsedelta.delta_reader import DeltaReader
@@ -35,7 +36,7 @@ class Route:
             raise ValueError("no delta to follow")
         self.readers = tuple(readers)
         self.reverse = reverse
-        for before, after in zip(self.readers, self.readers[1:], strict=False):
+        for before, after in pairwise(self.readers):
             if self._ends(before)[1] != self._ends(after)[0]:
                 raise ValueError(f"{after.path} does not start where {before.path} leads to")
 

@@ -15,7 +15,7 @@ from sparsedelta.digests import Digest
 from sparsedelta.encode import EncodedPart, EncodedTensor, encode_part, encode_words
 from sparsedelta.errors import StructureError
 from sparsedelta.operations.arrows import Arrow
-from sparsedelta.operations.squashing import Merged, Plan, Side
+from sparsedelta.operations.squashing import Merged, Plan, Side, without_base
 from sparsedelta.operations.tracing import (
     Loss,
     find_loss,
@@ -111,6 +111,10 @@ class PartMaker:
         if fresh.reference is None:
             yield self._carried(NEW, spec, made, 0, spec.words)
             return
+        if made.linked < spec.words and not self.forget:
+            raise without_base(
+                spec, f"it is a copy of {fresh.reference.name!r} of which rows were cut, and came"
+            )
         yield _bare(NEW, fresh.reference, made.before)
         if made.before != made.after:
             yield from self._changes(spec, [made], lambda run: _ahead_run(made, *run))

@@ -55,7 +55,7 @@ class Side:
     @property
     def reference(self) -> TensorSpec | None:
         """The tensor of the other end that it is a copy of, or None: it has words of its own."""
-        return self.made.source
+        return origin(self.made)
 
     @property
     def is_copy(self) -> bool:
@@ -143,12 +143,19 @@ def _merge(plan: Plan, ahead: Arrow, back: Arrow) -> None:
     plan.merged[merged.target.name] = merged
 
 
+def origin(arrow: Arrow) -> TensorSpec | None:
+    """The tensor that an arrow makes a copy of, or None: all its words are carried."""
+    is_resized = any(hop.result.words != arrow.words for hop in arrow.hops)
+    return None if is_resized and not arrow.linked else arrow.source
+
+
 def _lives_on(makes: Mapping[str, Arrow], back: Arrow) -> Arrow | None:
     """What makes the copy in which a base tensor lives on that went itself, or None."""
     base = _result(back)
-    for name in (base.name, None if back.source is None else back.source.name):
+    place = origin(back)
+    for name in (base.name, None if place is None else place.name):
         copy = None if name is None else makes.get(name)
-        if copy is not None and copy.source == base and not copy.is_leaf:
+        if copy is not None and origin(copy) == base and not copy.is_leaf:
             return copy
     return None
 

@@ -223,9 +223,16 @@ def structured_pairs(draw: st.DrawFn, *, trained: bool = True) -> tuple[Tensors,
 
 @st.composite
 def structured_chains(
-    draw: st.DrawFn, *, length: int = 3, fates: tuple[str, ...] = FATES
+    draw: st.DrawFn, *, length: int = 3, fates: tuple[str, ...] = FATES, returning: bool = True
 ) -> list[Tensors]:
-    """Checkpoints one after the other, of which each may go back to what tensors were before."""
+    """Checkpoints one after the other.
+
+    Args:
+        draw: Given by Hypothesis.
+        length: Number of steps between them.
+        fates: What may become of a tensor in a step, beside being changed.
+        returning: Whether tensors may become again what they were, or come back.
+    """
     names = iter(draw(st.lists(tensor_names, min_size=40, max_size=40, unique=True)))
     known: list[tuple[TensorSpec, bytes]] = []
     first: Tensors = {}
@@ -236,6 +243,10 @@ def structured_chains(
     for _ in range(length):
         known += chain[-1].values()
         chain.append(_next(draw, chain[-1], known, names, fates))
+        if returning:
+            for spec, data in known:
+                if draw(st.integers(0, 7)) == 0:
+                    chain[-1][spec.name] = (spec, data)
     return chain
 
 
@@ -257,15 +268,12 @@ def _next(
             # Under a new name, or one that was in use before and may be free again.
             old = sorted({spec.name for spec, _ in known} - before.keys() - after.keys())
             new = draw(st.sampled_from(old)) if old and draw(st.booleans()) else next(names)
-            data = _trained(draw, spec, data) if "trained" in fate else data
-            after[new] = (TensorSpec(new, spec.dtype, spec.shape), data)
+            words = _trained(draw, spec, data) if "trained" in fate else data
+            after[new] = (TensorSpec(new, spec.dtype, spec.shape), words)
         if fate == "goes" or "renamed" in fate:
             continue
         after.setdefault(name, (spec, _trained(draw, spec, data) if fate == "changes" else data))
     for _ in range(draw(st.integers(0, 1))):
         spec = draw(specs(next(names)))
         after.setdefault(spec.name, (spec, _content(draw, spec)))
-    for spec, data in known:  # as it once was
-        if draw(st.integers(0, 7)) == 0:
-            after[spec.name] = (spec, data)
     return after
