@@ -267,7 +267,7 @@ def _next(
         elif "copied" in fate or "renamed" in fate:
             # Under a new name, or one that was in use before and may be free again.
             old = sorted({spec.name for spec, _ in known} - before.keys() - after.keys())
-            new = draw(st.sampled_from(old)) if old and draw(st.booleans()) else next(names)
+            new = draw(st.sampled_from([next(names), *old]))
             words = _trained(draw, spec, data) if "trained" in fate else data
             after[new] = (TensorSpec(new, spec.dtype, spec.shape), words)
         if fate == "goes" or "renamed" in fate:

@@ -105,7 +105,7 @@ def tried(chain: Chain, name: str, *deltas: Path, **each: Any) -> Path:  # noqa:
 
 
 @given(states=structured_chains(), diffs=st.lists(options, min_size=3, max_size=3))
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_a_squashed_chain_does_what_the_chain_does(
     states: list[Tensors], diffs: list[dict[str, Any]]
 ) -> None:
@@ -127,7 +127,7 @@ def test_a_squashed_chain_does_what_the_chain_does(
     states=structured_chains(returning=False) | structured_chains(fates=CHANGES),
     lean=st.booleans(),
 )
-@settings(max_examples=30)
+@settings(max_examples=20)
 def test_squash_is_associative(states: list[Tensors], *, lean: bool) -> None:
     """squash(squash(a, b), c) = squash(a, squash(b, c)) = squash(a, b, c), as content digests.
 
@@ -144,7 +144,7 @@ def test_squash_is_associative(states: list[Tensors], *, lean: bool) -> None:
 
 
 @given(states=structured_chains(), forms=st.lists(options, min_size=3, max_size=3), data=st.data())
-@settings(max_examples=30)
+@settings(max_examples=20)
 def test_a_chain_is_applied_as_its_deltas_are_one_by_one(
     states: list[Tensors], forms: list[dict[str, Any]], data: st.DataObject
 ) -> None:
@@ -170,7 +170,7 @@ def test_a_chain_is_applied_as_its_deltas_are_one_by_one(
 
 
 @given(states=structured_chains(length=1))
-@settings(max_examples=30)
+@settings(max_examples=20)
 def test_a_delta_and_its_inverse_come_to_nothing(states: list[Tensors]) -> None:
     """squash(d, invert(d)) is empty, invert(invert(d)) is d, and the inverse is that in memory."""
     with stored(states) as chain:
@@ -188,7 +188,7 @@ def test_a_delta_and_its_inverse_come_to_nothing(states: list[Tensors]) -> None:
 
 
 @given(states=structured_chains(fates=CHANGES), data=st.data())
-@settings(max_examples=30)
+@settings(max_examples=20)
 def test_where_names_stay_a_squash_is_the_diff_of_the_ends(
     states: list[Tensors], data: st.DataObject
 ) -> None:
@@ -210,7 +210,7 @@ def test_where_names_stay_a_squash_is_the_diff_of_the_ends(
         st.sampled_from([{}, {"one_way": True}, {"forget": True}]), min_size=3, max_size=3
     ),
 )
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_what_leads_one_way_is_squashed_with_forget(
     states: list[Tensors], forms: list[dict[str, Any]]
 ) -> None:
