@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from strategies import Tensors, checkpoint_bytes, structured_chains
@@ -21,6 +22,14 @@ from sparsedelta.records import TensorRecord
 
 CHANGES: Final = ("changes", "goes", "grows", "shrinks", "changes its dtype", "changes its shape")
 """What may become of a tensor that is never looked for under another name."""
+
+WITH_SEGMENTS: Final = (
+    "operations.arrows",
+    "operations.scanning",
+    "operations.tracing",
+    "operations.squash",
+)
+"""Modules of operations that know the size of a segment."""
 
 options: Final = st.fixed_dictionaries(
     {}, optional={"lean": st.just(True), "layout": st.sampled_from(["always", "never"])}
@@ -271,3 +280,42 @@ def test_single_words_are_squashed_associatively_exhaustively(tmp_path: Path) ->
     assert np.all(differences)
     sparsedelta.apply(tmp_path / "base0", tmp_path / "left", tmp_path / "there")
     assert (tmp_path / "there").read_bytes() == (tmp_path / "next2").read_bytes()
+
+
+def test_segments_and_blocks_of_any_size_in_a_chain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks of the deltas differ in size from each other and from segments; all are small."""
+    for module in ("checkpoint", "changes", "digests", *WITH_SEGMENTS):
+        monkeypatch.setattr(f"sparsedelta.{module}.SEGMENT_WORDS", 512)
+    rng = np.random.default_rng(0)
+    rows = [5000, 4100, 4700, 4700]
+    states: list[Tensors] = []
+    words = rng.integers(0, 1 << 16, 5000).astype(np.uint16)
+    for count in rows:
+        spec = TensorSpec("w", "BF16", (count, 1))
+        words = np.concatenate([words, rng.integers(0, 9, 5000).astype(np.uint16)])[:count]
+        words[rng.random(count) < 0.1] += 1
+        states.append({"w": (spec, words.tobytes())})
+    chain = Chain(tmp_path, states, [])
+    blocks = iter((8, 13, 10))
+    for number in range(3):
+        size = next(blocks)
+        monkeypatch.setattr("sparsedelta.encode.choose_block_log2", lambda *_, b=size: b)
+        chain.deltas.append(chain.diff(number, number + 1, f"d{number}"))
+    for threads in (1, 3):
+        one = tmp_path / f"one{threads}"
+        sparsedelta.squash(chain.deltas, one, threads=threads)
+        sparsedelta.invert(one, tmp_path / f"inverse{threads}", threads=threads)
+        assert content(one) == content(chain.diff(0, 3, f"direct{threads}"))
+        for base, deltas, target in ((0, [one], 3), (0, chain.deltas, 3)):
+            out = tmp_path / "out"
+            sparsedelta.apply(chain.states[base], deltas, out, threads=threads, force=True)
+            assert out.read_bytes() == chain.states[target].read_bytes()
+            sparsedelta.revert(chain.states[target], deltas, out, threads=threads, force=True)
+            assert out.read_bytes() == chain.states[base].read_bytes()
+        inverse = tmp_path / f"inverse{threads}"
+        sparsedelta.apply(chain.states[3], inverse, tmp_path / "out", force=True)
+        assert (tmp_path / "out").read_bytes() == chain.states[0].read_bytes()
+    assert (tmp_path / "one1").read_bytes() == (tmp_path / "one3").read_bytes()
+    assert (tmp_path / "inverse1").read_bytes() == (tmp_path / "inverse3").read_bytes()
