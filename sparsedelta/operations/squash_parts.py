@@ -136,7 +136,10 @@ class PartMaker:
         self, op: str, spec: TensorSpec, made: Arrow, first: int, last: int
     ) -> EncodedPart:
         def read(start: int, stop: int) -> Words:
-            return trace(made, first + start, first + stop).values
+            found = trace(made, first + start, first + stop)
+            if not found.fixed.all():
+                raise without_base(spec, "words of it are only known as changed copies")
+            return found.values
 
         value = None if self.choice is None else self.choice.value
         return encode_words(

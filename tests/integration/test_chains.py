@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from pathlib import Path
@@ -181,6 +182,9 @@ def test_a_circle_needs_an_end(history: History) -> None:
     back = history.diff(2, 0, "circle")
     with pytest.raises(UsageError, match="lead in a circle"):
         sparsedelta.apply(history.states[0], [a, b, back], history.out)
+    other = write_file(history.folder / "other.safetensors", base_tensors(seed=5))
+    with pytest.raises(WrongBaseError, match="none of the deltas starts from it"):
+        sparsedelta.apply(other, [a, b, back], history.out, to=history.fingerprint(2))
     for start, end in ((0, 2), (2, 1), (1, 0)):
         sparsedelta.apply(
             history.states[start],
@@ -231,6 +235,32 @@ def test_another_checkpoint_is_refused(history: History) -> None:
         sparsedelta.apply(other, history.deltas, history.out)
     assert repr(FROZEN) in caught.value.message
     assert tree(history.folder) == before
+
+
+def test_lean_deltas_that_only_say_that_they_fit(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing in a lean delta shows that its fingerprints are true; a chain of them does."""
+    from sparsedelta.writer import DeltaWriter  # noqa: PLC0415
+
+    first, lie = history.folder / "first", history.folder / "lie"
+    sparsedelta.diff(history.states[0], history.states[1], first, lean=True)
+    ends = (history.fingerprint(1), "ab" * 32)
+    monkeypatch.setattr(
+        "sparsedelta.operations.diff.DeltaWriter", functools.partial(DeltaWriter, ends=ends)
+    )
+    other = tuned(base_tensors(seed=4), seed=2)
+    sparsedelta.diff(
+        write_file(history.folder / "a", base_tensors(seed=4)),
+        write_file(history.folder / "b", other),
+        lie,
+        lean=True,
+    )
+    for words in (("apply", history.states[0]), ("squash",)):
+        message = failed(call(*words, first, lie, "-o", history.out), 3)
+        assert "SD306" in message
+        assert str(lie) in message
+    assert not history.out.exists()
 
 
 def test_a_damaged_link_is_named_and_nothing_is_written(history: History) -> None:
