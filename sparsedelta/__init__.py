@@ -46,7 +46,9 @@ if TYPE_CHECKING:
     from sparsedelta.operations.identity import Identity, fingerprint
     from sparsedelta.operations.info import DeltaInfo, info
     from sparsedelta.operations.live_diff import diff_state_dict
+    from sparsedelta.operations.log import Edge, HistoryGraph, Standing, log, which
     from sparsedelta.operations.rows import read_rows
+    from sparsedelta.operations.squash import SquashReport, invert, squash
     from sparsedelta.operations.validate import Problem, ValidationReport, validate
     from sparsedelta.operations.write_delta import write_delta
     from sparsedelta.slices import TensorSlice
@@ -86,7 +88,9 @@ _MODULES: Final = {
     "operations.identity": ("Identity", "fingerprint"),
     "operations.info": ("DeltaInfo", "info"),
     "operations.live_diff": ("diff_state_dict",),
+    "operations.log": ("Edge", "HistoryGraph", "Standing", "log", "which"),
     "operations.rows": ("read_rows",),
+    "operations.squash": ("SquashReport", "invert", "squash"),
     "operations.validate": ("Problem", "ValidationReport", "validate"),
     "operations.write_delta": ("write_delta",),
     "slices": ("TensorSlice",),
@@ -104,8 +108,10 @@ __all__ = [
     "DeltaInfo",
     "DeltaReader",
     "DiffReport",
+    "Edge",
     "ExportReport",
     "FormatError",
+    "HistoryGraph",
     "Identity",
     "IdentityError",
     "NoAccessError",
@@ -118,6 +124,8 @@ __all__ = [
     "RemoteError",
     "Snapshot",
     "SparseDeltaError",
+    "SquashReport",
+    "Standing",
     "StructureError",
     "TensorDelta",
     "TensorSlice",
@@ -137,9 +145,13 @@ __all__ = [
     "export_raw",
     "fingerprint",
     "info",
+    "invert",
+    "log",
     "read_rows",
     "revert",
+    "squash",
     "validate",
+    "which",
     "write_delta",
 ]
 
