@@ -100,7 +100,7 @@ def result_files(
         gone = {index.name} if index is not None and index.name not in files.contents else set()
         files = replace(files, is_directory=is_directory, dropped=frozenset(gone))
     else:
-        files = _edited(checkpoint, results)
+        files = edited_files(checkpoint, results)
     if not with_files:
         return files
     if not files.is_directory:
@@ -156,7 +156,8 @@ def misfit(reader: DeltaReader, message: str) -> FormatError:
     return FormatError("SD415", f"{reader.path}: the layout: {message}", hint=DAMAGED)
 
 
-def _edited(checkpoint: FileCheckpoint, results: Results) -> ResultFiles:
+def edited_files(checkpoint: FileCheckpoint, results: Results) -> ResultFiles:
+    """The files of a checkpoint, as far as the tensors are the same; new ones in the last."""
     by_source = {source: spec for spec, source in results.values() if source is not None}
     kept = [
         [by_source[s.spec.name] for s in file.layout.tensors if s.spec.name in by_source]
