@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from sparsedelta.operations.identity import Identity, fingerprint
     from sparsedelta.operations.info import DeltaInfo, info
     from sparsedelta.operations.live_diff import diff_state_dict
+    from sparsedelta.operations.merge import merge
     from sparsedelta.operations.rows import read_rows
     from sparsedelta.operations.stacking import apply_stack
     from sparsedelta.operations.validate import Problem, ValidationReport, validate
@@ -62,6 +63,7 @@ _MODULES: Final = {
     "operations.apply": ("apply", "revert"),
     "operations.following": ("ApplyReport",),
     "operations.composed_checkpoint": ("ComposedReport",),
+    "operations.merge": ("merge",),
     "operations.stacking": ("apply_stack",),
     "delta": ("Delta", "Part", "TensorDelta"),
     "delta_reader": ("DeltaReader",),
@@ -147,6 +149,7 @@ __all__ = [
     "export_raw",
     "fingerprint",
     "info",
+    "merge",
     "read_rows",
     "revert",
     "validate",

@@ -30,6 +30,7 @@ _COMMANDS: Final = {
     "apply": "using",
     "revert": "using",
     "compose": "composing",
+    "merge": "composing",
     "validate": "looking",
     "info": "looking",
     "fingerprint": "looking",

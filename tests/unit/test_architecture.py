@@ -130,6 +130,7 @@ SPARSEDELTA_NAMES = {
     "export_raw",
     "fingerprint",
     "info",
+    "merge",
     "read_rows",
     "revert",
     "validate",
