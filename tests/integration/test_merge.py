@@ -106,7 +106,7 @@ def test_deltas_checkpoints_and_compose_give_the_same(models: Path, method: str)
 
 
 def test_as_delta_leads_from_the_base_to_the_merge(models: Path) -> None:
-    """merge --as-delta, then apply = merge."""
+    """What --as-delta writes, applied, is what merge writes."""
     path = recipe(models, "ties", ["t1", "d2", "t3"], parameters={"density": 0.1})
     succeeded(call("merge", path, "-o", models / "out"))
     run = succeeded(call("merge", path, "-o", models / "delta", "--as-delta", "--json"))
