@@ -48,8 +48,10 @@ if TYPE_CHECKING:
     from sparsedelta.operations.identity import Identity, fingerprint
     from sparsedelta.operations.info import DeltaInfo, info
     from sparsedelta.operations.live_diff import diff_state_dict
+    from sparsedelta.operations.log import Edge, HistoryGraph, Standing, log, which
     from sparsedelta.operations.merge import merge
     from sparsedelta.operations.rows import read_rows
+    from sparsedelta.operations.squash import SquashReport, invert, squash
     from sparsedelta.operations.stacking import apply_stack
     from sparsedelta.operations.validate import Problem, ValidationReport, validate
     from sparsedelta.operations.write_delta import write_delta
@@ -94,7 +96,9 @@ _MODULES: Final = {
     "operations.identity": ("Identity", "fingerprint"),
     "operations.info": ("DeltaInfo", "info"),
     "operations.live_diff": ("diff_state_dict",),
+    "operations.log": ("Edge", "HistoryGraph", "Standing", "log", "which"),
     "operations.rows": ("read_rows",),
+    "operations.squash": ("SquashReport", "invert", "squash"),
     "operations.validate": ("Problem", "ValidationReport", "validate"),
     "operations.write_delta": ("write_delta",),
     "slices": ("TensorSlice",),
@@ -114,8 +118,10 @@ __all__ = [
     "DeltaInfo",
     "DeltaReader",
     "DiffReport",
+    "Edge",
     "ExportReport",
     "FormatError",
+    "HistoryGraph",
     "Identity",
     "IdentityError",
     "NoAccessError",
@@ -128,6 +134,8 @@ __all__ = [
     "RemoteError",
     "Snapshot",
     "SparseDeltaError",
+    "SquashReport",
+    "Standing",
     "StructureError",
     "TensorDelta",
     "TensorSlice",
@@ -149,10 +157,14 @@ __all__ = [
     "export_raw",
     "fingerprint",
     "info",
+    "invert",
+    "log",
     "merge",
     "read_rows",
     "revert",
+    "squash",
     "validate",
+    "which",
     "write_delta",
 ]
 

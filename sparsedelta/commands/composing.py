@@ -8,8 +8,16 @@ from typing import Any
 import click
 
 import sparsedelta
-from sparsedelta.commands.options import PATH, bits, one_of_many, options, print_result, writing
-from sparsedelta.commands.sizes import pairs, size_of
+from sparsedelta.commands.options import (
+    PATH,
+    bits,
+    one_of_many,
+    options,
+    pairs,
+    print_result,
+    size,
+    writing,
+)
 from sparsedelta.commands.stacked import overlap_lines, told_overlaps, weighted
 from sparsedelta.console import format_bytes
 from sparsedelta.errors import printable
@@ -88,7 +96,7 @@ def compose(
             },
             seed=seed,
             lean=lean,
-            max_shard_size=size_of(max_shard_size),
+            max_shard_size=size(max_shard_size),
             shards=shards,
             metadata=dict(pairs("--meta", "KEY=VALUE", meta)),
             threads=threads_here(ranks, threads),

@@ -70,6 +70,21 @@ def composing(folder: Path) -> None:
             sparsedelta.apply_stack(folder / "other", deltas, many / "no", ranks=ranks)
 
 
+def chains(folder: Path) -> None:
+    """Operations on several deltas; outputs below ``many``."""
+    dist.init_process_group("gloo")
+    deltas, many = [folder / f"d{number}" for number in range(3)], folder / "many"
+    with TorchRanks() as ranks:
+        report = sparsedelta.squash(deltas[::-1], many / "one.safetensors", ranks=ranks)
+        sparsedelta.invert(deltas[1], many / "inverse.safetensors", ranks=ranks)
+        applied = sparsedelta.apply(
+            folder / "s0.safetensors", deltas[::-1], many / "out", ranks=ranks
+        )
+        assert applied.fingerprint == report.manifest.target
+        found = sparsedelta.which(folder / "s1.safetensors", deltas, ranks=ranks)
+        assert found.arrived == (str(deltas[0]),)
+
+
 def failures(folder: Path) -> None:
     """What happens when rank 1, or rank 0, fails: of one process after the other."""
     dist.init_process_group("gloo")
@@ -168,6 +183,7 @@ def terminated(victim: str, *arguments: str) -> None:
 TASKS: dict[str, Callable[..., None]] = {
     "files": lambda folder: files(Path(folder)),
     "composing": lambda folder: composing(Path(folder)),
+    "chains": lambda folder: chains(Path(folder)),
     "failures": lambda folder: failures(Path(folder)),
     "killed": killed,
     "terminated": terminated,
