@@ -6,6 +6,7 @@ cast by way of float32 would round twice: 1 + 2^-8 + 2^-40 must give the bf16 0x
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -30,7 +31,10 @@ _ALL_CUT: Final = 54
 """Places by which a significand of 53 bits has to be cut so that nothing can round up."""
 
 FLOATS: Final = ("F64", "F32", "F16", "BF16")
-"""Dtypes that can be computed with."""
+"""Dtypes that are computed with."""
+
+FP8: Final = ("F8_E5M2", "F8_E4M3")
+"""Dtypes of 8 bits that are computed with only if somebody says so."""
 
 
 class _Form:
@@ -39,27 +43,57 @@ class _Form:
     Args:
         exponent: Bits of the exponent.
         fraction: Bits of the fraction.
+        is_ieee: Whether the largest exponent is that of infinity and NaN; else only the largest
+            magnitude is a NaN, which too large a number becomes, too.
     """
 
-    def __init__(self, exponent: int, fraction: int) -> None:
+    def __init__(self, exponent: int, fraction: int, *, is_ieee: bool = True) -> None:
+        self.fraction = fraction
         self.bias = (1 << (exponent - 1)) - 1
         self.cut = 52 - fraction
         self.rebias = np.uint64((_BIAS - self.bias) << 52)
-        self.infinity = np.uint64(((1 << exponent) - 1) << fraction)
-        self.nan = np.uint64(int(self.infinity) | (1 << (fraction - 1)))
+        most = ((1 << exponent) - 1) << fraction
+        nan = most | (1 << (fraction - 1))
+        if not is_ieee:
+            most = nan = (1 << (exponent + fraction)) - 1
+        self.infinity, self.nan = np.uint64(most), np.uint64(nan)
         self.sign = np.uint64(exponent + fraction)
         self.words = word_dtype((1 + exponent + fraction) // 8)
 
 
-_FORMS: Final = {"F32": _Form(8, 23), "F16": _Form(5, 10), "BF16": _Form(8, 7)}
+_FORMS: Final = {
+    "F32": _Form(8, 23),
+    "F16": _Form(5, 10),
+    "BF16": _Form(8, 7),
+    "F8_E5M2": _Form(5, 2),
+    "F8_E4M3": _Form(4, 3, is_ieee=False),
+}
 
 
 def to_float64(words: Words, dtype: str) -> _FLOAT64:
-    """The numbers that words of F16, BF16, F32 or F64 stand for, exactly."""
+    """The numbers that words of F16, BF16, F32, F64, F8_E5M2 or F8_E4M3 stand for, exactly."""
+    if dtype in FP8:
+        return _numbers_of_bytes(dtype)[words]
     if dtype == "BF16":
         return (words.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
     kinds = {"F16": np.float16, "F32": np.float32, "F64": np.float64}
     return words.view(kinds[dtype]).astype(np.float64)
+
+
+@cache
+def _numbers_of_bytes(dtype: str) -> _FLOAT64:
+    form, words = _FORMS[dtype], np.arange(256)
+    magnitude = words & 0x7F
+    field, fraction = magnitude >> form.fraction, magnitude & ((1 << form.fraction) - 1)
+    significand = np.where(field > 0, fraction + (1 << form.fraction), fraction)
+    numbers = np.ldexp(
+        significand.astype(np.float64), np.maximum(field, 1) - form.bias - form.fraction
+    )
+    numbers[magnitude == int(form.infinity)] = np.inf
+    numbers[magnitude > int(form.infinity)] = np.nan
+    numbers[magnitude == int(form.nan)] = np.nan
+    signed: _FLOAT64 = np.where(words > 0x7F, -numbers, numbers)  # noqa: PLR2004 (the sign bit)
+    return signed
 
 
 def from_float64(numbers: _FLOAT64, dtype: str) -> Words:

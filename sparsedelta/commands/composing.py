@@ -59,6 +59,11 @@ delta_output = options(
     help="A parameter of the method, such as density=0.5, or density=0.5,0.3 for each delta.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of random methods.")
+@click.option(
+    "--fp8-arithmetic",
+    is_flag=True,
+    help="Compute with fp8 too, but for tensors with a scale beside them.",
+)
 @delta_output
 @writing
 def compose(
@@ -69,6 +74,7 @@ def compose(
     method: str,
     parameters: tuple[str, ...],
     seed: int,
+    fp8_arithmetic: bool,
     lean: bool,
     max_shard_size: str | None,
     shards: int | None,
@@ -95,6 +101,7 @@ def compose(
                 key: _value(text) for key, text in pairs("--set", "NAME=VALUE", parameters)
             },
             seed=seed,
+            fp8_arithmetic=fp8_arithmetic,
             lean=lean,
             max_shard_size=size(max_shard_size),
             shards=shards,

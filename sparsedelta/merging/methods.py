@@ -17,7 +17,7 @@ from sparsedelta.merging.outcome import Outcome, TensorMethod
 from sparsedelta.merging.settings import Settings, TaskSettings
 from sparsedelta.merging.summing import agreed, summed
 from sparsedelta.rounding import FLOATS
-from sparsedelta.words import TensorSpec
+from sparsedelta.words import TensorSpec, Words
 
 _TASK: Final = frozenset(field.name for field in fields(TaskSettings))
 """Parameters that each task may have of its own."""
@@ -135,9 +135,13 @@ def _sum(aligned: Aligned, settings: Settings, _: float) -> Outcome:
         weights = [weights[n] for n in used]
         touched: Marks = np.logical_or.reduce(aligned.present, axis=0)
         words = aligned.base.copy()
-        words[touched] = summed(aligned.only(touched), weights)
+        words[touched] = _words(aligned.only(touched), weights, settings)
         return Outcome(words)
-    return Outcome(summed(aligned, weights))
+    return Outcome(_words(aligned, weights, settings))
+
+
+def _words(aligned: Aligned, weights: Sequence[float], settings: Settings) -> Words:
+    return summed(aligned, weights, computed=settings.computed, note=settings.note)
 
 
 _NO_SUM: Final = 1e-8

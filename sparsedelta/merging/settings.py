@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
+from sparsedelta.rounding import FLOATS
+
 DensityOf: TypeAlias = Literal["elements", "entries"]
 
 
@@ -44,6 +46,8 @@ class Settings:
         base_weight: Weight of the base itself (``linear``).
         density_of: Whether shares are of all elements of a tensor or of its entries alone.
         seed: What random numbers are drawn from.
+        computed: Dtypes that ``sum`` computes with.
+        note: What an error says of a tensor that is not computed with.
     """
 
     tasks: tuple[TaskSettings, ...]
@@ -59,6 +63,8 @@ class Settings:
     base_weight: float = 0.0
     density_of: DensityOf = "elements"
     seed: int = 0
+    computed: tuple[str, ...] = FLOATS
+    note: str = ""
 
     @property
     def weights(self) -> tuple[float, ...]:

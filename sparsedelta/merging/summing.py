@@ -9,7 +9,7 @@ Ilharco et al., Editing Models with Task Arithmetic, arXiv:2212.04089, equation 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import numpy as np
@@ -24,12 +24,20 @@ _LOW_BITS: Final = np.int64((1 << 63) - 1)
 _LAST: Final = np.iinfo(np.int64).max
 
 
-def summed(aligned: Aligned, weights: Sequence[float]) -> Words:
+def summed(
+    aligned: Aligned,
+    weights: Sequence[float],
+    *,
+    computed: Collection[str] = FLOATS,
+    note: str = "",
+) -> Words:
     """The words that the sum of weighted tasks makes of a base.
 
     Args:
         aligned: The tasks' entries.
         weights: A weight per task, finite and not 0.
+        computed: Dtypes that are computed with.
+        note: What an error says of a tensor that is not.
 
     Returns:
         Words ``[n]``.
@@ -50,10 +58,10 @@ def summed(aligned: Aligned, weights: Sequence[float]) -> Words:
     if not rest.any():
         return result
     left = aligned.only(rest)
-    if aligned.spec.dtype in FLOATS:
+    if aligned.spec.dtype in computed:
         result[rest] = _added(left, weights)
     else:
-        result[rest] = agreed(left, [weight == 1 for weight in weights])
+        result[rest] = agreed(left, [weight == 1 for weight in weights], note)
     return result
 
 
@@ -109,12 +117,13 @@ def finite_words(aligned: Aligned, numbers: Numbers, finite: Marks | None = None
     return words
 
 
-def agreed(aligned: Aligned, allowed: Sequence[bool] | None = None) -> Words:
+def agreed(aligned: Aligned, allowed: Sequence[bool] | None = None, note: str = "") -> Words:
     """The words of a tensor that is not computed with: those that all tasks agree on.
 
     Args:
         aligned: Elements that at least one task changes each.
         allowed: Whether a task may be followed, for each: its weight is 1. None: all of them.
+        note: What an error says beside.
 
     Raises:
         StructureError: A task that may not be followed changes an element, or two differ.
@@ -134,7 +143,7 @@ def agreed(aligned: Aligned, allowed: Sequence[bool] | None = None) -> Words:
             index = int(aligned.indices[np.flatnonzero(marks)[0]])
             raise StructureError(
                 f"tensor {spec.name!r}, index {index}: {what}, and numbers of {spec.dtype} are not "
-                f"computed with, only those of {', '.join(FLOATS)}",
+                f"computed with, only those of {', '.join(FLOATS)}{note}",
                 hint="leave one of the tasks out of this tensor: diff it again without its change",
             )
     words: Words = first

@@ -59,6 +59,7 @@ def compose(
     method: str = "sum",
     parameters: Mapping[str, object] | None = None,
     seed: int = 0,
+    fp8_arithmetic: bool = False,
     lean: bool = False,
     max_shard_size: int | None = None,
     shards: int | None = None,
@@ -85,6 +86,8 @@ def compose(
         method: How they are put together: ``sum``, or another of docs/composing.md.
         parameters: Parameters of the method, such as ``density``: a number, or one per delta.
         seed: What random methods draw from.
+        fp8_arithmetic: Let ``sum`` compute with F8_E5M2 and F8_E4M3, too, but for tensors with a
+            scale beside them.
         lean: Leave out the digests of the tensors that stay.
         max_shard_size: Write a set of part files of about this many bytes; None for one file.
         shards: Write a set of this many part files. By default the number of ranks.
@@ -120,6 +123,7 @@ def compose(
             method=method,
             parameters=parameters or {},
             seed=seed,
+            fp8_arithmetic=fp8_arithmetic,
         )
         first(ranks, lambda: check_output(out, force=force, inputs=composition.paths))
         output = DeltaOutput(

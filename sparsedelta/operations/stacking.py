@@ -26,6 +26,7 @@ def apply_stack(
     method: str = "sum",
     parameters: Mapping[str, object] | None = None,
     seed: int = 0,
+    fp8_arithmetic: bool = False,
     threads: int | None = None,
     force: bool = False,
     dry_run: bool = False,
@@ -45,6 +46,7 @@ def apply_stack(
         method: See :func:`sparsedelta.compose`.
         parameters: See there.
         seed: See there.
+        fp8_arithmetic: See there.
         threads: Worker threads; None for the cores of this process.
         force: Replace an existing output.
         dry_run: Do and verify everything; write nothing.
@@ -76,6 +78,7 @@ def apply_stack(
             method=method,
             parameters=parameters or {},
             seed=seed,
+            fp8_arithmetic=fp8_arithmetic,
         )
         if path is not None:
             wanted, inputs = path, composition.paths

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 from sparsedelta.checkpoint import CheckpointReader
 from sparsedelta.delta_reader import DeltaReader, open_delta
 from sparsedelta.digests import Digest
 from sparsedelta.errors import UsageError, WrongBaseError
 from sparsedelta.locations import LocationLike
-from sparsedelta.merging.methods import Method, method_named, settings_of
+from sparsedelta.merging.methods import BoundMethod, Method, method_named, settings_of
+from sparsedelta.merging.outcome import TensorMethod
+from sparsedelta.merging.settings import Settings
 from sparsedelta.operations.composition import Composition
 from sparsedelta.operations.moves import find_moves
 from sparsedelta.operations.standpoint import touched_specs
 from sparsedelta.operations.tasks import DeltaTask, Task
+from sparsedelta.rounding import FLOATS, FP8
+from sparsedelta.words import TensorSpec
 
 
 def compose_deltas(
@@ -28,6 +33,7 @@ def compose_deltas(
     method: str,
     parameters: Mapping[str, object],
     seed: int,
+    fp8_arithmetic: bool = False,
 ) -> Composition:
     """The composition of deltas that start at one base.
 
@@ -39,6 +45,7 @@ def compose_deltas(
         method: Name of the method.
         parameters: Its parameters.
         seed: What random methods draw from.
+        fp8_arithmetic: Whether ``sum`` computes with numbers of 8 bits.
 
     Raises:
         UsageError: No delta is left, a weight is not finite, an unknown method or parameter.
@@ -76,13 +83,36 @@ def compose_deltas(
     return Composition(
         base,
         used,
-        rule.bind(settings),
+        _with_fp8(rule, settings, base) if fp8_arithmetic else rule.bind(settings),
         moves=find_moves(used, lambda number, _: settings.weights[number]),
         leaves=base_leaves(readers),
         fingerprint=readers[0].manifest.base,
         weights=settings.weights,
         provenance=_provenance(rule, parameters, used, settings.weights, seed),
     )
+
+
+def _with_fp8(
+    rule: Method, settings: Settings, base: CheckpointReader
+) -> Callable[[TensorSpec], TensorMethod]:
+    """The method that also computes with 8 bits, but for tensors that are scaled by another one."""
+    if rule.name not in ("sum", "task_arithmetic"):
+        raise UsageError(f"--fp8-arithmetic goes with the method sum, not with {rule.name}")
+    wide = BoundMethod(rule, replace(settings, computed=(*FLOATS, *FP8)))
+    scales: dict[str, str] = {}
+    for name in base.specs:
+        place, _, last = name.rpartition(".")
+        if "scale" in last:
+            scales[place] = name
+
+    def method(spec: TensorSpec) -> TensorMethod:
+        scale = scales.get(spec.name.rpartition(".")[0])
+        if scale is None or scale == spec.name or spec.dtype not in FP8:
+            return wide
+        note = f"; {scale!r} beside it scales it, so that its numbers mean nothing alone"
+        return BoundMethod(rule, replace(settings, note=note))
+
+    return method
 
 
 def check_bases(readers: Sequence[DeltaReader]) -> None:

@@ -336,3 +336,28 @@ def test_many_ranks_put_together_what_one_does(tmp_path: Path) -> None:
         found = sparsedelta.info(tmp_path / "many" / f"{method}.safetensors")
         assert found.target == one.fingerprint
         assert len(found.parts) >= 1
+
+
+def test_fp8_is_computed_with_only_if_somebody_says_so(tmp_path: Path) -> None:
+    """And never where a tensor beside it holds its scale."""
+    one = Stored("F8_E4M3", (4,), bytes([0x38, 0x38, 0x7E, 0x00]))  # 1, 1, 448, 0
+    scaled = {"a.weight": one, "b.weight": one, "b.weight_scale": Stored("F32", (1,), bytes(4))}
+    base = write_file(tmp_path / "base.safetensors", scaled)
+    made = []
+    for number, words in enumerate(([0x39, 0x38, 0x7E, 0x00], [0x3A, 0x38, 0x7E, 0x01])):
+        target = scaled | {"a.weight": Stored("F8_E4M3", (4,), bytes(words))}
+        path = write_file(tmp_path / f"t{number}.safetensors", target)
+        made.append(tmp_path / f"d{number}")
+        sparsedelta.diff(base, path, made[-1])
+    with pytest.raises(StructureError, match="F8_E4M3 are not computed with"):
+        sparsedelta.compose(base, made, tmp_path / "out")
+    sparsedelta.compose(base, made, tmp_path / "out", fp8_arithmetic=True)
+    sparsedelta.apply(base, tmp_path / "out", tmp_path / "applied")
+    # 1 + 0.125 + 0.25 = 1.375; the last one is a single task's word.
+    assert load(tmp_path / "applied")["a.weight"].data == bytes([0x3B, 0x38, 0x7E, 0x01])
+    for number, word in enumerate((0x39, 0x3A)):
+        target = scaled | {"b.weight": Stored("F8_E4M3", (4,), bytes([word, 0x38, 0x7E, 0x00]))}
+        path = write_file(tmp_path / f"s{number}.safetensors", target)
+        sparsedelta.diff(base, path, made[number], force=True)
+    with pytest.raises(StructureError, match=r"'b\.weight_scale' beside it scales it"):
+        sparsedelta.compose(base, made, tmp_path / "no", fp8_arithmetic=True)
