@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from sparsedelta.locations import Url
     from sparsedelta.operations.apply import apply, revert
     from sparsedelta.operations.checkpoint_info import CheckpointInfo, checkpoint_info
+    from sparsedelta.operations.compose import ComposeReport, compose
+    from sparsedelta.operations.composed_checkpoint import ComposedReport
     from sparsedelta.operations.diff import DiffReport, diff
     from sparsedelta.operations.export_raw import ExportReport, export_raw
     from sparsedelta.operations.following import ApplyReport
@@ -47,8 +49,10 @@ if TYPE_CHECKING:
     from sparsedelta.operations.info import DeltaInfo, info
     from sparsedelta.operations.live_diff import diff_state_dict
     from sparsedelta.operations.log import Edge, HistoryGraph, Standing, log, which
+    from sparsedelta.operations.merge import merge
     from sparsedelta.operations.rows import read_rows
     from sparsedelta.operations.squash import SquashReport, invert, squash
+    from sparsedelta.operations.stacking import apply_stack
     from sparsedelta.operations.validate import Problem, ValidationReport, validate
     from sparsedelta.operations.write_delta import write_delta
     from sparsedelta.slices import TensorSlice
@@ -60,9 +64,13 @@ __version__: Final = "0.2.0"
 _MODULES: Final = {
     "operations.apply": ("apply", "revert"),
     "operations.following": ("ApplyReport",),
+    "operations.composed_checkpoint": ("ComposedReport",),
+    "operations.merge": ("merge",),
+    "operations.stacking": ("apply_stack",),
     "delta": ("Delta", "Part", "TensorDelta"),
     "delta_reader": ("DeltaReader",),
     "operations.checkpoint_info": ("CheckpointInfo", "checkpoint_info"),
+    "operations.compose": ("ComposeReport", "compose"),
     "operations.diff": ("DiffReport", "diff"),
     "operations.export_raw": ("ExportReport", "export_raw"),
     "errors": (
@@ -103,6 +111,8 @@ __all__ = [
     "ApplyReport",
     "CheckpointError",
     "CheckpointInfo",
+    "ComposeReport",
+    "ComposedReport",
     "Delta",
     "DeltaGivenError",
     "DeltaInfo",
@@ -139,7 +149,9 @@ __all__ = [
     "WrongBaseError",
     "__version__",
     "apply",
+    "apply_stack",
     "checkpoint_info",
+    "compose",
     "diff",
     "diff_state_dict",
     "export_raw",
@@ -147,6 +159,7 @@ __all__ = [
     "info",
     "invert",
     "log",
+    "merge",
     "read_rows",
     "revert",
     "squash",

@@ -29,6 +29,8 @@ _COMMANDS: Final = {
     "diff": "making",
     "apply": "using",
     "revert": "using",
+    "compose": "composing",
+    "merge": "composing",
     "squash": "chains",
     "invert": "chains",
     "log": "chains",
