@@ -149,12 +149,17 @@ class FormatError(SparseDeltaError):
         self.rule = rule
         self.others: tuple[FormatError, ...] = ()
 
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the file is most likely of another kind, not a delta that is damaged."""
+        return self.rule <= _LAST_FOREIGN_RULE
+
     def locate(self, path: object) -> None:
         """Name the file, for checks that see only bytes, and say what helps."""
         self.message = f"{self.rule}: {path}: {self.message.removeprefix(f'{self.rule}: ')}"
         self.args = (self.message,)
         if self.hint is None:
-            self.hint = _FOREIGN if self.rule <= _LAST_FOREIGN_RULE else DAMAGED
+            self.hint = _FOREIGN if self.is_foreign else DAMAGED
         for other in self.others:
             other.locate(path)
 

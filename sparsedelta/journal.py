@@ -54,6 +54,8 @@ class Head:
         content: Content digest of the delta.
         reverse: Whether the delta was followed back.
         with_files: Whether the files that the delta carries are written.
+        more: Paths of the deltas that were followed behind the first.
+        start: Fingerprint of what the files were, 64 hex digits; empty where it is not known.
     """
 
     files: tuple[tuple[str, int, Inode], ...]
@@ -62,6 +64,13 @@ class Head:
     content: str
     reverse: bool
     with_files: bool
+    more: tuple[str, ...] = ()
+    start: str = ""
+
+    @property
+    def deltas(self) -> tuple[str, ...]:
+        """Paths of all deltas, for messages."""
+        return (self.delta, *self.more)
 
     @property
     def names(self) -> set[str]:
@@ -273,7 +282,8 @@ def _parse_head(text: bytes) -> Head:
     files = tuple((str(name), int(size), Inode(**inode)) for name, size, inode in document["files"])
     if any(Path(name).name != name for name, _, _ in files):
         raise ValueError("a name that is a path")
-    return Head(**{**document, "files": files, "others": tuple(document["others"])})
+    lists = {key: tuple(document[key]) for key in ("others", "more") if key in document}
+    return Head(**{**document, "files": files, **lists})
 
 
 def journal_path(folder: Path, name: str) -> Path:
@@ -344,7 +354,7 @@ def refuse_unfinished_links(files: Iterable[Path]) -> None:
 def _refuse(journal: Journal, checkpoint: Path) -> NoReturn:
     journal.check_files()
     head = journal.head
-    command = f"sparsedelta {head.verb} {shlex.quote(str(checkpoint))} {shlex.quote(head.delta)}"
+    command = shlex.join(["sparsedelta", head.verb, str(checkpoint), *head.deltas])
     raise UnfinishedError(
         f"{checkpoint} is half changed: sparsedelta {head.verb} --in-place is at work, or was "
         f"interrupted (its journal is {journal.path})",

@@ -35,37 +35,49 @@ _following: Final = options(
         show_default=True,
         help="Write the small files that the delta carries.",
     ),
+    click.option(
+        "--to",
+        metavar="FINGERPRINT",
+        help="The checkpoint to lead to, where deltas fork; its first hex digits will do.",
+    ),
     cache,
 )
 
 
 @click.command()
 @click.argument("base", type=PATH)
-@click.argument("delta", type=PATH)
+@click.argument("deltas", metavar="DELTA...", type=PATH, nargs=-1, required=True)
 @click.option("-o", "--out", "out", type=PATH, help="The new checkpoint.")
 @_following
 @writing
-def apply(base: Location, delta: Location, **options: Any) -> None:  # noqa: ANN401 (passed on)
-    """Write the target of DELTA: BASE with its changes, verified bit for bit."""
-    _transform(sparsedelta.apply, "apply", base, delta, **options)
+def apply(base: Location, deltas: tuple[Location, ...], **options: Any) -> None:  # noqa: ANN401 (passed on)
+    """Write the target of DELTA: BASE with its changes, verified bit for bit.
+
+    Several are a chain, in any order, and followed in one pass over BASE; a checkpoint that is at a
+    link of it already is followed from there.
+    """
+    _transform(sparsedelta.apply, "apply", base, deltas, **options)
 
 
 @click.command()
 @click.argument("target", type=PATH)
-@click.argument("delta", type=PATH)
+@click.argument("deltas", metavar="DELTA...", type=PATH, nargs=-1, required=True)
 @click.option("-o", "--out", "out", type=PATH, help="The old checkpoint.")
 @_following
 @writing
-def revert(target: Location, delta: Location, **options: Any) -> None:  # noqa: ANN401 (passed on)
-    """Write the base of DELTA: TARGET with its changes undone, verified bit for bit."""
-    _transform(sparsedelta.revert, "revert", target, delta, **options)
+def revert(target: Location, deltas: tuple[Location, ...], **options: Any) -> None:  # noqa: ANN401 (passed on)
+    """Write the base of DELTA: TARGET with its changes undone, verified bit for bit.
+
+    Several are a chain, in any order, and undone in one pass over TARGET.
+    """
+    _transform(sparsedelta.revert, "revert", target, deltas, **options)
 
 
 def _transform(
     operation: Callable[..., sparsedelta.ApplyReport],
     verb: str,
     source: Location,
-    delta: Location,
+    deltas: tuple[Location, ...],
     out: Location | None,
     *,
     as_json: bool,
@@ -77,7 +89,7 @@ def _transform(
     with one_of_many(verb, quiet=quiet) as (ranks, progress):
         report = operation(
             source,
-            delta,
+            deltas,
             out,
             threads=threads_here(ranks, threads),
             dry_run=dry_run,
@@ -94,9 +106,11 @@ def _transform(
         if out is None:
             wrote = "would change" if dry_run else "changed"
         text = f"{wrote} {out or source}: {report.nnz:,} entries in {report.tensors} tensors"
+        if len(report.deltas) > 1:
+            text += f", along a chain of {len(report.deltas)} deltas: {', '.join(report.deltas)}"
     else:
         end = "target" if verb == "apply" else "base"
-        text = f"nothing to do: {source} already is the {end} of {delta}"
+        text = f"nothing to do: {source} already is the {end} of {', '.join(map(str, deltas))}"
         text += f"; {wrote} {out} as a copy" if out is not None else ""
     verified = f"verified {report.fingerprint}"
     if report.verified == "touched":
@@ -117,6 +131,10 @@ def _notes(report: sparsedelta.ApplyReport, wrote: str) -> Iterator[str]:
         yield f"{len(report.kept)} files were finished already: verified"
     if report.discarded:
         yield "an interrupted run had left files of other inputs: removed"
+    for path in report.duplicates:
+        yield f"{path} is left out: another delta has the same content"
+    if report.changed and report.skipped:
+        yield f"the checkpoint is on the way already; skipped: {', '.join(report.skipped)}"
     if report.files:
         yield f"{wrote} from the delta: {', '.join(report.files)}"
     for name, why in report.unwritten.items():

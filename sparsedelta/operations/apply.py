@@ -5,10 +5,13 @@ How they are carried out is in :mod:`following`.
 
 from __future__ import annotations
 
-from sparsedelta.delta_reader import DeltaReader
+from collections.abc import Sequence
+
 from sparsedelta.errors import UsageError
 from sparsedelta.locations import LocationLike, output_path
-from sparsedelta.operations.following import ApplyReport, Request, transform
+from sparsedelta.operations.following import ApplyReport, transform
+from sparsedelta.operations.history import DeltaLike
+from sparsedelta.operations.request import Request
 from sparsedelta.operations.steps import Verify
 from sparsedelta.progress import Progress, silent
 from sparsedelta.ranks import ALONE, Ranks
@@ -16,7 +19,7 @@ from sparsedelta.ranks import ALONE, Ranks
 
 def apply(
     base: LocationLike,
-    delta: LocationLike | DeltaReader,
+    delta: DeltaLike | Sequence[DeltaLike],
     out: LocationLike | None = None,
     *,
     in_place: bool = False,
@@ -29,8 +32,13 @@ def apply(
     progress: Progress = silent,
     cache: bool = True,
     ranks: Ranks = ALONE,
+    to: str | None = None,
 ) -> ApplyReport:
     """Write the target of ``delta``: ``base`` with its changes, bit for bit.
+
+    Several deltas are a chain, whatever their order: each leads to where another starts, and all of
+    them are followed in one pass over ``base``. A base that is at a link of the chain already is
+    followed from there. Deltas that are no chain are refused: nothing is guessed into a sum.
 
     The output has the files that the delta records for its target, byte for byte; without such a
     record those of ``base``, as far as the tensors are the same. The small files beside the weights
@@ -43,7 +51,8 @@ def apply(
 
     Args:
         base: The checkpoint the delta starts from: a file, a directory or an index.
-        delta: The delta.
+        delta: The delta, or those of a chain, in any order; of several with the same content digest
+            one is followed.
         out: The new checkpoint: a file if ``base`` is one and the target is recorded as one, else a
             directory. None: in place.
         in_place: Change the files of ``base``; the result must have files of their names and sizes.
@@ -61,6 +70,8 @@ def apply(
             compare it: see :mod:`sparsedelta.digest_cache`. What is verified is always read.
         ranks: The processes that do this together, each with tensors of its own. All of them call
             this alike; rank 0 makes the files and gives them their names.
+        to: Fingerprint of the checkpoint to lead to, or its first hex digits, where the deltas fork
+            or the end of the chain is not meant.
 
     Raises:
         WrongBaseError: ``base`` is neither the base nor the target of the delta.
@@ -70,7 +81,7 @@ def apply(
         UnfinishedError: ``base`` is half changed, and cannot be put right.
         OutputError: The output exists, or cannot be written; ``base`` cannot be changed in place.
         UsageError: Neither or both of ``out`` and ``in_place``; nothing would be verified; the run
-            to resume is another one.
+            to resume is another one; deltas that are no chain.
         RankError: Another rank failed; nothing is left behind.
     """
     _check_output_is_named(out, in_place=in_place)
@@ -80,6 +91,7 @@ def apply(
         progress=progress,
         out=None if out is None else output_path(out),
         in_place=in_place,
+        to=to,
         verify=verify,
         resume=resume,
         force=force,
@@ -88,12 +100,12 @@ def apply(
         cache=cache,
         ranks=ranks,
     )
-    return transform(base, delta, request)
+    return transform(base, _listed(delta), request)
 
 
 def revert(
     target: LocationLike,
-    delta: LocationLike | DeltaReader,
+    delta: DeltaLike | Sequence[DeltaLike],
     out: LocationLike | None = None,
     *,
     in_place: bool = False,
@@ -106,6 +118,7 @@ def revert(
     progress: Progress = silent,
     cache: bool = True,
     ranks: Ranks = ALONE,
+    to: str | None = None,
 ) -> ApplyReport:
     """Write the base of ``delta``: ``target`` with its changes undone, bit for bit.
 
@@ -121,6 +134,7 @@ def revert(
         progress=progress,
         out=None if out is None else output_path(out),
         in_place=in_place,
+        to=to,
         verify=verify,
         resume=resume,
         force=force,
@@ -129,12 +143,12 @@ def revert(
         cache=cache,
         ranks=ranks,
     )
-    return transform(target, delta, request)
+    return transform(target, _listed(delta), request)
 
 
 def prove(
     base: LocationLike,
-    delta: LocationLike | DeltaReader,
+    delta: DeltaLike | Sequence[DeltaLike],
     *,
     threads: int | None = None,
     progress: Progress = silent,
@@ -144,7 +158,11 @@ def prove(
     Arguments and errors are those of :func:`apply`.
     """
     request = Request(reverse=False, threads=threads, progress=progress, dry_run=True)
-    return transform(base, delta, request)
+    return transform(base, _listed(delta), request)
+
+
+def _listed(delta: DeltaLike | Sequence[DeltaLike]) -> Sequence[DeltaLike]:
+    return delta if isinstance(delta, (list, tuple)) else [delta]  # type: ignore[list-item]
 
 
 def _check_output_is_named(out: LocationLike | None, *, in_place: bool) -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sparsedelta.delta import RESIZE, Part
 from sparsedelta.delta_reader import DeltaReader
@@ -19,7 +21,7 @@ from sparsedelta.errors import VerificationError
 from sparsedelta.limits import SEGMENT_WORDS
 from sparsedelta.records import PartRecord, TensorRecord
 from sparsedelta.slices import apply_parts, check_disjoint
-from sparsedelta.words import Bytes, TensorSpec, as_words
+from sparsedelta.words import Bytes, Indices, TensorSpec, Words, as_words, word_dtype
 
 
 class DiffersError(Exception):
@@ -27,30 +29,149 @@ class DiffersError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Hop:
+    """What one delta does to the words of a tensor.
+
+    Attributes:
+        reader: The delta.
+        record: The record that says what.
+        result: The tensor behind it.
+        changes: Numbers of the sparse parts to follow.
+        carried: Number of the part that carries the words behind the source's, or None.
+        reverse: Whether the parts are undone.
+    """
+
+    reader: DeltaReader
+    record: TensorRecord
+    result: TensorSpec
+    changes: tuple[int, ...] = ()
+    carried: int | None = None
+    reverse: bool = False
+
+    @property
+    def parts(self) -> Iterator[tuple[int, PartRecord]]:
+        """Numbers and records of the sparse parts to follow."""
+        for number in self.changes:
+            part = self.record.parts[number]
+            assert isinstance(part, PartRecord)  # noqa: S101 (changes are coded)
+            yield number, part
+
+    @property
+    def domain(self) -> int:
+        """Number of words that the sparse parts cover."""
+        return self.record.domain(self.changes[0]) if self.changes else 0
+
+    def carried_words(self, given: int, start: int, stop: int) -> Words:
+        """Words ``[start, stop)`` of the result as far as they are carried: behind ``given``."""
+        assert self.carried is not None  # noqa: S101 (there are words that no source has)
+        first = max(0, start - given)
+        return self.reader.read_carried(self.record, self.carried, first, stop - given)
+
+    def entries(self, start: int, stop: int, words: Words | None = None) -> list[Part]:
+        """The sparse parts within a run of whole blocks, as they are stored, of flat indices.
+
+        Args:
+            start: First word of the run.
+            stop: Word behind its last.
+            words: The words that the parts are applied to, from ``start`` on, for codecs that are
+                decoded with the base words at hand.
+
+        Raises:
+            FormatError: A block breaks a rule, or two parts hold an index (SD409).
+        """
+        stop = min(stop, self.domain)
+        # On the way back the words at hand are the target's: they cannot stand in for the base.
+        known = None if self.reverse else words
+        parts = []
+        for number, described in self.parts:
+            size = 1 << described.block_log2
+            found: list[Indices] = []
+            values: list[Words] = []
+            for block in range(start // size, -(-stop // size) if start < stop else 0):
+                first = block * size
+                base = None if known is None else known[first - start : first - start + size]
+                indices, block_values = self.reader.read_block(
+                    self.record, number, block, base=base
+                )
+                found.append(indices + first)
+                values.append(block_values)
+            parts.append(
+                Part(
+                    described.op,
+                    _joined(found, np.dtype(np.int64)),
+                    _joined(values, word_dtype(self.record.word_bytes(number))),
+                    None,
+                    described.dtype,
+                    described.scale,
+                )
+            )
+        if len(parts) > 1:
+            check_disjoint(
+                self.reader.path,
+                self.record.name,
+                [part.indices for part in parts if part.indices is not None],
+            )
+        return parts
+
+    def apply(self, given: int, start: int, stop: int, data: Bytes) -> Bytes:
+        """Make a run of the result out of a run of the source.
+
+        Args:
+            given: Words of the source.
+            start: First word of the run.
+            stop: Word behind its last.
+            data: The source's bytes of the run, fewer where the source ends; changed in place.
+
+        Raises:
+            FormatError: A block breaks a rule.
+            NotFiniteError: SD505.
+        """
+        width = self.result.word_bytes
+        stop = min(stop, self.result.words)
+        wanted = max(0, stop - start) * width
+        if data.size >= wanted:
+            data = data[:wanted]
+        else:
+            behind = self.carried_words(given, start, stop)
+            data = np.concatenate([data, behind.view(np.uint8)])
+        if self.changes and data.size:
+            words = as_words(data, width)
+            parts = self.entries(start, start + words.size, words)
+            apply_parts(
+                self.result, words, start, [p.invert() for p in parts] if self.reverse else parts
+            )
+        return data
+
+
+def _joined(arrays: list[NDArray[Any]], dtype: np.dtype[Any]) -> NDArray[Any]:
+    return arrays[0] if len(arrays) == 1 else np.concatenate([np.empty(0, dtype), *arrays])
+
+
+@dataclass(frozen=True, slots=True)
 class Arrow:
-    """From one tensor of a checkpoint to one of the result.
+    """From one tensor of a checkpoint to one of the result, along one delta or a chain of them.
 
     Attributes:
         source: The tensor that is read, or None.
         result: The tensor that is made, or None: the source is only verified.
-        record: The record that says how, or None: the tensor stays as it is.
-        changes: Numbers of the sparse parts to follow.
-        carried: Number of the part that carries the words behind the source's, or None.
-        before: Segment digests of the source, or None where only its tensor digest is known.
+        hops: What is done to the words on the way; deltas that do nothing to them are left out.
+        before: Segment digests of the source, or None where only its tensor digest is known: of
+            what no delta touches.
         after: Segment digests of the result.
-        reverse: Whether the parts are undone.
         is_leaf: Whether the source enters the fingerprint here: a copy is read once more.
     """
 
     source: TensorSpec | None
     result: TensorSpec | None
-    record: TensorRecord | None = None
-    changes: tuple[int, ...] = ()
-    carried: int | None = None
+    hops: tuple[Hop, ...] = ()
     before: tuple[Digest, ...] | None = None
     after: tuple[Digest, ...] = ()
-    reverse: bool = False
     is_leaf: bool = True
+
+    @property
+    def stays(self) -> bool:
+        """Whether the tensor is one that no delta touches."""
+        return self.source is not None and self.before is None
 
     @property
     def words(self) -> int:
@@ -69,18 +190,31 @@ class Arrow:
         if self.source is None or self.result is None or self.source.words != self.result.words:
             return False
         first, last = start // SEGMENT_WORDS, segment_count(stop)
-        return self.record is None or (
-            self.before is not None and self.before[first:last] == self.after[first:last]
-        )
+        return self.before is None or self.before[first:last] == self.after[first:last]
 
     def spans(self) -> Iterator[tuple[int, int]]:
         """Runs that are worked on at a time: whole segments, and whole blocks of every change."""
-        record = self.record
-        parts = (record.parts[number] for number in self.changes) if record else ()
-        blocks = (1 << part.block_log2 for part in parts if isinstance(part, PartRecord))
+        blocks = (1 << part.block_log2 for hop in self.hops for _, part in hop.parts)
         size = max(SEGMENT_WORDS, *blocks, 0)
         for start in range(0, self.words, size):
             yield start, min(start + size, self.words)
+
+    def then(self, following: Arrow) -> Arrow:
+        """This arrow and one that starts where it ends, as one.
+
+        Raises:
+            ValueError: It does not start there.
+        """
+        if self.result != following.source or following.before != self.after:
+            raise ValueError(f"arrows that do not meet: {self.result} and {following.source}")
+        return Arrow(
+            self.source,
+            following.result,
+            (*self.hops, *following.hops),
+            self.before,
+            following.after,
+            self.is_leaf and following.is_leaf,
+        )
 
 
 def stays(spec: TensorSpec) -> Arrow:
@@ -89,7 +223,11 @@ def stays(spec: TensorSpec) -> Arrow:
 
 
 def arrows_of(reader: DeltaReader, record: TensorRecord, *, reverse: bool) -> Iterator[Arrow]:
-    """The arrows of a record: one, or two where a tensor is dropped and another made."""
+    """The arrows of a record: one, or two where a tensor is dropped and another made.
+
+    In reverse also those of a record that does not lead back: their hops carry nothing then, and
+    only what is known of their ends is of use.
+    """
     table = reader.tables.tensors[record.name]
     split = record.split
     away, made = range(split), range(split, len(record.parts))
@@ -103,21 +241,22 @@ def arrows_of(reader: DeltaReader, record: TensorRecord, *, reverse: bool) -> It
         if spec is None:
             continue
         if not is_made:
-            yield Arrow(spec, None, record, before=segments)
+            yield Arrow(spec, None, before=segments)
             continue
         bearer = split - 1 if reverse else split
         reference = record.parts[bearer].reference
         if reference is None:
-            yield Arrow(None, spec, record, carried=bearer, after=segments)
+            hop = Hop(reader, record, spec, carried=bearer, reverse=reverse)
+            yield Arrow(None, spec, (hop,), after=segments)
             continue
+        changes = tuple(number for number in numbers if number != bearer)
+        hops = (Hop(reader, record, spec, changes, reverse=reverse),) if changes else ()
         yield Arrow(
             TensorSpec(reference, spec.dtype, spec.shape),
             spec,
-            record,
-            changes=tuple(number for number in numbers if number != bearer),
+            hops,
             before=table.other_segments(bearer),
             after=segments,
-            reverse=reverse,
             is_leaf=False,
         )
 
@@ -129,23 +268,22 @@ def _change(reader: DeltaReader, record: TensorRecord, *, reverse: bool) -> Arro
     ends = ((base, table.base_segments), (target, table.target_segments))
     (source, before), (result, after) = reversed(ends) if reverse else ends
     resize = next((n for n, part in enumerate(record.parts) if part.op == RESIZE), None)
-    return Arrow(
-        source,
-        result,
+    hop = Hop(
+        reader,
         record,
+        result,
         changes=tuple(n for n in range(len(record.parts)) if n != resize),
         carried=resize if resize is not None and result.words > source.words else None,
-        before=before,
-        after=after,
         reverse=reverse,
     )
+    hops = (hop,) if record.parts else ()
+    return Arrow(source, result, hops, before=before, after=after)
 
 
-def follow(reader: DeltaReader, arrow: Arrow, start: int, stop: int, data: Bytes) -> Bytes:
+def follow(arrow: Arrow, start: int, stop: int, data: Bytes) -> Bytes:
     """Make a run of the result out of a run of the source.
 
     Args:
-        reader: The delta.
         arrow: The arrow.
         start: First word of the run, as :meth:`Arrow.spans` gives it.
         stop: Word behind its last.
@@ -165,18 +303,22 @@ def follow(reader: DeltaReader, arrow: Arrow, start: int, stop: int, data: Bytes
         return data[:0]
     if arrow.is_unchanged(start, stop):
         return data
-    result = _extended(reader, arrow, start, min(stop, arrow.result.words), data)
-    _apply_changes(reader, arrow, start, result)
+    given = 0 if arrow.source is None else arrow.source.words
+    for hop in arrow.hops:
+        data = hop.apply(given, start, stop, data)
+        given = hop.result.words
     first = start // SEGMENT_WORDS
-    for offset, digest in enumerate(_segment_digests(result, arrow.word_bytes)):
+    for offset, digest in enumerate(_segment_digests(data, arrow.word_bytes)):
         if digest != arrow.after[first + offset]:
+            paths = [str(hop.reader.path) for hop in arrow.hops]
+            damaged = paths[0] if len(paths) == 1 else "DELTA of each"
             raise VerificationError(
-                f"{reader.path}: tensor {arrow.result.name!r}: the result has not the digest that "
-                f"the delta promises for segment {first + offset} (SD502)",
+                f"{', '.join(paths)}: tensor {arrow.result.name!r}: the result has not the digest "
+                f"that the delta promises for segment {first + offset} (SD502)",
                 hint="the delta is damaged or was written by a faulty tool: get it again, then "
-                f"sparsedelta validate {reader.path}",
+                f"sparsedelta validate {damaged}",
             )
-    return result
+    return data
 
 
 def check_source(arrow: Arrow, start: int, data: Bytes) -> None:
@@ -200,42 +342,3 @@ def check_source(arrow: Arrow, start: int, data: Bytes) -> None:
 def _segment_digests(data: Bytes, word_bytes: int) -> list[Digest]:
     size = SEGMENT_WORDS * word_bytes
     return [segment_digest(data[at : at + size].data) for at in range(0, data.size, size)]
-
-
-def _extended(reader: DeltaReader, arrow: Arrow, start: int, stop: int, data: Bytes) -> Bytes:
-    """The run of the result before its changes: the source's words, then those carried."""
-    width = arrow.word_bytes
-    wanted = max(0, stop - start) * width
-    if data.size >= wanted:
-        return data[:wanted]
-    given = 0 if arrow.source is None else arrow.source.words
-    assert arrow.record is not None and arrow.carried is not None  # noqa: S101, PT018
-    behind = reader.read_carried(arrow.record, arrow.carried, max(0, start - given), stop - given)
-    return np.concatenate([data, behind.view(np.uint8)])
-
-
-def _apply_changes(reader: DeltaReader, arrow: Arrow, start: int, data: Bytes) -> None:
-    record, result = arrow.record, arrow.result
-    if record is None or result is None or not arrow.changes:
-        return
-    words = as_words(data, arrow.word_bytes)
-    stop = min(start + words.size, record.domain(arrow.changes[0]))
-    parts = []
-    for number in arrow.changes:
-        described = record.parts[number]
-        assert isinstance(described, PartRecord)  # noqa: S101 (changes are coded)
-        size = 1 << described.block_log2
-        for block in range(start // size, -(-stop // size)):
-            first = block * size
-            # On the way back the words at hand are the target's: they cannot stand in for the base.
-            base = None if arrow.reverse else words[first - start : first - start + size]
-            indices, values = reader.read_block(record, number, block, base=base)
-            part = Part(
-                described.op, indices + first, values, None, described.dtype, described.scale
-            )
-            parts.append(part.invert() if arrow.reverse else part)
-    if len(arrow.changes) > 1:
-        check_disjoint(
-            reader.path, record.name, [p.indices for p in parts if p.indices is not None]
-        )
-    apply_parts(result, words, start, parts)

@@ -1,4 +1,4 @@
-"""Following a delta from a checkpoint, as it is asked for: to an output or in place.
+"""Following a delta or a chain from a checkpoint, as it is asked for: to an output or in place.
 
 Here it is decided which checkpoint is at hand; the pass over it is in :mod:`steps`.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sparsedelta.attachments import Attachments
 from sparsedelta.checkpoint import FileCheckpoint
-from sparsedelta.delta_reader import DeltaReader, open_delta
+from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.digest_cache import remember
 from sparsedelta.errors import (
     DeltaGivenError,
@@ -23,25 +23,27 @@ from sparsedelta.errors import (
     WrongBaseError,
 )
 from sparsedelta.files import FileState
-from sparsedelta.journal import Head
 from sparsedelta.locations import LocationLike, as_location, output_path
 from sparsedelta.locked_files import LockedFiles
 from sparsedelta.operations.arrows import DiffersError
+from sparsedelta.operations.history import (
+    DeltaLike,
+    History,
+    StartNeededError,
+    open_all,
+    short,
+)
 from sparsedelta.operations.in_place import InPlace, insist_on_result, lock
+from sparsedelta.operations.request import Request
 from sparsedelta.operations.result_files import ResultFiles, same_files
 from sparsedelta.operations.resuming import go_on
+from sparsedelta.operations.route import Route
 from sparsedelta.operations.settle import Settled, settle
-from sparsedelta.operations.standpoint import (
-    Standpoint,
-    changed_meanwhile,
-    refuse_part,
-    touched_specs,
-)
+from sparsedelta.operations.standpoint import Standpoint, Whereabouts, changed_meanwhile
 from sparsedelta.operations.steps import Pass, Step, Verify
 from sparsedelta.outputs import check_output
 from sparsedelta.parallel import OrderedMap
-from sparsedelta.progress import Progress
-from sparsedelta.ranks import ALONE, Ranks, first
+from sparsedelta.ranks import first
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,9 @@ class ApplyReport:
             or None if there was none.
         kept: Files of the output that an interrupted run had finished: verified, not made again.
         discarded: Whether what an interrupted run had left was of other inputs, and was removed.
+        deltas: The deltas that were followed, in their order.
+        skipped: Deltas of the chain that were not: what they make was there already.
+        duplicates: Deltas that were left out since another has the same content digest.
     """
 
     fingerprint: str
@@ -78,69 +83,13 @@ class ApplyReport:
     settled: Settled | None = None
     kept: Sequence[str] = ()
     discarded: bool = False
+    deltas: Sequence[str] = ()
+    skipped: Sequence[str] = ()
+    duplicates: Sequence[str] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """How a delta is to be followed; the attributes are the arguments of :func:`apply`."""
-
-    reverse: bool
-    threads: int | None
-    progress: Progress
-    out: Path | None = None
-    in_place: bool = False
-    verify: Verify = "full"
-    resume: bool = False
-    force: bool = False
-    dry_run: bool = False
-    with_files: bool = True
-    cache: bool = True
-    ranks: Ranks = ALONE
-
-    def __post_init__(self) -> None:
-        if self.verify not in ("full", "touched"):
-            raise UsageError(f"verify is {self.verify!r}, expected 'full' or 'touched'")
-        if self.in_place and (self.out is not None or self.force):
-            raise UsageError(
-                "in place there is no output to name or to replace",
-                hint="either --in-place, or -o OUT",
-            )
-        if self.ranks.size > 1 and (self.in_place or self.resume):
-            raise UsageError(
-                f"{self.ranks.size} ranks cannot share a run in place, nor one that is resumed",
-                hint="run one process: without torchrun",
-            )
-
-    def is_continued(self, head: Head, delta: LocationLike | DeltaReader) -> bool:
-        """Whether a run that was interrupted is to be ended: the same one, if so.
-
-        Raises:
-            UsageError: It is another one.
-        """
-        if not (self.resume and self.in_place):
-            return False
-        with ExitStack() as stack:
-            reader = open_delta(delta)
-            if reader is not delta:
-                stack.enter_context(reader)
-            content = reader.manifest.content
-        if (head.content, head.reverse, head.with_files) != (
-            content,
-            self.reverse,
-            self.with_files,
-        ):
-            raise UsageError(
-                f"the run that was interrupted is another one: sparsedelta {head.verb} with "
-                f"{head.delta}, content digest {head.content}, expected {content}",
-                hint="without --resume it is undone first",
-            )
-        return True
-
-
-def transform(
-    source: LocationLike, delta: LocationLike | DeltaReader, request: Request
-) -> ApplyReport:
-    """Follow a delta from ``source``; see :func:`sparsedelta.apply` for what it raises."""
+def transform(source: LocationLike, deltas: Sequence[DeltaLike], request: Request) -> ApplyReport:
+    """Follow deltas from ``source``; see :func:`sparsedelta.apply` for what it raises."""
     with ExitStack() as stack:
         stack.enter_context(request.ranks.together())
         pool = stack.enter_context(OrderedMap(request.threads))
@@ -150,10 +99,10 @@ def transform(
         if isinstance(location, Path) and not request.dry_run:
             settled = first(
                 request.ranks,
-                lambda: settle(location, pool, lambda head: request.is_continued(head, delta)),
+                lambda: settle(location, pool, lambda head: request.is_continued(head, deltas)),
             )
         try:
-            report = _follow(source, delta, pool, request, stack, is_ended=settled == "ended")
+            report = _follow(source, deltas, pool, request, stack, is_ended=settled == "ended")
         except SparseDeltaError as error:
             if settled is not None:
                 error.add_note(f"the run that was interrupted has been {settled}")
@@ -163,7 +112,7 @@ def transform(
 
 def _follow(
     source: LocationLike,
-    delta: LocationLike | DeltaReader,
+    deltas: Sequence[DeltaLike],
     pool: OrderedMap,
     request: Request,
     stack: ExitStack,
@@ -175,35 +124,93 @@ def _follow(
         locked = stack.enter_context(lock(output_path(source))) if request.in_place else None
         checkpoint = stack.enter_context(FileCheckpoint(source))
     except DeltaGivenError as error:
-        order = "revert TARGET DELTA" if request.reverse else "apply BASE DELTA"
+        order = "revert TARGET DELTA …" if request.reverse else "apply BASE DELTA …"
         error.hint = f"the order of arguments is: sparsedelta {order} -o OUT"
         raise
-    reader = open_delta(delta)
-    if reader is not delta:
-        stack.enter_context(reader)
-    _check_direction(reader, reverse=request.reverse)
-    if request.verify == "touched" and not reader.records:
+    history = History(open_all(deltas, stack), reverse=request.reverse)
+    here = Whereabouts(checkpoint, pool, request.ranks)
+    way = _way(history, request, here)
+    report = None
+    skipped = 0
+    if len(way) > 1:
+        # Known beforehand at no cost, it spares a pass that would find out that it was the wrong
+        # one; nothing is taken for verified.
+        skipped = _links_before(history, way, here.remembered(use=request.cache))
+    try:
+        report = _follow_way(way[skipped:], here, locked, request, is_ended=is_ended)
+    except WrongBaseError:
+        again = _links_before(history, way, here.fingerprint) if len(way) > 1 else 0
+        if again == skipped or again == len(way):
+            raise
+        skipped = again
+        report = _follow_way(way[skipped:], here, locked, request, is_ended=is_ended)
+    return replace(
+        report,
+        skipped=tuple(str(reader.path) for reader in way[:skipped]) + tuple(report.skipped),
+        duplicates=tuple(duplicate.path for duplicate in history.duplicates),
+    )
+
+
+def _way(history: History, request: Request, here: Whereabouts) -> Sequence[DeltaReader]:
+    """The deltas on the way, in the order in which they are followed."""
+    try:
+        way = request.way(history)
+    except StartNeededError:
+        way = request.way(history, here.fingerprint)
+    if not way:
+        assert request.to is not None  # noqa: S101 (a chain has a delta)
+        node = history.find(request.to)
+        way = [reader for reader in history.readers if history.end(reader) == node][:1]
+        if not way:
+            raise UsageError(
+                f"no delta leads to {short(node)}: it is where they start",
+                hint="sparsedelta revert leads back" if not request.reverse else None,
+            )
+    return way
+
+
+def _links_before(history: History, way: Sequence[DeltaReader], fingerprint: str | None) -> int:
+    """How many deltas of a way lead to the checkpoint at hand; 0 if it is at no link."""
+    starts = [history.start(reader) for reader in way]
+    return starts.index(fingerprint) if fingerprint in starts else 0
+
+
+def _follow_way(
+    way: Sequence[DeltaReader],
+    here: Whereabouts,
+    locked: LockedFiles | None,
+    request: Request,
+    *,
+    is_ended: bool,
+) -> ApplyReport:
+    route = Route(way, reverse=request.reverse)
+    _check_direction(route)
+    if request.verify == "touched" and not route.touches:
         raise UsageError(
-            f"{reader.path} touches no tensor: nothing would be verified", hint="--verify full"
+            f"{route.name} touches no tensor: nothing would be verified", hint="--verify full"
         )
-    walk = Standpoint(checkpoint, reader, pool, reverse=request.reverse, ranks=request.ranks)
+    walk = Standpoint(here, route)
+    checkpoint = walk.checkpoint
     written = _Written()
     try:
         walk.check_structure()
         files = walk.files(with_files=request.with_files)
-        changed = bool(reader.records) or reader.manifest.attachments != Attachments()
+        changed = any(
+            reader.records or reader.manifest.attachments != Attachments()
+            for reader in route.readers
+        )
         if locked is None:
             written = _write(walk, walk.step, files, request)
         else:
             _change(walk, locked, files, request)()
     except (DiffersError, WrongBaseError) as error:
-        # Before it is called wrong: is it already where the delta leads?
+        # Before it is called wrong: is it already where the deltas lead?
         insist_on_result(walk, request.verify if locked is not None else "full", error)
         files = same_files(checkpoint)
         changed = is_ended
         if locked is None:
             try:
-                copy = Step.copy(reader, checkpoint, reverse=request.reverse)
+                copy = Step.copy(route, checkpoint)
                 written = _write(walk, copy, files, request)
             except DiffersError:
                 raise changed_meanwhile(checkpoint) from None
@@ -212,22 +219,23 @@ def _follow(
         request.cache
         and not request.dry_run
         and request.ranks.rank == 0
-        and (changed or (request.out and not reader.manifest.lean))
+        and (changed or (request.out and not route.lean))
     ):
         _remember(walk, files, request.out, verified)
-    manifest = reader.manifest
     return ApplyReport(
-        fingerprint=manifest.base if request.reverse else manifest.target,
+        fingerprint=route.end,
         verified=verified,
         changed=changed,
-        tensors=len(manifest.tensors) if changed else 0,
-        nnz=manifest.nnz if changed else 0,
+        tensors=len(walk.touched) if changed else 0,
+        nnz=route.nnz if changed else 0,
         nbytes=sum(stored.spec.nbytes for _, f in files.files for stored in f.tensors),
         files=files.carried,
         unwritten=files.unwritten,
         left_behind=written.left_behind,
         kept=written.kept,
         discarded=written.discarded,
+        deltas=tuple(str(reader.path) for reader in way) if changed else (),
+        skipped=() if changed else tuple(str(reader.path) for reader in way),
     )
 
 
@@ -243,7 +251,7 @@ class _Written:
 def _write(walk: Standpoint, step: Step, files: ResultFiles, request: Request) -> _Written:
     checkpoint, out = walk.checkpoint, request.out
     if out is not None:
-        inputs = (*checkpoint.paths, *walk.reader.paths)
+        inputs = (*checkpoint.paths, *walk.route.paths)
         wanted, force, directory = out, request.force, files.is_directory
         first(
             request.ranks,
@@ -267,9 +275,9 @@ def _write(walk: Standpoint, step: Step, files: ResultFiles, request: Request) -
 
 def _remember(walk: Standpoint, files: ResultFiles, out: Path | None, verified: Verify) -> None:
     """Record the digests of the files of a result, which have been synced."""
-    leaves = walk.reader.leaves(target=not walk.reverse)
+    leaves = walk.route.leaves(at_end=True)
     if verified == "touched":
-        touched = touched_specs(walk.reader, target=not walk.reverse)
+        touched = walk.route.specs(at_end=True)
         leaves = {name: leaves[name] for name in touched}
     base = walk.checkpoint.root if out is None else out
     for name, layout in files.files:
@@ -296,13 +304,13 @@ def _change(walk: Standpoint, locked: LockedFiles, files: ResultFiles, request: 
     )
 
 
-def _check_direction(reader: DeltaReader, *, reverse: bool) -> None:
-    refuse_part(reader)
-    if reverse and not reader.manifest.invertible:
-        lost = next(record for record in reader.manifest.tensors if not record.invertible)
-        raise NotInvertibleError(
-            f"{reader.path} does not lead back (SD503): it does not hold the old words of "
-            f"{lost.name!r} ({', '.join(part.op for part in lost.parts)})",
-            hint="make it again without --one-way and --forget: "
-            "sparsedelta diff BASE TARGET -o DELTA",
-        )
+def _check_direction(route: Route) -> None:
+    for reader in route.readers if route.reverse else ():
+        if not reader.manifest.invertible:
+            lost = next(record for record in reader.manifest.tensors if not record.invertible)
+            raise NotInvertibleError(
+                f"{reader.path} does not lead back (SD503): it does not hold the old words of "
+                f"{lost.name!r} ({', '.join(part.op for part in lost.parts)})",
+                hint="make it again without --one-way and --forget: "
+                "sparsedelta diff BASE TARGET -o DELTA",
+            )

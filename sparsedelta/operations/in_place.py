@@ -13,7 +13,6 @@ from typing import Final
 
 import numpy as np
 
-from sparsedelta.attachments import CarriedEnd
 from sparsedelta.checkpoint import FileCheckpoint, segment_digests
 from sparsedelta.digests import plain_digest, tensor_digest
 from sparsedelta.errors import (
@@ -33,9 +32,9 @@ from sparsedelta.journal_frames import Buffers, SmallFile, small_frame
 from sparsedelta.limits import MAX_INDEX_BYTES, SEGMENT_WORDS
 from sparsedelta.locked_files import LockedFiles, read_small
 from sparsedelta.operations.proving import Place, Proof, compared
-from sparsedelta.operations.result_files import ResultFiles
+from sparsedelta.operations.result_files import ResultFiles, replaced_file
 from sparsedelta.operations.settle import carry_out, remove
-from sparsedelta.operations.standpoint import Standpoint, changed_meanwhile, touched_specs
+from sparsedelta.operations.standpoint import Standpoint, changed_meanwhile
 from sparsedelta.operations.steps import Verify
 from sparsedelta.outputs import output_errors
 from sparsedelta.parallel import OrderedMap
@@ -108,17 +107,19 @@ class InPlace:
 
     def _head(self, small: Iterable[SmallFile]) -> Head:
         index = self.checkpoint.index
-        reader = self.walk.reader
+        route = self.walk.route
         return Head(
             tuple(
                 (file.name, file.layout.size, self.locked.inode(number))
                 for number, file in enumerate(self.checkpoint.files)
             ),
             (*([] if index is None else [index.name]), *(file.name for file in small)),
-            str(reader.path),
-            reader.manifest.content,
-            self.walk.reverse,
+            str(route.readers[0].path),
+            route.content,
+            route.reverse,
             self.with_files,
+            tuple(str(reader.path) for reader in route.readers[1:]),
+            route.start,
         )
 
     def _journal(
@@ -161,7 +162,7 @@ class InPlace:
         except (OSError, SparseDeltaError) as error:
             head = journal.head
             command = shlex.join(
-                ["sparsedelta", head.verb, self.checkpoint.location, head.delta, "--in-place"]
+                ["sparsedelta", head.verb, self.checkpoint.location, *head.deltas, "--in-place"]
             )
             raise UnfinishedError(
                 f"{self.checkpoint.location} is half changed: {cause}; it could not be put back "
@@ -219,7 +220,7 @@ class InPlace:
 
     def _misfit(self, difference: str) -> OutputError:
         return OutputError(
-            f"{self.checkpoint.location} cannot be changed in place by {self.walk.reader.path}: "
+            f"{self.checkpoint.location} cannot be changed in place by {self.walk.route.name}: "
             f"{difference}",
             hint=_ELSEWHERE,
         )
@@ -242,16 +243,13 @@ class InPlace:
 
     def _check_carried(self, path: Path, content: bytes | None) -> None:
         """Insist that a file is the one that the delta replaces: nobody's changes get lost."""
-        for file in self.walk.reader.manifest.attachments.files:
-            if file.name != path.name:
-                continue
-            end: CarriedEnd | None = file.target if self.walk.reverse else file.base
-            found = None if content is None else plain_digest(content).hex()
-            if found != (None if end is None else end.digest):
-                raise OutputError(
-                    f"{path} is not the file that the delta replaces: it would be lost",
-                    hint="--no-files leaves it alone; -o OUT writes the result elsewhere",
-                )
+        is_listed, end = replaced_file(self.walk.route, path.name)
+        found = None if content is None else plain_digest(content).hex()
+        if is_listed and found != (None if end is None else end.digest):
+            raise OutputError(
+                f"{path} is not the file that the delta replaces: it would be lost",
+                hint="--no-files leaves it alone; -o OUT writes the result elsewhere",
+            )
 
 
 def lock(path: Path) -> LockedFiles:
@@ -305,14 +303,14 @@ def insist_on_result(walk: Standpoint, verify: Verify, cause: Exception) -> None
 
 def _is_touched_result(walk: Standpoint) -> bool:
     """Whether the tensors that the delta touches already are what it makes of them."""
-    reader, checkpoint = walk.reader, walk.checkpoint
-    wanted = touched_specs(reader, target=not walk.reverse)
-    gone = touched_specs(reader, target=walk.reverse).keys() - wanted.keys()
+    route, checkpoint = walk.route, walk.checkpoint
+    wanted = route.specs(at_end=True)
+    gone = route.specs(at_end=False).keys() - wanted.keys()
     if any(checkpoint.specs.get(name) != spec for name, spec in wanted.items()):
         return False
     if gone.intersection(checkpoint.specs):
         return False
-    leaves = reader.leaves(target=not walk.reverse)
+    leaves = route.leaves(at_end=True)
     return all(
         tensor_digest(spec, segment_digests(checkpoint, name)) == leaves[name]
         for name, spec in wanted.items()

@@ -25,7 +25,7 @@ from sparsedelta.operations.steps import SourceRun, Step, Verify, batches
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress
 from sparsedelta.records import PartRecord
-from sparsedelta.slices import apply_parts, check_disjoint
+from sparsedelta.slices import apply_parts
 from sparsedelta.words import Indices, Words, as_words
 
 Place: TypeAlias = tuple[int, int]
@@ -76,12 +76,12 @@ class Proof:
             FormatError: The delta breaks a rule.
         """
         is_full = self.verify == "full"
-        arrows = [arrow for arrow in step.arrows if is_full or arrow.record is not None]
+        arrows = [arrow for arrow in step.arrows if is_full or not arrow.stays]
         total = sum(arrow.words * arrow.word_bytes for arrow in arrows)
         done = 0
 
         def work(batch: Sequence[SourceRun]) -> list[_Found]:
-            return [self._take(step, *run) for run in batch]
+            return [self._take(*run) for run in batch]
 
         found = dict(step.expected)
         with self.pool.mapped(work, batches(arrows)) as taken:
@@ -95,7 +95,7 @@ class Proof:
                         journal(frame)
                     done += (stop - start) * arrow.word_bytes
                     progress(done, total)
-                if arrow.source is not None and arrow.record is None:
+                if arrow.source is not None and arrow.stays:
                     name = arrow.source.name
                     found[name] = tensor_digest(arrow.source, digests)
                     if found[name] != step.expected.get(name, found[name]):
@@ -105,10 +105,10 @@ class Proof:
                 raise DiffersError
             step.check_result(found)
 
-    def _take(self, step: Step, arrow: Arrow, start: int, stop: int) -> _Found:
-        if arrow.record is None:
+    def _take(self, arrow: Arrow, start: int, stop: int) -> _Found:
+        if arrow.stays:
             return self._digests(arrow, start, stop), []
-        return [], self._changes(step, arrow, start, stop)
+        return [], self._changes(arrow, start, stop)
 
     def _digests(self, arrow: Arrow, start: int, stop: int) -> list[Digest]:
         assert arrow.source is not None  # noqa: S101 (it stays)
@@ -122,30 +122,31 @@ class Proof:
             state.update(data.data)
         return [state.digest()]
 
-    def _changes(self, step: Step, arrow: Arrow, start: int, stop: int) -> list[Buffers]:
+    def _changes(self, arrow: Arrow, start: int, stop: int) -> list[Buffers]:
         if self._is_plain(arrow):
-            frames = self._scattered(step, arrow, start, stop)
+            frames = self._scattered(arrow, start, stop)
             if frames is not None:
                 return frames
-        return self._compared(step, arrow, start, stop)
+        return self._compared(arrow, start, stop)
 
     def _is_plain(self, arrow: Arrow) -> bool:
         """Whether entries are all that changes, and can be had without the words they change."""
         source, result = arrow.source, arrow.result
-        if source is None or result is None or arrow.carried is not None or arrow.before is None:
+        if source is None or result is None or arrow.before is None or len(arrow.hops) > 1:
             return False
         return (
             source.words == result.words
+            and all(hop.carried is None for hop in arrow.hops)
             and self.sources[source.name] == self.results[result.name]
-            and all(_is_simple(part) for part in _parts(arrow))
+            and all(_is_simple(part) for hop in arrow.hops for _, part in hop.parts)
         )
 
-    def _compared(self, step: Step, arrow: Arrow, start: int, stop: int) -> list[Buffers]:
+    def _compared(self, arrow: Arrow, start: int, stop: int) -> list[Buffers]:
         """Make a run of the result, and compare it with what lies in its place."""
         data = np.empty(0, np.uint8)
         if arrow.source is not None and start < arrow.source.words:
             data = self.checkpoint.read(arrow.source.name, start, min(stop, arrow.source.words))
-        made = follow(step.reader, arrow, start, stop, data)
+        made = follow(arrow, start, stop, data)
         if arrow.result is None:
             return []
         width = arrow.word_bytes
@@ -159,13 +160,14 @@ class Proof:
             frames += compared(file, place, as_words(old, width), as_words(new, width))
         return frames
 
-    def _scattered(self, step: Step, arrow: Arrow, start: int, stop: int) -> list[Buffers] | None:
+    def _scattered(self, arrow: Arrow, start: int, stop: int) -> list[Buffers] | None:
         """Follow the entries of a run; None if a digest is not the expected one."""
         assert arrow.before is not None and arrow.source is not None  # noqa: S101, PT018
-        parts = list(_entries(step, arrow, start, stop))
-        places = [part.indices for part in parts if part.indices is not None]
-        if len(places) > 1:
-            check_disjoint(step.reader.path, arrow.source.name, places)
+        parts = [
+            part.invert() if hop.reverse else part
+            for hop in arrow.hops
+            for part in hop.entries(start, stop)
+        ]
         frames = []
         for first in range(start, stop, SEGMENT_WORDS):
             last = min(first + SEGMENT_WORDS, stop)
@@ -219,31 +221,8 @@ def compared(file: int, offset: int, old: Words, new: Words) -> Iterator[Buffers
         yield run_frame(Run(file, offset, old.size, positions, old[at], new[at]))
 
 
-def _parts(arrow: Arrow) -> Iterator[PartRecord]:
-    for number in arrow.changes:
-        part = arrow.record.parts[number] if arrow.record is not None else None
-        assert isinstance(part, PartRecord)  # noqa: S101 (changes are coded)
-        yield part
-
-
 def _is_simple(part: PartRecord) -> bool:
     return part.op in _PLAIN_OPS and not part.encoding.needs_base
-
-
-def _entries(step: Step, arrow: Arrow, start: int, stop: int) -> Iterator[Part]:
-    """The entries of each change within a run of whole blocks, as they are to be applied."""
-    assert arrow.record is not None  # noqa: S101 (what stays has no changes)
-    for number, described in zip(arrow.changes, _parts(arrow), strict=True):
-        last = min(stop, arrow.record.domain(number))
-        size = 1 << described.block_log2
-        indices, values = [], []
-        for block in range(start // size, -(-last // size)):
-            found, words = step.reader.read_block(arrow.record, number, block)
-            indices.append(found + block * size)
-            values.append(words)
-        if indices:
-            part = Part(described.op, np.concatenate(indices), np.concatenate(values))
-            yield part.invert() if arrow.reverse else part
 
 
 def _within(part: Part, start: int, stop: int) -> Part:

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from sparsedelta.attachments import CarriedFile, LayoutEnd
+from sparsedelta.attachments import CarriedEnd, CarriedFile, LayoutEnd
 from sparsedelta.checkpoint import FileCheckpoint
 from sparsedelta.checkpoint_writer import CheckpointWriter
 from sparsedelta.companions import Companions, is_weights_file
 from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.digests import plain_digest
 from sparsedelta.errors import DAMAGED, CheckpointError, FormatError, VerificationError
+from sparsedelta.operations.route import Route, results_of
 from sparsedelta.safetensors_header import FileLayout, build_layout, parse_layout
 from sparsedelta.strict_json import parse
 from sparsedelta.words import TensorSpec
@@ -71,59 +72,83 @@ def same_files(checkpoint: FileCheckpoint) -> ResultFiles:
     return ResultFiles(files, checkpoint.is_directory)
 
 
-def result_files(
-    checkpoint: FileCheckpoint,
-    reader: DeltaReader,
-    results: Results,
-    *,
-    reverse: bool,
-    with_files: bool,
-) -> ResultFiles:
-    """The files of what a delta leads to.
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """The checkpoint files at a point of a route, without their tensors.
+
+    Attributes:
+        files: Name and layout of each.
+        is_directory: Whether they lie in a directory.
+        index: Name and content of the index, or None.
+        sha256: SHA-256 of files, as far as the delta before records them.
+    """
+
+    files: tuple[tuple[str, FileLayout], ...]
+    is_directory: bool
+    index: tuple[str, bytes] | None = None
+    sha256: Mapping[str, str] = field(default_factory=dict)
+
+
+def result_files(checkpoint: FileCheckpoint, route: Route, *, with_files: bool) -> ResultFiles:
+    """The files of what a route leads to: those that following its deltas one by one would give.
 
     Args:
         checkpoint: What it starts from.
-        reader: The delta.
-        results: Every tensor of the result.
-        reverse: Whether the delta is followed back.
+        route: The deltas.
         with_files: Whether carried files are written.
 
     Raises:
-        FormatError: The recorded layout does not fit the tensors (SD415), or a blob is damaged.
+        FormatError: A recorded layout does not fit the tensors (SD415), or a blob is damaged.
     """
-    attachments = reader.manifest.attachments
-    end = (attachments.layout or {}).get("base" if reverse else "target")
-    if end is not None:
-        files = _recorded(reader, end, results)
-        is_directory = files.is_directory or checkpoint.is_directory
-        index = checkpoint.index
-        gone = {index.name} if index is not None and index.name not in files.contents else set()
-        files = replace(files, is_directory=is_directory, dropped=frozenset(gone))
-    else:
-        files = _edited(checkpoint, results)
+    index = checkpoint.index
+    weights = _Weights(
+        tuple((file.name, file.layout) for file in checkpoint.files),
+        checkpoint.is_directory,
+        None if index is None else (index.name, checkpoint.index_content),
+    )
+    given = weights.index
+    specs = dict(checkpoint.specs)
+    for reader in route.readers:
+        results = results_of(reader, specs, reverse=route.reverse)
+        specs = {name: spec for name, (spec, _) in results.items()}
+        end = (reader.manifest.attachments.layout or {}).get("base" if route.reverse else "target")
+        if end is not None:
+            weights = _recorded(reader, end, results, weights)
+        elif reader.records:
+            weights = _edited(weights, results)
+    contents, dropped = {}, set()
+    if weights.index is not None and weights.index is not given:
+        contents[weights.index[0]] = weights.index[1]
+    if index is not None and (weights.index is None or weights.index[0] != index.name):
+        dropped.add(index.name)
+    files = ResultFiles(
+        weights.files,
+        weights.is_directory,
+        contents,
+        frozenset(dropped),
+        weights.sha256,
+    )
     if not with_files:
         return files
     if not files.is_directory:
         why = "the output is a single file"
-        end_key = "base" if reverse else "target"
-        missing = (file.name for file in attachments.files if getattr(file, end_key) is not None)
+        missing = (file.name for file, end in _carried(route) if end is not None)
         return replace(files, unwritten=dict.fromkeys(missing, why))
-    return _with_carried(files, reader, attachments.files, reverse=reverse)
+    return _with_carried(files, route)
 
 
-def _recorded(reader: DeltaReader, end: LayoutEnd, results: Results) -> ResultFiles:
+def _recorded(reader: DeltaReader, end: LayoutEnd, results: Results, before: _Weights) -> _Weights:
     files = list(read_layouts(reader, end))
     specs = {stored.spec.name: stored.spec for _, layout in files for stored in layout.tensors}
     for name in sorted(specs.keys() | results.keys()):
         expected = results[name][0] if name in results else None
         if specs.get(name) != expected:
             raise misfit(reader, f"tensor {name!r:.100}: {specs.get(name)}, expected {expected}")
-    contents = {} if end.index is None else {end.index[0]: reader.read_blob(end.index[1])}
-    return ResultFiles(
+    return _Weights(
         tuple(files),
-        len(files) > 1 or end.index is not None,
-        contents,
-        sha256={file.name: file.sha256 for file in end.files if file.sha256 is not None},
+        before.is_directory or len(files) > 1 or end.index is not None,
+        None if end.index is None else (end.index[0], reader.read_blob(end.index[1])),
+        {file.name: file.sha256 for file in end.files if file.sha256 is not None},
     )
 
 
@@ -156,33 +181,28 @@ def misfit(reader: DeltaReader, message: str) -> FormatError:
     return FormatError("SD415", f"{reader.path}: the layout: {message}", hint=DAMAGED)
 
 
-def _edited(checkpoint: FileCheckpoint, results: Results) -> ResultFiles:
+def _edited(before: _Weights, results: Results) -> _Weights:
     by_source = {source: spec for spec, source in results.values() if source is not None}
     kept = [
-        [by_source[s.spec.name] for s in file.layout.tensors if s.spec.name in by_source]
-        for file in checkpoint.files
+        [by_source[s.spec.name] for s in layout.tensors if s.spec.name in by_source]
+        for _, layout in before.files
     ]
     fresh = [spec for spec, source in results.values() if source is None]
     kept[-1] += sorted(fresh, key=lambda spec: spec.name)
     files = tuple(
-        (file.name, _edited_layout(file.layout, specs))
-        for file, specs in zip(checkpoint.files, kept, strict=True)
-        if specs or len(checkpoint.files) == 1
+        (name, _edited_layout(layout, specs))
+        for (name, layout), specs in zip(before.files, kept, strict=True)
+        if specs or len(before.files) == 1
     )
-    if not results and checkpoint.index is not None:
+    if not results and before.index is not None:
         # An index cannot list nothing: a checkpoint without tensors is one empty file.
-        last = checkpoint.files[-1]
-        files = ((last.name, _edited_layout(last.layout, [])),)
-        return ResultFiles(
-            files, checkpoint.is_directory, dropped=frozenset({checkpoint.index.name})
-        )
-    is_same = all(
-        layout is file.layout for (_, layout), file in zip(files, checkpoint.files, strict=False)
-    ) and len(files) == len(checkpoint.files)
-    if checkpoint.index is None or is_same:
-        return ResultFiles(files, checkpoint.is_directory)
-    content = _edited_index(checkpoint.index_content, files)
-    return ResultFiles(files, checkpoint.is_directory, {checkpoint.index.name: content})
+        name, layout = before.files[-1]
+        return _Weights(((name, _edited_layout(layout, [])),), before.is_directory)
+    is_same = [layout for _, layout in files] == [layout for _, layout in before.files]
+    index = before.index
+    if index is not None and not is_same:
+        index = index[0], _edited_index(index[1], files)
+    return _Weights(files, before.is_directory, index)
 
 
 def _edited_layout(layout: FileLayout, specs: list[TensorSpec]) -> FileLayout:
@@ -201,15 +221,38 @@ def _edited_index(content: bytes, files: Iterable[tuple[str, FileLayout]]) -> by
     return (json.dumps(document, indent=2) + "\n").encode()
 
 
-def _with_carried(
-    files: ResultFiles, reader: DeltaReader, carried: Iterable[CarriedFile], *, reverse: bool
-) -> ResultFiles:
+def _carried(route: Route) -> Iterator[tuple[CarriedFile, CarriedEnd | None]]:
+    """Every carried file as the last delta that tells of it has it, and what it leads to."""
+    for files in _listed(route).values():
+        file = files[-1][1]
+        yield file, file.base if route.reverse else file.target
+
+
+def _listed(route: Route) -> dict[str, list[tuple[DeltaReader, CarriedFile]]]:
+    found: dict[str, list[tuple[DeltaReader, CarriedFile]]] = {}
+    for reader in route.readers:
+        for file in reader.manifest.attachments.files:
+            found.setdefault(file.name, []).append((reader, file))
+    return dict(sorted(found.items()))
+
+
+def replaced_file(route: Route, name: str) -> tuple[bool, CarriedEnd | None]:
+    """Whether a route tells of a file, and what it takes it to be where the route starts."""
+    files = _listed(route).get(name)
+    if files is None:
+        return False, None
+    file = files[0][1]
+    return True, file.target if route.reverse else file.base
+
+
+def _with_carried(files: ResultFiles, route: Route) -> ResultFiles:
     contents = dict(files.contents)
     written, dropped = [], set(files.dropped)
     unwritten: dict[str, str] = {}
-    blobs: dict[int, tuple[bytes, str]] = {}  # one may be the content of many files
-    for file in carried:
-        end = file.base if reverse else file.target
+    blobs: dict[tuple[int, int], tuple[bytes, str]] = {}  # one may be the content of many files
+    for listed in _listed(route).values():
+        reader, file = listed[-1]
+        end = file.base if route.reverse else file.target
         if end is None:
             dropped.add(file.name)
         elif is_weights_file(Path(file.name)):
@@ -219,10 +262,11 @@ def _with_carried(
             dropped.add(file.name)
             unwritten[file.name] = "the delta does not hold its content (--forget)"
         else:
-            if end.blob not in blobs:
+            key = (id(reader), end.blob)
+            if key not in blobs:
                 content = reader.read_blob(end.blob)
-                blobs[end.blob] = content, plain_digest(content).hex()
-            content, digest = blobs[end.blob]
+                blobs[key] = content, plain_digest(content).hex()
+            content, digest = blobs[key]
             check_carried(reader, file.name, digest, end.digest)
             contents[file.name] = content
             written.append(file.name)

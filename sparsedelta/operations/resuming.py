@@ -106,14 +106,14 @@ class Stage:
             return False
         for name, digest in found.items():
             arrow = arrows[name]
-            if arrow.record is None:
+            if arrow.stays:
                 expected = step.expected.get(name, digest)
             else:
                 assert arrow.result is not None  # noqa: S101 (it is one of the results)
                 expected = tensor_digest(arrow.result, arrow.after)
             if digest != expected:
                 return False
-        stay = {name: digest for name, digest in found.items() if arrows[name].record is None}
+        stay = {name: digest for name, digest in found.items() if arrows[name].stays}
         self.found.update(stay)
         return True
 
@@ -229,7 +229,7 @@ def _kept_stage(out: Path, files: ResultFiles, inputs: bytes, *, force: bool) ->
 def _describe(checkpoint: FileCheckpoint, step: Step, files: ResultFiles) -> bytes:
     """What an output follows from: the checkpoint's files, the delta, and what is made."""
     document = {
-        "content": step.reader.manifest.content,
+        "content": step.route.content,
         "from": step.fingerprint,
         "to": step.result_fingerprint,
         "inputs": [file.source.identity() for file in checkpoint.files],
@@ -268,7 +268,7 @@ def _begin(stage: Stage, out: Path, inputs: bytes) -> None:
 def _is_listed(layout: FileLayout, step: Step, arrows: Mapping[str, Arrow]) -> bool:
     """Whether the delta knows the digest of each tensor of a file."""
     names = (stored.spec.name for stored in layout.tensors)
-    return all(arrows[name].record is not None or name in step.expected for name in names)
+    return all(not arrows[name].stays or name in step.expected for name in names)
 
 
 def _lines(path: Path) -> list[str]:

@@ -133,7 +133,7 @@ def _span(
         if begin < source.words:
             data = checkpoint.read(source.name, begin, min(end, source.words))
     try:
-        return follow(reader, arrow, begin, end, data)
+        return follow(arrow, begin, end, data)
     except DiffersError:
         assert source is not None  # noqa: S101 (only a source can differ)
         raise _wrong(checkpoint, reader, source) from None

@@ -1,14 +1,14 @@
-"""Which end of a delta a checkpoint is: that which is asked for, the other, or neither."""
+"""Which end of a delta or a chain a checkpoint is: the one asked for, the other, or neither."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Final
 
 from sparsedelta.checkpoint import FileCheckpoint
-from sparsedelta.delta import DROP, NEW
 from sparsedelta.delta_reader import DeltaReader
+from sparsedelta.digest_cache import KnownDigests
 from sparsedelta.digests import Digest, checkpoint_fingerprint
 from sparsedelta.errors import (
     DAMAGED,
@@ -19,9 +19,10 @@ from sparsedelta.errors import (
 )
 from sparsedelta.operations.identity import tensor_digests
 from sparsedelta.operations.result_files import ResultFiles, result_files
+from sparsedelta.operations.route import Route
 from sparsedelta.operations.steps import Step
 from sparsedelta.parallel import OrderedMap
-from sparsedelta.ranks import ALONE, Ranks
+from sparsedelta.ranks import ALONE, Ranks, first
 from sparsedelta.words import TensorSpec
 
 _NAMED_TENSORS: Final = 3
@@ -47,39 +48,63 @@ def changed_meanwhile(checkpoint: FileCheckpoint) -> CheckpointError:
     return CheckpointError(f"{checkpoint.location} changed while it was being read")
 
 
+class Whereabouts:
+    """A checkpoint, and its fingerprint, which is found out at most once."""
+
+    def __init__(self, checkpoint: FileCheckpoint, pool: OrderedMap, ranks: Ranks = ALONE) -> None:
+        self.checkpoint = checkpoint
+        self.pool = pool
+        self.ranks = ranks
+
+    def remembered(self, *, use: bool) -> str | None:
+        """What is remembered of the fingerprint beside the files: a hint, or None."""
+
+        def recall() -> str | None:
+            known = KnownDigests(self.checkpoint, use=use).tensors
+            is_known = known.keys() == self.checkpoint.specs.keys() and bool(known)
+            return checkpoint_fingerprint(known).hex() if is_known else None
+
+        return first(self.ranks, recall)
+
+    @cached_property
+    def digests(self) -> dict[str, Digest]:
+        """Digests of all tensors, from a pass over the checkpoint."""
+        return tensor_digests(self.checkpoint, pool=self.pool, ranks=self.ranks)
+
+    @property
+    def fingerprint(self) -> str:
+        """What it is, from that pass."""
+        return checkpoint_fingerprint(self.digests).hex()
+
+
 class Standpoint:
-    """A checkpoint and a delta that is to be followed from it: which end is at hand?"""
+    """A checkpoint and a route that is to be followed from it: which end is at hand?"""
 
     def __init__(
         self,
-        checkpoint: FileCheckpoint,
-        reader: DeltaReader,
-        pool: OrderedMap,
-        *,
-        reverse: bool,
-        ranks: Ranks = ALONE,
+        here: Whereabouts,
+        route: Route,
     ) -> None:
-        self.checkpoint = checkpoint
-        self.reader = reader
-        self.pool = pool
-        self.reverse = reverse
-        self.ranks = ranks
-        self.end = "target" if reverse else "base"
+        self.here = here
+        self.checkpoint = here.checkpoint
+        self.route = route
+        self.pool = here.pool
+        self.end = "target" if route.reverse else "base"
 
     @cached_property
     def step(self) -> Step:
         """The step from this end; :meth:`check_structure` has passed."""
-        return Step.of(self.reader, self.checkpoint, reverse=self.reverse)
+        return Step.of(self.route, self.checkpoint)
+
+    @property
+    def touched(self) -> frozenset[str]:
+        """Names of the tensors that are touched: as they are called behind the change."""
+        ends = (arrow.result or arrow.source for arrow in self.route.arrows)
+        return frozenset(spec.name for spec in ends if spec is not None)
 
     def files(self, *, with_files: bool) -> ResultFiles:
         """The files of the result."""
-        return result_files(
-            self.checkpoint,
-            self.reader,
-            self.step.results,
-            reverse=self.reverse,
-            with_files=with_files,
-        )
+        return result_files(self.checkpoint, self.route, with_files=with_files)
 
     def check_structure(self) -> None:
         """Insist on the names, dtypes and shapes that the delta knows of this end.
@@ -88,16 +113,14 @@ class Standpoint:
             WrongBaseError: They are others.
         """
         found = self.checkpoint.specs
-        touched = touched_specs(self.reader, target=self.reverse)
-        known = touched.keys() | set(self.reader.manifest.untouched)
+        touched = self.route.specs(at_end=False)
+        known = touched.keys() | self.route.untouched
         missing = sorted(known - found.keys())
-        lean = self.reader.manifest.lean
+        lean = self.route.lean
         added = [] if lean else sorted(found.keys() - known)
         # What only the other end has must not be taken for a tensor that stays.
         added += sorted(
-            name
-            for name in touched_specs(self.reader, target=not self.reverse).keys() - known
-            if lean and name in found
+            name for name in self.route.specs(at_end=True).keys() - known if lean and name in found
         )
         if missing or added:
             raise self._wrong(
@@ -108,7 +131,7 @@ class Standpoint:
             if found[name] != expected:
                 raise self._wrong(f"tensor {name!r} is {found[name]}, expected {expected}")
         # Of a lean delta nothing has shown yet that what is copied from is there.
-        for expected in copied_specs(self.reader, reverse=self.reverse):
+        for expected in self.route.copied:
             if found.get(expected.name) != expected:
                 raise self._wrong(f"a copy is made of {expected}, which is not there")
 
@@ -119,37 +142,33 @@ class Standpoint:
             WrongBaseError: It is neither end; names the first tensor that differs.
             CheckpointError: It was the right one after all, and changed meanwhile.
         """
-        manifest = self.reader.manifest
-        names = {*manifest.untouched, *touched_specs(self.reader, target=not self.reverse)}
+        route = self.route
+        names = {*route.untouched, *route.specs(at_end=True)}
         if isinstance(cause, WrongBaseError) and not (
-            manifest.lean or names == self.checkpoint.specs.keys()
+            route.lean or names == self.checkpoint.specs.keys()
         ):
             raise cause
-        found = tensor_digests(self.checkpoint, pool=self.pool, ranks=self.ranks)
-        fingerprint = checkpoint_fingerprint(found).hex()
-        source, result = (manifest.base, manifest.target)
-        if self.reverse:
-            source, result = result, source
-        if fingerprint == result:
+        found, fingerprint = self.here.digests, self.here.fingerprint
+        if fingerprint == route.end:
             return
-        if fingerprint == source and manifest.lean:
+        if fingerprint == route.start and route.lean:
             raise FormatError(
                 "SD306",
-                f"{self.reader.path}: {self.checkpoint.location} has the fingerprint of its "
+                f"{route.name}: {self.checkpoint.location} has the fingerprint of its "
                 f"{self.end}, but not the tensors that its tables tell of",
                 hint=DAMAGED,
             ) from None
         if isinstance(cause, WrongBaseError):
             raise cause
-        if fingerprint == source:
+        if fingerprint == route.start:
             raise changed_meanwhile(self.checkpoint) from None
-        raise self._wrong(_difference(found, self.step.expected, source)) from None
+        raise self._wrong(_difference(found, self.step.expected, route.start)) from None
 
     def _wrong(self, message: str) -> WrongBaseError:
         return WrongBaseError(
-            f"{self.checkpoint.location} is not the {self.end} of {self.reader.path} (SD501): "
+            f"{self.checkpoint.location} is not the {self.end} of {self.route.name} (SD501): "
             f"{message}",
-            hint=_identity_hint(self.checkpoint, self.reader),
+            hint=_identity_hint(self.checkpoint, self.route.readers[0]),
         )
 
 
@@ -157,15 +176,6 @@ def touched_specs(reader: DeltaReader, *, target: bool) -> dict[str, TensorSpec]
     """The touched tensors of an end, by their names there."""
     ends = (record.target if target else record.base for record in reader.manifest.tensors)
     return {spec.name: spec for spec in ends if spec is not None}
-
-
-def copied_specs(reader: DeltaReader, *, reverse: bool) -> Iterator[TensorSpec]:
-    """The tensors of the source that tensors of the result are copied from."""
-    for record in reader.manifest.tensors:
-        for number, part in enumerate(record.parts):
-            if part.reference is not None and part.op == (DROP if reverse else NEW):
-                spec = record.changed(number)
-                yield TensorSpec(part.reference, spec.dtype, spec.shape)
 
 
 def _difference(

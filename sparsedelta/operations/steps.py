@@ -1,4 +1,4 @@
-"""One pass over a checkpoint along a delta: the engine of ``apply`` and ``revert``.
+"""One pass over a checkpoint along a delta or a chain: the engine of ``apply`` and ``revert``.
 
 Each run of words is read, digested, changed, digested again and written. Every segment is compared
 with the delta's digests before a block is decoded on top of it, and every resulting segment before
@@ -20,16 +20,16 @@ import numpy as np
 from sparsedelta.checkpoint import FileCheckpoint, check_unchanged
 from sparsedelta.checkpoint_writer import CheckpointWriter
 from sparsedelta.companions import find_companions
-from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.digests import Digest, checkpoint_fingerprint, segment_digest, tensor_digest
 from sparsedelta.errors import DAMAGED, FormatError
-from sparsedelta.operations.arrows import Arrow, DiffersError, arrows_of, follow, stays
+from sparsedelta.operations.arrows import Arrow, DiffersError, follow, stays
 from sparsedelta.operations.result_files import ResultFiles
+from sparsedelta.operations.route import Route
 from sparsedelta.outputs import output_errors, staged
 from sparsedelta.parallel import OrderedMap, Scratch
 from sparsedelta.progress import Progress
 from sparsedelta.ranks import ALONE, Ranks, first, own, watched
-from sparsedelta.words import Bytes, TensorSpec
+from sparsedelta.words import Bytes
 
 _BATCH_BYTES: Final = 1 << 21
 
@@ -42,68 +42,47 @@ SourceRun: TypeAlias = tuple[Arrow, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step along a delta: what is made of each tensor, what is expected before.
+    """The step along a route: what is made of each tensor, what is expected before.
 
     Attributes:
-        reader: The delta.
+        route: The deltas.
         arrows: What to do, in the order of the checkpoint's files.
         expected: Tensor digests of the source, as far as the delta knows them.
         fingerprint: Fingerprint of the source, 64 hex digits.
         result_fingerprint: Fingerprint of the result.
-        reverse: Whether the step leads back.
     """
 
-    reader: DeltaReader
+    route: Route
     arrows: tuple[Arrow, ...]
     expected: Mapping[str, Digest]
     fingerprint: str
     result_fingerprint: str
-    reverse: bool
 
     @classmethod
-    def of(cls, reader: DeltaReader, checkpoint: FileCheckpoint, *, reverse: bool) -> Step:
-        """The step along a delta: from base to target, or in reverse.
-
-        The checkpoint has the tensors that the delta starts from.
-        """
+    def of(cls, route: Route, checkpoint: FileCheckpoint) -> Step:
+        """The step along a route; the checkpoint has the tensors that it starts from."""
         by_source: dict[str, list[Arrow]] = {}
         others: list[Arrow] = []
-        for record in reader.manifest.tensors:
-            for arrow in arrows_of(reader, record, reverse=reverse):
-                if arrow.source is not None and arrow.is_leaf:
-                    by_source.setdefault(arrow.source.name, []).append(arrow)
-                else:
-                    others.append(arrow)
+        for arrow in route.arrows:
+            if arrow.source is not None and arrow.is_leaf:
+                by_source.setdefault(arrow.source.name, []).append(arrow)
+            else:
+                others.append(arrow)
         arrows = [
             arrow
             for file in checkpoint.files
             for stored in file.layout.tensors
             for arrow in by_source.get(stored.spec.name) or [stays(stored.spec)]
         ]
-        leaves = reader.leaves(target=reverse)
-        ends = (reader.manifest.base, reader.manifest.target)
-        source, result = reversed(ends) if reverse else ends
-        return cls(reader, (*arrows, *others), leaves, source, result, reverse)
+        leaves = route.leaves(at_end=False)
+        return cls(route, (*arrows, *others), leaves, route.start, route.end)
 
     @classmethod
-    def copy(cls, reader: DeltaReader, checkpoint: FileCheckpoint, *, reverse: bool) -> Step:
-        """The step from where the delta leads to itself."""
+    def copy(cls, route: Route, checkpoint: FileCheckpoint) -> Step:
+        """The step from where the route leads to itself."""
         specs = (stored.spec for file in checkpoint.files for stored in file.layout.tensors)
         # The fingerprint tells all; what the tables of a lean delta say of tensors may be a lie.
-        end = reader.manifest.base if reverse else reader.manifest.target
-        return cls(reader, tuple(map(stays, specs)), {}, end, end, reverse)
-
-    @property
-    def results(self) -> Mapping[str, tuple[TensorSpec, str | None]]:
-        """Every tensor of the result, and the name of the one that it takes the place of."""
-        return {
-            arrow.result.name: (
-                arrow.result,
-                arrow.source.name if arrow.source is not None and arrow.is_leaf else None,
-            )
-            for arrow in self.arrows
-            if arrow.result is not None
-        }
+        return cls(route, tuple(map(stays, specs)), {}, route.end, route.end)
 
     def check_result(self, found: Mapping[str, Digest]) -> None:
         """Compare the fingerprint of the result: a lean delta cannot tell it by itself.
@@ -116,7 +95,7 @@ class Step:
         """
         leaves = {
             arrow.result.name: found[arrow.result.name]
-            if arrow.record is None
+            if arrow.stays
             else tensor_digest(arrow.result, arrow.after)
             for arrow in self.arrows
             if arrow.result is not None
@@ -124,7 +103,7 @@ class Step:
         if checkpoint_fingerprint(leaves).hex() != self.result_fingerprint:
             raise FormatError(
                 "SD306",
-                f"{self.reader.path}: its tables and the checkpoint do not lead to the fingerprint "
+                f"{self.route.name}: the tables and the checkpoint do not lead to the fingerprint "
                 f"{self.result_fingerprint}",
                 hint=DAMAGED,
             )
@@ -256,7 +235,7 @@ class Pass:
         """Follow arrows.
 
         Returns:
-            Tensor digests of the sources of those without a record, if they are verified.
+            Tensor digests of the sources of those that stay, if they are verified.
 
         Raises:
             DiffersError: A source is not what the step starts from.
@@ -268,7 +247,7 @@ class Pass:
         scratch = Scratch()
 
         def work(batch: Sequence[SourceRun]) -> list[Digest | None]:
-            return [self._take(step, writer, scratch, run) for run in batch]
+            return [self._take(writer, scratch, run) for run in batch]
 
         found: dict[str, Digest] = {}
         with self.pool.mapped(work, batches(arrows)) as taken:
@@ -289,11 +268,10 @@ class Pass:
 
     def _is_digested(self, arrow: Arrow) -> bool:
         """Whether the source is one of which only the digest of the whole tensor is known."""
-        return arrow.record is None and self.verify == "full"
+        return arrow.stays and self.verify == "full"
 
     def _take(
         self,
-        step: Step,
         writer: CheckpointWriter | None,
         scratch: Scratch,
         run: SourceRun,
@@ -301,11 +279,7 @@ class Pass:
         """Take a run through a step; the digest of its source, if it is not known beforehand."""
         arrow, start, stop = run
         source, result = arrow.source, arrow.result
-        if (
-            arrow.record is None
-            and self.verify == "touched"
-            and self._copied(writer, arrow, start, stop)
-        ):
+        if arrow.stays and self.verify == "touched" and self._copied(writer, arrow, start, stop):
             return None
         data = np.empty(0, np.uint8)
         if source is not None and start < source.words:
@@ -313,7 +287,7 @@ class Pass:
         else:
             is_written = False
         digest = segment_digest(data.data) if self._is_digested(arrow) and data.size else None
-        made = follow(step.reader, arrow, start, stop, data)
+        made = follow(arrow, start, stop, data)
         if writer is not None and result is not None and not is_written:
             writer.write(result.name, start, made)
         return digest
