@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from sparsedelta.locations import Url
     from sparsedelta.operations.apply import apply, revert
     from sparsedelta.operations.checkpoint_info import CheckpointInfo, checkpoint_info
+    from sparsedelta.operations.compose import ComposeReport, compose
     from sparsedelta.operations.diff import DiffReport, diff
     from sparsedelta.operations.export_raw import ExportReport, export_raw
     from sparsedelta.operations.following import ApplyReport
@@ -61,6 +62,7 @@ _MODULES: Final = {
     "delta": ("Delta", "Part", "TensorDelta"),
     "delta_reader": ("DeltaReader",),
     "operations.checkpoint_info": ("CheckpointInfo", "checkpoint_info"),
+    "operations.compose": ("ComposeReport", "compose"),
     "operations.diff": ("DiffReport", "diff"),
     "operations.export_raw": ("ExportReport", "export_raw"),
     "errors": (
@@ -99,6 +101,7 @@ __all__ = [
     "ApplyReport",
     "CheckpointError",
     "CheckpointInfo",
+    "ComposeReport",
     "Delta",
     "DeltaGivenError",
     "DeltaInfo",
@@ -132,6 +135,7 @@ __all__ = [
     "__version__",
     "apply",
     "checkpoint_info",
+    "compose",
     "diff",
     "diff_state_dict",
     "export_raw",

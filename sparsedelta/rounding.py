@@ -1,24 +1,57 @@
-"""``add``: the one operation that computes with numbers, rounded once (spec section 5).
+"""Numbers and words: what words stand for, and numbers rounded once (spec section 5).
 
-``round(w + scale * v)``: product and sum are float64 operations, and the sum is rounded directly to
-the tensor's dtype. A cast by way of float32 would round twice: 1 + 2^-8 + 2^-40 must give the bf16
-0x3f81, not 0x3f80.
+Sums are made in float64 and rounded directly to the tensor's dtype, from the bits of the float64. A
+cast by way of float32 would round twice: 1 + 2^-8 + 2^-40 must give the bf16 0x3f81, not 0x3f80.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparsedelta.errors import NotFiniteError
-from sparsedelta.words import TensorSpec, Words
+from sparsedelta.words import TensorSpec, Words, word_dtype
 
 if TYPE_CHECKING:
     from sparsedelta.delta import Part
 
 _FLOAT64 = NDArray[np.float64]
+
+_ONE: Final = np.uint64(1)
+_FRACTION_BITS: Final = np.uint64(52)
+_MAGNITUDE: Final = np.uint64((1 << 63) - 1)
+_INFINITY: Final = np.uint64(0x7FF << 52)
+_FRACTION: Final = np.uint64((1 << 52) - 1)
+_HIDDEN: Final = np.uint64(1 << 52)
+_BIAS: Final = 1023
+_ALL_CUT: Final = 54
+"""Places by which a significand of 53 bits has to be cut so that nothing can round up."""
+
+FLOATS: Final = ("F64", "F32", "F16", "BF16")
+"""Dtypes that can be computed with."""
+
+
+class _Form:
+    """A binary floating-point format smaller than float64.
+
+    Args:
+        exponent: Bits of the exponent.
+        fraction: Bits of the fraction.
+    """
+
+    def __init__(self, exponent: int, fraction: int) -> None:
+        self.bias = (1 << (exponent - 1)) - 1
+        self.cut = 52 - fraction
+        self.rebias = np.uint64((_BIAS - self.bias) << 52)
+        self.infinity = np.uint64(((1 << exponent) - 1) << fraction)
+        self.nan = np.uint64(int(self.infinity) | (1 << (fraction - 1)))
+        self.sign = np.uint64(exponent + fraction)
+        self.words = word_dtype((1 + exponent + fraction) // 8)
+
+
+_FORMS: Final = {"F32": _Form(8, 23), "F16": _Form(5, 10), "BF16": _Form(8, 7)}
 
 
 def to_float64(words: Words, dtype: str) -> _FLOAT64:
@@ -30,29 +63,25 @@ def to_float64(words: Words, dtype: str) -> _FLOAT64:
 
 
 def from_float64(numbers: _FLOAT64, dtype: str) -> Words:
-    """Words of numbers, each rounded once: to nearest, ties to even, subnormals kept."""
-    with np.errstate(over="ignore", under="ignore"):
-        if dtype == "F64":
-            return numbers.view(np.uint64)
-        if dtype == "F32":
-            return numbers.astype(np.float32).view(np.uint32)
-        if dtype == "F16":
-            return numbers.astype(np.float16).view(np.uint16)
-        return _to_bfloat16(numbers)
+    """Words of numbers, each rounded once: to nearest, ties to even, subnormals kept.
 
-
-def _to_bfloat16(numbers: _FLOAT64) -> Words:
-    # First to float32, rounding to odd: what was cut off stays visible in the last bit, so that the
-    # second step, which has 16 bits to spare, rounds as if it had seen all of it.
-    singles = numbers.astype(np.float32)
-    bits = singles.view(np.uint32)
-    back = singles.astype(np.float64)
-    inexact = back != numbers
-    away = inexact & (np.abs(back) > np.abs(numbers))
-    bits = (bits - away.astype(np.uint32)) | inexact.astype(np.uint32)
-    even = (bits >> np.uint32(16)) & np.uint32(1)
-    rounded: Words = ((bits + np.uint32(0x7FFF) + even) >> np.uint32(16)).astype(np.uint16)
-    return rounded
+    Too large a number becomes infinity; NaN stays one, quiet and without its payload.
+    """
+    bits = np.ascontiguousarray(numbers, np.float64).view(np.uint64)
+    if dtype == "F64":
+        return bits
+    form = _FORMS[dtype]
+    magnitude = bits & _MAGNITUDE
+    # How many powers of two a number lies below the normal ones: there bits are fewer.
+    below = np.int64(_BIAS - form.bias + 1) - (magnitude >> _FRACTION_BITS).astype(np.int64)
+    significand = (magnitude & _FRACTION) | _HIDDEN
+    kept = np.where(below > 0, significand, magnitude - form.rebias)
+    cut = (np.clip(below, 0, _ALL_CUT - form.cut) + form.cut).astype(np.uint64)
+    half = (_ONE << (cut - _ONE)) - _ONE
+    rounded = np.minimum((kept + half + ((kept >> cut) & _ONE)) >> cut, form.infinity)
+    rounded[magnitude > _INFINITY] = form.nan
+    words: Words = (rounded | ((bits >> np.uint64(63)) << form.sign)).astype(form.words)
+    return words
 
 
 def add_scaled(spec: TensorSpec, words: Words, part: Part) -> Words:

@@ -77,15 +77,26 @@ def apply_parts(
         NotFiniteError: SD505.
     """
     for part in parts:
-        assert part.indices is not None and part.words is not None  # noqa: S101, PT018 (sparse)
+        assert part.indices is not None  # noqa: S101 (sparse)
         at = part.indices - start
-        if part.op == ADD:
-            assert part.dtype is not None  # noqa: S101
-            words[at] = add_scaled(spec, words[at], part)
-        elif part.op == DIFFERENCE:
-            words[at] += part.words
-        else:
-            words[at] = part.words
+        words[at] = new_words(spec, words[at], part)
+
+
+def new_words(spec: TensorSpec, old: Words, part: Part) -> Words:
+    """What a sparse part makes of the words at its indices.
+
+    Args:
+        spec: The tensor.
+        old: Words ``[nnz]`` at the part's indices.
+        part: The part.
+
+    Raises:
+        NotFiniteError: SD505.
+    """
+    assert part.words is not None  # noqa: S101 (sparse)
+    if part.op == ADD:
+        return add_scaled(spec, old, part)
+    return old + part.words if part.op == DIFFERENCE else part.words
 
 
 def check_disjoint(path: Location, name: str, indices: Sequence[Indices]) -> None:

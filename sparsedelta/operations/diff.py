@@ -148,7 +148,7 @@ def diff(
             f"{' or '.join(PROFILES)}",
             hint="use --profile portable",
         )
-    shards = _shards(shards, max_shard_size, ranks)
+    shards = part_count(shards, max_shard_size, ranks)
     recipe = Recipe(
         one_way, forget or one_way, parse_choice(codec) if codec is not None else None, explain
     )
@@ -219,7 +219,12 @@ def diff(
         return DiffReport(manifest, writer.size, total, tuple(every), notes)
 
 
-def _shards(shards: int | None, max_shard_size: int | None, ranks: Ranks) -> int | None:
+def part_count(shards: int | None, max_shard_size: int | None, ranks: Ranks) -> int | None:
+    """How many part files are planned, or None: one file, or as many as a size wants.
+
+    Raises:
+        UsageError: The size or the number makes no sense, or both are given.
+    """
     if max_shard_size is not None:
         if max_shard_size < 1:
             raise UsageError(f"a shard size of {max_shard_size} bytes, expected at least 1")

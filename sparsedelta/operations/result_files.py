@@ -100,13 +100,7 @@ def result_files(checkpoint: FileCheckpoint, route: Route, *, with_files: bool) 
     Raises:
         FormatError: A recorded layout does not fit the tensors (SD415), or a blob is damaged.
     """
-    index = checkpoint.index
-    weights = _Weights(
-        tuple((file.name, file.layout) for file in checkpoint.files),
-        checkpoint.is_directory,
-        None if index is None else (index.name, checkpoint.index_content),
-    )
-    given = weights.index
+    weights = given = _weights(checkpoint)
     specs = dict(checkpoint.specs)
     for reader in route.readers:
         results = results_of(reader, specs, reverse=route.reverse)
@@ -116,18 +110,7 @@ def result_files(checkpoint: FileCheckpoint, route: Route, *, with_files: bool) 
             weights = _recorded(reader, end, results, weights)
         elif reader.records:
             weights = _edited(weights, results)
-    contents, dropped = {}, set()
-    if weights.index is not None and weights.index is not given:
-        contents[weights.index[0]] = weights.index[1]
-    if index is not None and (weights.index is None or weights.index[0] != index.name):
-        dropped.add(index.name)
-    files = ResultFiles(
-        weights.files,
-        weights.is_directory,
-        contents,
-        frozenset(dropped),
-        weights.sha256,
-    )
+    files = _files(given, weights)
     if not with_files:
         return files
     if not files.is_directory:
@@ -179,6 +162,32 @@ def read_layouts(reader: DeltaReader, end: LayoutEnd) -> Iterator[tuple[str, Fil
 def misfit(reader: DeltaReader, message: str) -> FormatError:
     """The error of a layout that does not fit its tensors (SD415)."""
     return FormatError("SD415", f"{reader.path}: the layout: {message}", hint=DAMAGED)
+
+
+def edited_files(checkpoint: FileCheckpoint, results: Results) -> ResultFiles:
+    """The files of a checkpoint, as far as the tensors are the same; new ones in the last."""
+    given = _weights(checkpoint)
+    return _files(given, _edited(given, results))
+
+
+def _weights(checkpoint: FileCheckpoint) -> _Weights:
+    return _Weights(
+        tuple((file.name, file.layout) for file in checkpoint.files),
+        checkpoint.is_directory,
+        None if checkpoint.index is None else (checkpoint.index.name, checkpoint.index_content),
+    )
+
+
+def _files(given: _Weights, weights: _Weights) -> ResultFiles:
+    """The files that ``given`` ones have become."""
+    contents, dropped = {}, set()
+    if weights.index is not None and weights.index is not given.index:
+        contents[weights.index[0]] = weights.index[1]
+    if given.index is not None and (weights.index is None or weights.index[0] != given.index[0]):
+        dropped.add(given.index[0])
+    return ResultFiles(
+        weights.files, weights.is_directory, contents, frozenset(dropped), weights.sha256
+    )
 
 
 def _edited(before: _Weights, results: Results) -> _Weights:

@@ -1,0 +1,1 @@
+"""Merge methods: what several tasks make of one tensor, as pure functions of aligned entries."""

@@ -1,0 +1,141 @@
+"""``sum``: the words that several tasks together make of a base, by an exact rule.
+
+An element that one task of weight 1 changes takes that task's word, whatever its dtype. Elsewhere
+numbers are added: each step is one float64 operation, and the result is rounded once to the dtype
+of the tensor. The terms are added in the order of their values, so that the order of the tasks, how
+their deltas are encoded, and what else is in the checkpoint never matter. Task arithmetic:
+Ilharco et al., Editing Models with Task Arithmetic, arXiv:2212.04089, equation (3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsedelta.errors import NotFiniteError, StructureError
+from sparsedelta.merging.aligned import Aligned, Marks, Numbers
+from sparsedelta.rounding import FLOATS, from_float64, to_float64
+from sparsedelta.words import Words
+
+_LOW_BITS: Final = np.int64((1 << 63) - 1)
+_LAST: Final = np.iinfo(np.int64).max
+
+
+def summed(aligned: Aligned, weights: Sequence[float]) -> Words:
+    """The words that the sum of weighted tasks makes of a base.
+
+    Args:
+        aligned: The tasks' entries.
+        weights: A weight per task, finite and not 0.
+
+    Returns:
+        Words ``[n]``.
+
+    Raises:
+        NotFiniteError: A number that is met or made is not finite; names tensor and index.
+        StructureError: A dtype that is not computed with, and tasks that do not agree.
+    """
+    counts = aligned.present.sum(axis=0)
+    result = aligned.base.copy()
+    taken = np.zeros(aligned.size, np.bool_)
+    for task, weight in enumerate(weights):
+        if weight == 1:
+            alone = aligned.present[task] & (counts == 1)
+            result[alone] = aligned.words[task, alone]
+            taken |= alone
+    rest = ~taken
+    if not rest.any():
+        return result
+    left = aligned.only(rest)
+    if aligned.spec.dtype in FLOATS:
+        result[rest] = _added(left, weights)
+    else:
+        result[rest] = agreed(left, [weight == 1 for weight in weights])
+    return result
+
+
+def _added(aligned: Aligned, weights: Sequence[float]) -> Words:
+    base = aligned.base_numbers()
+    finite = np.isfinite(base)
+    keys = np.empty(aligned.present.shape, np.int64)
+    with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+        for task, weight in enumerate(weights):
+            here = aligned.present[task]
+            numbers = to_float64(aligned.words[task], aligned.spec.dtype)
+            terms = np.float64(weight) * (numbers - base)
+            finite &= ~here | (np.isfinite(numbers) & np.isfinite(terms))
+            keys[task] = np.where(here, _ordered(terms.view(np.int64)), _LAST)
+        keys.sort(axis=0)
+        counts = aligned.present.sum(axis=0)
+        total = _ordered(keys[0]).view(np.float64)
+        for place in range(1, len(weights)):
+            more = total + _ordered(keys[place]).view(np.float64)
+            total = np.where(place < counts, more, total)
+        total = total + base
+    return finite_words(aligned, total, finite)
+
+
+def _ordered(bits: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Integers in IEEE 754's totalOrder of the float64 with these bits; its own inverse."""
+    return bits ^ ((bits >> np.int64(63)) & _LOW_BITS)
+
+
+def finite_words(aligned: Aligned, numbers: Numbers, finite: Marks | None = None) -> Words:
+    """Numbers as words of the tensor's dtype, each rounded once.
+
+    Args:
+        aligned: The elements.
+        numbers: float64 ``[n]``.
+        finite: Whether what led to each of them was finite; None: it was.
+
+    Raises:
+        NotFiniteError: A number, or what led to it, is not finite, or too large for the dtype.
+    """
+    dtype = aligned.spec.dtype
+    words = from_float64(numbers, dtype)
+    whole = np.isfinite(numbers) & np.isfinite(to_float64(words, dtype))
+    if finite is not None:
+        whole &= finite
+    if not whole.all():
+        index = int(aligned.indices[np.flatnonzero(~whole)[0]])
+        raise NotFiniteError(
+            f"tensor {aligned.spec.name!r}, index {index}: a number that is met or made is not "
+            f"finite in {dtype} (SD505)",
+            hint="smaller weights, or look at what the tasks have there",
+        )
+    return words
+
+
+def agreed(aligned: Aligned, allowed: Sequence[bool] | None = None) -> Words:
+    """The words of a tensor that is not computed with: those that all tasks agree on.
+
+    Args:
+        aligned: Elements that at least one task changes each.
+        allowed: Whether a task may be followed, for each: its weight is 1. None: all of them.
+
+    Raises:
+        StructureError: A task that may not be followed changes an element, or two differ.
+    """
+    spec = aligned.spec
+    first = aligned.words[aligned.present.argmax(axis=0), np.arange(aligned.size)]
+    differs = (aligned.present & (aligned.words != first)).any(axis=0)
+    weighted = np.zeros(aligned.size, np.bool_)
+    for task, allows in enumerate(allowed or ()):
+        if not allows:
+            weighted |= aligned.present[task]
+    for marks, what in (
+        (differs, "tasks give different words"),
+        (weighted, "a task with another weight than 1 changes it"),
+    ):
+        if marks.any():
+            index = int(aligned.indices[np.flatnonzero(marks)[0]])
+            raise StructureError(
+                f"tensor {spec.name!r}, index {index}: {what}, and numbers of {spec.dtype} are not "
+                f"computed with, only those of {', '.join(FLOATS)}",
+                hint="leave one of the tasks out of this tensor: diff it again without its change",
+            )
+    words: Words = first
+    return words

@@ -1,0 +1,134 @@
+"""``compose``: one delta of several that start at the same base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from sparsedelta.checkpoint import CheckpointReader, open_checkpoint
+from sparsedelta.delta_reader import DeltaReader
+from sparsedelta.locations import LocationLike, output_path
+from sparsedelta.manifest import Manifest
+from sparsedelta.merging.overlap import Overlap
+from sparsedelta.operations.composed_delta import DeltaOutput, write_composed
+from sparsedelta.operations.weighted import carried_notes, compose_deltas
+from sparsedelta.outputs import check_output
+from sparsedelta.parallel import OrderedMap
+from sparsedelta.progress import Progress, silent
+from sparsedelta.ranks import ALONE, Ranks, first
+
+
+@dataclass(frozen=True, slots=True)
+class ComposeReport:
+    """What a composition found and wrote.
+
+    Attributes:
+        manifest: Manifest of the delta.
+        size: Bytes of the delta, also of one that a dry run did not keep.
+        parents: Names of the deltas that were put together, in the order of the matrices.
+        weights: Their weights.
+        overlaps: What they have in common, by tensor.
+        notes: What the user should know.
+    """
+
+    manifest: Manifest
+    size: int
+    parents: tuple[str, ...]
+    weights: tuple[float, ...]
+    overlaps: Mapping[str, Overlap]
+    notes: tuple[str, ...] = ()
+
+
+def compose(
+    base: LocationLike | CheckpointReader,
+    deltas: Sequence[LocationLike | DeltaReader],
+    out: LocationLike,
+    *,
+    weights: Sequence[float] | None = None,
+    method: str = "sum",
+    parameters: Mapping[str, object] | None = None,
+    seed: int = 0,
+    lean: bool = False,
+    max_shard_size: int | None = None,
+    shards: int | None = None,
+    metadata: Mapping[str, str] | None = None,
+    threads: int | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    progress: Progress = silent,
+    ranks: Ranks = ALONE,
+) -> ComposeReport:
+    """Write one delta of several that start at the same base.
+
+    With ``sum`` the result depends on the deltas and their weights alone: neither on their order
+    nor on how they are encoded. Where one delta of weight 1 alone changes an element, that element
+    becomes what the delta makes of it, bit for bit; elsewhere numbers are added, see
+    :mod:`sparsedelta.merging.summing`.
+    Only those tensors of the base are read that a delta touches.
+
+    Args:
+        base: The base of all deltas.
+        deltas: The deltas.
+        out: The delta to write.
+        weights: A weight per delta; None: 1 each. One of weight 0 is left out.
+        method: How they are put together: ``sum``, or another of docs/composing.md.
+        parameters: Parameters of the method, such as ``density``: a number, or one per delta.
+        seed: What random methods draw from.
+        lean: Leave out the digests of the tensors that stay.
+        max_shard_size: Write a set of part files of about this many bytes; None for one file.
+        shards: Write a set of this many part files. By default the number of ranks.
+        metadata: Provenance, string to string, beside what is recorded of the parents.
+        threads: Worker threads; None for the cores of this process.
+        force: Replace an existing output.
+        dry_run: Do everything but leave the output behind.
+        progress: Told how many bytes were put together, and of how many: by this rank.
+        ranks: The processes that do this together, each with tensors of its own.
+
+    Raises:
+        UsageError: No delta is left, weights that are not finite, an unknown method or parameter.
+        WrongBaseError: The deltas start at different bases, or not at this one.
+        StructureError: They exclude each other: see docs/composing.md.
+        NotFiniteError: A number that is met or made is not finite; names tensor and index.
+        FormatError: A delta breaks a rule.
+        CheckpointError: The base cannot be read.
+        OutputError: The output exists, or cannot be written.
+        RankError: Another rank failed; nothing is left behind.
+    """
+    out = output_path(out)
+    with ExitStack() as stack:
+        stack.enter_context(ranks.together())
+        checkpoint = open_checkpoint(base)
+        if checkpoint is not base:
+            stack.callback(checkpoint.close)
+        pool = stack.enter_context(OrderedMap(threads))
+        composition = compose_deltas(
+            checkpoint,
+            deltas,
+            weights,
+            stack=stack,
+            method=method,
+            parameters=parameters or {},
+            seed=seed,
+        )
+        first(ranks, lambda: check_output(out, force=force, inputs=composition.paths))
+        output = DeltaOutput(
+            out,
+            lean=lean,
+            max_shard_size=max_shard_size,
+            shards=shards,
+            metadata=metadata or {},
+            force=force,
+            dry_run=dry_run,
+        )
+        manifest, size, overlaps = write_composed(
+            composition, output, pool=pool, progress=progress, ranks=ranks
+        )
+        return ComposeReport(
+            manifest,
+            size,
+            tuple(task.name for task in composition.tasks),
+            composition.weights,
+            overlaps,
+            carried_notes(composition.tasks),
+        )
