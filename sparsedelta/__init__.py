@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sparsedelta.delta import Delta, Part, TensorDelta
     from sparsedelta.delta_reader import DeltaReader
     from sparsedelta.errors import (
+        BusyError,
         CheckpointError,
         DeltaGivenError,
         FormatError,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from sparsedelta.operations.info import DeltaInfo, info
     from sparsedelta.operations.live_diff import diff_state_dict
     from sparsedelta.operations.rows import read_rows
+    from sparsedelta.operations.stack import Stack
     from sparsedelta.operations.validate import Problem, ValidationReport, validate
     from sparsedelta.operations.write_delta import write_delta
     from sparsedelta.slices import TensorSlice
@@ -66,6 +68,7 @@ _MODULES: Final = {
     "operations.diff": ("DiffReport", "diff"),
     "operations.export_raw": ("ExportReport", "export_raw"),
     "errors": (
+        "BusyError",
         "CheckpointError",
         "DeltaGivenError",
         "FormatError",
@@ -89,6 +92,7 @@ _MODULES: Final = {
     "operations.info": ("DeltaInfo", "info"),
     "operations.live_diff": ("diff_state_dict",),
     "operations.rows": ("read_rows",),
+    "operations.stack": ("Stack",),
     "operations.validate": ("Problem", "ValidationReport", "validate"),
     "operations.write_delta": ("write_delta",),
     "slices": ("TensorSlice",),
@@ -99,6 +103,7 @@ _HOMES: Final = {name: module for module, names in _MODULES.items() for name in 
 
 __all__ = [
     "ApplyReport",
+    "BusyError",
     "CheckpointError",
     "CheckpointInfo",
     "ComposeReport",
@@ -121,6 +126,7 @@ __all__ = [
     "RemoteError",
     "Snapshot",
     "SparseDeltaError",
+    "Stack",
     "StructureError",
     "TensorDelta",
     "TensorSlice",

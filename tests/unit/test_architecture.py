@@ -86,6 +86,7 @@ def test_no_module_is_a_drawer() -> None:
 
 SPARSEDELTA_NAMES = {
     "ApplyReport",
+    "BusyError",
     "CheckpointError",
     "CheckpointInfo",
     "ComposeReport",
@@ -108,6 +109,7 @@ SPARSEDELTA_NAMES = {
     "RemoteError",
     "Snapshot",
     "SparseDeltaError",
+    "Stack",
     "StructureError",
     "TensorDelta",
     "TensorSlice",

@@ -11,6 +11,7 @@ import pytest
 import sparsedelta
 from sparsedelta import errors
 from sparsedelta.errors import (
+    BusyError,
     DAMAGED,
     CheckpointError,
     DeltaGivenError,
@@ -33,6 +34,7 @@ from sparsedelta.errors import (
 
 PROMISED: dict[type[SparseDeltaError], tuple[str, int]] = {
     UsageError: ("usage", 2),
+    BusyError: ("busy", 1),
     OutputError: ("output", 1),
     CheckpointError: ("checkpoint", 1),
     DeltaGivenError: ("delta-given", 1),
