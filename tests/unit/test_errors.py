@@ -11,8 +11,8 @@ import pytest
 import sparsedelta
 from sparsedelta import errors
 from sparsedelta.errors import (
-    BusyError,
     DAMAGED,
+    BusyError,
     CheckpointError,
     DeltaGivenError,
     FormatError,
