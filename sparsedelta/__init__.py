@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from sparsedelta.operations.apply import apply, revert
     from sparsedelta.operations.checkpoint_info import CheckpointInfo, checkpoint_info
     from sparsedelta.operations.compose import ComposeReport, compose
+    from sparsedelta.operations.composed_checkpoint import ComposedReport
     from sparsedelta.operations.diff import DiffReport, diff
     from sparsedelta.operations.export_raw import ExportReport, export_raw
     from sparsedelta.operations.following import ApplyReport
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from sparsedelta.operations.live_diff import diff_state_dict
     from sparsedelta.operations.rows import read_rows
     from sparsedelta.operations.stack import Stack
+    from sparsedelta.operations.stacking import apply_stack
     from sparsedelta.operations.validate import Problem, ValidationReport, validate
     from sparsedelta.operations.write_delta import write_delta
     from sparsedelta.slices import TensorSlice
@@ -61,6 +63,8 @@ __version__: Final = "0.2.0"
 _MODULES: Final = {
     "operations.apply": ("apply", "revert"),
     "operations.following": ("ApplyReport",),
+    "operations.composed_checkpoint": ("ComposedReport",),
+    "operations.stacking": ("apply_stack",),
     "delta": ("Delta", "Part", "TensorDelta"),
     "delta_reader": ("DeltaReader",),
     "operations.checkpoint_info": ("CheckpointInfo", "checkpoint_info"),
@@ -107,6 +111,7 @@ __all__ = [
     "CheckpointError",
     "CheckpointInfo",
     "ComposeReport",
+    "ComposedReport",
     "Delta",
     "DeltaGivenError",
     "DeltaInfo",
@@ -140,6 +145,7 @@ __all__ = [
     "WrongBaseError",
     "__version__",
     "apply",
+    "apply_stack",
     "checkpoint_info",
     "compose",
     "diff",

@@ -29,6 +29,7 @@ _COMMANDS: Final = {
     "diff": "making",
     "apply": "using",
     "revert": "using",
+    "compose": "composing",
     "validate": "looking",
     "info": "looking",
     "fingerprint": "looking",

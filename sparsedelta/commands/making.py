@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict
-from decimal import Decimal
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -23,6 +21,7 @@ from sparsedelta.commands.options import (
     ratio,
     writing,
 )
+from sparsedelta.commands.sizes import pairs, size_of
 from sparsedelta.console import format_bytes, progress_bar
 from sparsedelta.errors import printable
 from sparsedelta.launch import threads_here
@@ -31,17 +30,6 @@ from sparsedelta.locations import Location
 if TYPE_CHECKING:
     from sparsedelta.manifest import Manifest
     from sparsedelta.operations.diff import DiffReport
-
-_SIZE: Final = re.compile(r"(?P<number>[0-9]+(\.[0-9]+)?) *(?P<unit>|[kKmMgGtT]?i?[bB])", re.ASCII)
-_UNITS: Final = {
-    **{f"{prefix}IB": 1 << (10 * power) for power, prefix in enumerate("KMGT", start=1)},
-    "": 1,
-    "B": 1,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "TB": 10**12,
-}
 
 
 @click.command()
@@ -149,9 +137,9 @@ def diff(
             unrelated=unrelated,
             codec=codec,
             explain=explain,
-            max_shard_size=_size(max_shard_size),
+            max_shard_size=size_of(max_shard_size),
             shards=shards,
-            metadata=dict(_pairs("--meta", "KEY=VALUE", meta)),
+            metadata=dict(pairs("--meta", "KEY=VALUE", meta)),
             base_repo=base_repo,
             base_revision=base_revision,
             threads=threads_here(ranks, threads),
@@ -204,33 +192,14 @@ def _tensors(manifest: Manifest, kinds: Mapping[str, int]) -> str:
     return f"{len(manifest.tensors)}{of} tensors{f' ({listed})' if structural else ''}"
 
 
-def _pairs(option: str, form: str, pairs: tuple[str, ...]) -> list[tuple[str, str]]:
-    found = []
-    for pair in pairs:
-        key, separator, value = pair.partition("=")
-        if not separator or not key:
-            raise click.UsageError(f"{option} {pair!r}: expected {form}")
-        found.append((key, value))
-    return found
-
-
-def _renames(pairs: tuple[str, ...]) -> dict[str, str]:
+def _renames(given: tuple[str, ...]) -> dict[str, str]:
     renames: dict[str, str] = {}
-    for old, new in _pairs("--rename", "OLD=NEW", pairs):
+    for old, new in pairs("--rename", "OLD=NEW", given):
         if renames.setdefault(new, old) != old:
             raise click.UsageError(
                 f"--rename: {new!r} cannot come from both {renames[new]!r} and {old!r}"
             )
     return renames
-
-
-def _size(text: str | None) -> int | None:
-    if text is None:
-        return None
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise click.UsageError(f"--max-shard-size {text!r}: expected a size such as 500MB or 5GB")
-    return int(Decimal(match["number"]) * _UNITS[match["unit"].upper()])
 
 
 def _explained(report: DiffReport) -> list[str]:

@@ -10,9 +10,10 @@ import click
 
 import sparsedelta
 from sparsedelta.commands.options import PATH, cache, one_of_many, options, print_result, writing
+from sparsedelta.commands.stacked import stacked
 from sparsedelta.errors import printable
 from sparsedelta.launch import threads_here
-from sparsedelta.locations import Location
+from sparsedelta.locations import Location, as_location
 
 _following: Final = options(
     click.option("--in-place", is_flag=True, help="Change the checkpoint itself, safely."),
@@ -46,17 +47,27 @@ _following: Final = options(
 
 @click.command()
 @click.argument("base", type=PATH)
-@click.argument("deltas", metavar="DELTA...", type=PATH, nargs=-1, required=True)
+@click.argument("deltas", metavar="DELTA...", nargs=-1, required=True)
 @click.option("-o", "--out", "out", type=PATH, help="The new checkpoint.")
+@click.option(
+    "--stack",
+    is_flag=True,
+    help="Add up deltas that all start at BASE: DELTA[:WEIGHT]..., as compose does.",
+)
 @_following
 @writing
-def apply(base: Location, deltas: tuple[Location, ...], **options: Any) -> None:  # noqa: ANN401 (passed on)
+def apply(base: Location, deltas: tuple[str, ...], *, stack: bool, **options: Any) -> None:  # noqa: ANN401 (passed on)
     """Write the target of DELTA: BASE with its changes, verified bit for bit.
 
     Several are a chain, in any order, and followed in one pass over BASE; a checkpoint that is at a
-    link of it already is followed from there.
+    link of it already is followed from there. Deltas that all start at BASE are added up if
+    --stack is said, each with a weight if it is given: DELTA:0.5.
     """
-    _transform(sparsedelta.apply, "apply", base, deltas, **options)
+    if stack:
+        stacked(base, deltas, **options)
+    else:
+        places = tuple(map(as_location, deltas))
+        _transform(sparsedelta.apply, "apply", base, places, **options)
 
 
 @click.command()

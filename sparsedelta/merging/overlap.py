@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -124,6 +124,15 @@ def total(overlaps: Iterable[Overlap], tasks: int) -> Overlap:
     for each in overlaps:
         whole = whole + each
     return whole
+
+
+def by_kind(overlaps: Mapping[str, Overlap]) -> dict[str, Overlap]:
+    """Overlaps by the kind of module, of overlaps by tensor."""
+    kinds: dict[str, Overlap] = {}
+    for name, overlap in overlaps.items():
+        kind = module_kind(name)
+        kinds[kind] = kinds[kind] + overlap if kind in kinds else overlap
+    return dict(sorted(kinds.items()))
 
 
 def module_kind(name: str) -> str:

@@ -10,7 +10,7 @@ from sparsedelta.checkpoint import CheckpointReader, open_checkpoint
 from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.locations import LocationLike, output_path
 from sparsedelta.manifest import Manifest
-from sparsedelta.merging.overlap import Overlap
+from sparsedelta.merging.overlap import Overlap, by_kind, total
 from sparsedelta.operations.composed_delta import DeltaOutput, write_composed
 from sparsedelta.operations.weighted import carried_notes, compose_deltas
 from sparsedelta.outputs import check_output
@@ -38,6 +38,16 @@ class ComposeReport:
     weights: tuple[float, ...]
     overlaps: Mapping[str, Overlap]
     notes: tuple[str, ...] = ()
+
+    @property
+    def overlap(self) -> Overlap:
+        """What the deltas have in common, in all tensors."""
+        return total(self.overlaps.values(), len(self.parents))
+
+    @property
+    def kinds(self) -> dict[str, Overlap]:
+        """What they have in common, by kind of module."""
+        return by_kind(self.overlaps)
 
 
 def compose(

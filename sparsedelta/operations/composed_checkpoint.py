@@ -16,7 +16,7 @@ from sparsedelta.companions import find_companions
 from sparsedelta.digests import Digest, checkpoint_fingerprint, segment_digest, tensor_digest
 from sparsedelta.errors import UsageError, WrongBaseError
 from sparsedelta.limits import SEGMENT_WORDS
-from sparsedelta.merging.overlap import Overlap
+from sparsedelta.merging.overlap import Overlap, by_kind, total
 from sparsedelta.operations.composition import Composition, MergedRun
 from sparsedelta.operations.moves import Move, MovedTensors
 from sparsedelta.operations.pairing import Pair
@@ -55,6 +55,16 @@ class ComposedReport:
     overlaps: dict[str, Overlap]
     left_behind: Sequence[str]
     notes: tuple[str, ...] = ()
+
+    @property
+    def overlap(self) -> Overlap:
+        """What the tasks have in common, in all tensors."""
+        return total(self.overlaps.values(), len(self.parents))
+
+    @property
+    def kinds(self) -> dict[str, Overlap]:
+        """What they have in common, by kind of module."""
+        return by_kind(self.overlaps)
 
 
 @dataclass(slots=True)

@@ -100,7 +100,7 @@ def result_files(checkpoint: FileCheckpoint, route: Route, *, with_files: bool) 
     Raises:
         FormatError: A recorded layout does not fit the tensors (SD415), or a blob is damaged.
     """
-    weights = given = _weights(checkpoint)
+    weights = _weights(checkpoint)
     specs = dict(checkpoint.specs)
     for reader in route.readers:
         results = results_of(reader, specs, reverse=route.reverse)
@@ -110,7 +110,7 @@ def result_files(checkpoint: FileCheckpoint, route: Route, *, with_files: bool) 
             weights = _recorded(reader, end, results, weights)
         elif reader.records:
             weights = _edited(weights, results)
-    files = _files(given, weights)
+    files = _as_files(weights, checkpoint)
     if not with_files:
         return files
     if not files.is_directory:
@@ -118,6 +118,32 @@ def result_files(checkpoint: FileCheckpoint, route: Route, *, with_files: bool) 
         missing = (file.name for file, end in _carried(route) if end is not None)
         return replace(files, unwritten=dict.fromkeys(missing, why))
     return _with_carried(files, route)
+
+
+def edited_files(checkpoint: FileCheckpoint, results: Results) -> ResultFiles:
+    """The files of a checkpoint, as far as its tensors stay; those that come new in the last."""
+    return _as_files(_edited(_weights(checkpoint), results), checkpoint)
+
+
+def _weights(checkpoint: FileCheckpoint) -> _Weights:
+    index = checkpoint.index
+    return _Weights(
+        tuple((file.name, file.layout) for file in checkpoint.files),
+        checkpoint.is_directory,
+        None if index is None else (index.name, checkpoint.index_content),
+    )
+
+
+def _as_files(weights: _Weights, checkpoint: FileCheckpoint) -> ResultFiles:
+    index, content = checkpoint.index, checkpoint.index_content
+    contents, dropped = {}, set()
+    if weights.index is not None and weights.index[1] is not content:
+        contents[weights.index[0]] = weights.index[1]
+    if index is not None and (weights.index is None or weights.index[0] != index.name):
+        dropped.add(index.name)
+    return ResultFiles(
+        weights.files, weights.is_directory, contents, frozenset(dropped), weights.sha256
+    )
 
 
 def _recorded(reader: DeltaReader, end: LayoutEnd, results: Results, before: _Weights) -> _Weights:
@@ -162,32 +188,6 @@ def read_layouts(reader: DeltaReader, end: LayoutEnd) -> Iterator[tuple[str, Fil
 def misfit(reader: DeltaReader, message: str) -> FormatError:
     """The error of a layout that does not fit its tensors (SD415)."""
     return FormatError("SD415", f"{reader.path}: the layout: {message}", hint=DAMAGED)
-
-
-def edited_files(checkpoint: FileCheckpoint, results: Results) -> ResultFiles:
-    """The files of a checkpoint, as far as the tensors are the same; new ones in the last."""
-    given = _weights(checkpoint)
-    return _files(given, _edited(given, results))
-
-
-def _weights(checkpoint: FileCheckpoint) -> _Weights:
-    return _Weights(
-        tuple((file.name, file.layout) for file in checkpoint.files),
-        checkpoint.is_directory,
-        None if checkpoint.index is None else (checkpoint.index.name, checkpoint.index_content),
-    )
-
-
-def _files(given: _Weights, weights: _Weights) -> ResultFiles:
-    """The files that ``given`` ones have become."""
-    contents, dropped = {}, set()
-    if weights.index is not None and weights.index is not given.index:
-        contents[weights.index[0]] = weights.index[1]
-    if given.index is not None and (weights.index is None or weights.index[0] != given.index[0]):
-        dropped.add(given.index[0])
-    return ResultFiles(
-        weights.files, weights.is_directory, contents, frozenset(dropped), weights.sha256
-    )
 
 
 def _edited(before: _Weights, results: Results) -> _Weights:
