@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from sparsedelta.operations.identity import Identity, fingerprint
     from sparsedelta.operations.info import DeltaInfo, info
     from sparsedelta.operations.live_diff import diff_state_dict
+    from sparsedelta.operations.load import load_state_dict
+    from sparsedelta.operations.pretrained import from_pretrained
     from sparsedelta.operations.rows import read_rows
     from sparsedelta.operations.stack import Stack
     from sparsedelta.operations.stacking import apply_stack
@@ -95,6 +97,8 @@ _MODULES: Final = {
     "operations.identity": ("Identity", "fingerprint"),
     "operations.info": ("DeltaInfo", "info"),
     "operations.live_diff": ("diff_state_dict",),
+    "operations.load": ("load_state_dict",),
+    "operations.pretrained": ("from_pretrained",),
     "operations.rows": ("read_rows",),
     "operations.stack": ("Stack",),
     "operations.validate": ("Problem", "ValidationReport", "validate"),
@@ -152,7 +156,9 @@ __all__ = [
     "diff_state_dict",
     "export_raw",
     "fingerprint",
+    "from_pretrained",
     "info",
+    "load_state_dict",
     "read_rows",
     "revert",
     "validate",

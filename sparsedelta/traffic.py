@@ -135,7 +135,7 @@ def watch(model: nn.Module, traffic: Traffic) -> list[RemovableHandle]:
         traffic.leave()
 
     # Compiled code does not look into them: it leaves its graph, and comes back.
-    outside = torch.compiler.disable
+    outside: Any = torch.compiler.disable
     return [
         model.register_forward_pre_hook(outside(enter), prepend=True),
         model.register_forward_hook(outside(leave), always_call=True),
