@@ -31,7 +31,8 @@ def verified_together(candidate: Candidate, ranks: TorchRanks, pool: OrderedMap)
     specs = {n: TensorSpec(n, live.spec.dtype, live.spec.shape) for n, live in every.items()}
     boxes = {name: live.box for name, live in every.items() if live.box.words}
     shards = LocalShards(specs, boxes, candidate.base)
-    with ShardExchange(ranks) as exchange:
+    # Whoever fails says so before it stops to answer.
+    with ShardExchange(ranks) as exchange, ranks.together():
         gathered = ranks.gather((specs, boxes))
         table = ranks.share(merge_shards(MODEL, gathered) if gathered else None)
         names = list(table.specs)
