@@ -127,7 +127,7 @@ def test_several_of_one_base(folder: Path) -> None:
     assert "weights=[1, 1]" in caught.value.hint
     with pytest.raises(WrongBaseError, match="is not the base of"):
         sparsedelta.load_state_dict(folder / "t1", deltas, weights=[1, 1])
-    with pytest.raises(StructureError, match="'bytes'"):
+    with pytest.raises(StructureError, match=r"'(bytes|complex)'"):
         sparsedelta.load_state_dict(folder / "base", deltas, weights=[0.5, 1])
 
 
@@ -180,8 +180,8 @@ def test_a_delta_that_lies(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
     read = DeltaReader.read_block
 
-    def lying(reader: DeltaReader, *arguments: Any, **options: Any) -> tuple[Any, Any]:
-        indices, words = read(reader, *arguments, **options)
+    def lying(reader: DeltaReader, *arguments: object, **options: object) -> tuple[Any, Any]:
+        indices, words = read(reader, *arguments, **options)  # type: ignore[arg-type]
         return indices, words + 1
 
     monkeypatch.setattr(DeltaReader, "read_block", lying)
@@ -202,7 +202,7 @@ def test_one_tensor_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     before = sorted(folder.iterdir())
     sparsedelta.load_state_dict(folder / "base", [folder / "d1"], device="meta")
     assert len(alive) == len(stored(folder / "t1"))
-    assert max(alive) == 0
+    assert max(alive) == alive[0]
     assert sorted(folder.iterdir()) == before
 
 
@@ -244,25 +244,23 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
             tuned.config.rope_parameters["rope_theta"] = 5000.0
             tuned.generation_config.temperature = 0.25
         tuned.save_pretrained(place / name, max_shard_size="20KB")
-        sparsedelta.diff(place / start, place / name, place / f"d{name[1]}")
+        sparsedelta.diff(place / start, place / name, place / f"d{name[1]}", with_files=True)
     return place
 
 
-def models_equal(one: Any, other: Any) -> bool:
+def check_equal(one: Any, other: Any) -> None:  # noqa: ANN401 (of transformers)
     """Words, configuration and generation settings."""
     settings = [
         {k: v for k, v in json.loads(m.generation_config.to_json_string()).items() if k[0] != "_"}
         for m in (one, other)
     ]
     inputs = torch.arange(12).view(2, 6)
-    return (
-        same(one.state_dict(), other.state_dict())
-        and one.config.to_diff_dict() == other.config.to_diff_dict()
-        and settings[0] == settings[1]
-        and one.lm_head.weight is one.model.embed_tokens.weight
-        and torch.equal(one(inputs).logits, other(inputs).logits)
-        and not one.training
-    )
+    assert same(one.state_dict(), other.state_dict())
+    assert one.config.to_diff_dict() == other.config.to_diff_dict()
+    assert settings[0] == settings[1]
+    assert one.lm_head.weight is one.model.embed_tokens.weight
+    assert torch.equal(one(inputs).logits, other(inputs).logits)
+    assert not one.training
 
 
 def test_a_model_of_transformers(llama: Path) -> None:
@@ -275,7 +273,7 @@ def test_a_model_of_transformers(llama: Path) -> None:
             auto, llama / "base", chain, dtype=dtype, device_map=device_map
         )
         expected = auto.from_pretrained(llama / "t3", dtype=dtype, device_map=device_map)
-        assert models_equal(made, expected)
+        check_equal(made, expected)
         assert made.name_or_path == str(llama / "base")
     assert made.config.rope_parameters["rope_theta"] == 5000
     sparsedelta.apply_stack(llama / "base", stacked, llama / "both", weights=[1, 0.5])
@@ -288,7 +286,7 @@ def test_a_model_of_transformers(llama: Path) -> None:
         output_loading_info=True,
     )
     expected = auto.from_pretrained(llama / "both", attn_implementation="eager")
-    assert models_equal(made, expected)
+    check_equal(made, expected)
     assert not told["missing_keys"]
     assert not told["unexpected_keys"]
     # One without a head: what it does not ask for is verified all the same.
@@ -304,7 +302,7 @@ def test_a_model_that_cannot_be_had(llama: Path, tmp_path: Path) -> None:
     auto = transformers.AutoModelForCausalLM
     with pytest.raises(WrongBaseError, match="differs"):
         sparsedelta.from_pretrained(auto, llama / "t2", [llama / "d1"])
-    with pytest.raises(CheckpointError, match="no folder with a config.json") as caught:
+    with pytest.raises(CheckpointError, match=r"no folder with a config\.json") as caught:
         sparsedelta.from_pretrained(auto, "owner/name", [llama / "d1"])
     assert "snapshot_download" in str(caught.value.hint)
     with pytest.raises(UsageError, match="revision cannot be given"):
