@@ -103,7 +103,7 @@ def test_a_chain_from_any_of_its_links(folder: Path) -> None:
         assert same(sparsedelta.load_state_dict(folder / start, chain), expected), start
     assert same(sparsedelta.load_state_dict(folder / "base", chain[1:2]), stored(folder / "t1"))
     for verify in ("full", "touched"):
-        found = sparsedelta.load_state_dict(folder / "base", chain, verify=verify, threads=3)  # type: ignore[arg-type]
+        found = sparsedelta.load_state_dict(folder / "base", chain, verify=verify, threads=3)
         assert same(found, expected)
     with pytest.raises(WrongBaseError, match="is not the base of"):
         sparsedelta.load_state_dict(folder / "t2", chain)

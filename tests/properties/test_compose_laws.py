@@ -92,7 +92,12 @@ def usable(chosen: list[float], count: int) -> list[float]:
     return [1.0, *chosen[1:count]]
 
 
-@given(made=tasks(), chosen=weights, codecs=st.lists(st.sampled_from(CODECS), min_size=2), data=st.data())
+@given(
+    made=tasks(),
+    chosen=weights,
+    codecs=st.lists(st.sampled_from(CODECS), min_size=2),
+    data=st.data(),
+)
 @settings(max_examples=15)
 def test_order_and_encoding_do_not_matter(
     made: tuple[Tensors, list[Tensors]],

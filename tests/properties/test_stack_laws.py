@@ -251,7 +251,7 @@ def test_any_sequence_of_calls_holds_what_composing_gives() -> None:
         StackMachine.folder, StackMachine.base = Path(place), base
         StackMachine.deltas = write_deltas(Path(place), base)
         StackMachine.known = {}
-        run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        run_state_machine_as_test(
             StackMachine,
             settings=settings(
                 max_examples=25,

@@ -173,7 +173,9 @@ def test_a_sum_is_rounded_once() -> None:
 def test_single_tasks_of_weight_one_give_their_words_whatever_they_are() -> None:
     """NaN payloads and infinities are copied: nothing is computed."""
     nan, infinity = 0x7FC1, 0xFF80
-    assert together("BF16", [0, 0x7F80, 5], [[nan, None, None], [None, infinity, None]], [1, 1]) == [
+    assert together(
+        "BF16", [0, 0x7F80, 5], [[nan, None, None], [None, infinity, None]], [1, 1]
+    ) == [
         nan,
         infinity,
         5,
