@@ -37,7 +37,7 @@ import weights
 
 DENSITY: Final = 0.01
 RANK: Final = 4
-ROUNDS: Final = 7
+ROUNDS: Final = 5
 TOKENS: Final = 64
 LAYERS: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -83,7 +83,7 @@ def with_adapters(base: Path) -> Any:  # noqa: ANN401 (of PEFT)
     from peft import LoraConfig, get_peft_model  # noqa: PLC0415
 
     config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(LAYERS), lora_dropout=0.0)
-    model = get_peft_model(load(base), config, adapter_name="a")  # type: ignore[arg-type]
+    model = get_peft_model(load(base), config, adapter_name="a")
     model.add_adapter("b", config)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -122,7 +122,10 @@ def main() -> None:
     tensors = load_file(base / "model.safetensors")
     model = load(base)
     stack = sparsedelta.Stack(model)
-    adding = [seconds(lambda n=n: stack.add("ab"[n], deltas[n], n == 0)) for n in range(2)]
+    adding = [
+        seconds(lambda: stack.add("a", deltas[0])),
+        seconds(lambda: stack.add("b", deltas[1], enabled=False)),
+    ]
     lora = with_adapters(base)
     inputs = torch.arange(TOKENS)[None]
     adapters = [
