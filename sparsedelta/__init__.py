@@ -50,8 +50,11 @@ if TYPE_CHECKING:
     from sparsedelta.operations.info import DeltaInfo, info
     from sparsedelta.operations.live_diff import diff_state_dict
     from sparsedelta.operations.load import load_state_dict
+    from sparsedelta.operations.log import Edge, HistoryGraph, Standing, log, which
+    from sparsedelta.operations.merge import merge
     from sparsedelta.operations.pretrained import from_pretrained
     from sparsedelta.operations.rows import read_rows
+    from sparsedelta.operations.squash import SquashReport, invert, squash
     from sparsedelta.operations.stack import Stack
     from sparsedelta.operations.stacking import apply_stack
     from sparsedelta.operations.validate import Problem, ValidationReport, validate
@@ -66,6 +69,7 @@ _MODULES: Final = {
     "operations.apply": ("apply", "revert"),
     "operations.following": ("ApplyReport",),
     "operations.composed_checkpoint": ("ComposedReport",),
+    "operations.merge": ("merge",),
     "operations.stacking": ("apply_stack",),
     "delta": ("Delta", "Part", "TensorDelta"),
     "delta_reader": ("DeltaReader",),
@@ -98,8 +102,10 @@ _MODULES: Final = {
     "operations.info": ("DeltaInfo", "info"),
     "operations.live_diff": ("diff_state_dict",),
     "operations.load": ("load_state_dict",),
+    "operations.log": ("Edge", "HistoryGraph", "Standing", "log", "which"),
     "operations.pretrained": ("from_pretrained",),
     "operations.rows": ("read_rows",),
+    "operations.squash": ("SquashReport", "invert", "squash"),
     "operations.stack": ("Stack",),
     "operations.validate": ("Problem", "ValidationReport", "validate"),
     "operations.write_delta": ("write_delta",),
@@ -121,8 +127,10 @@ __all__ = [
     "DeltaInfo",
     "DeltaReader",
     "DiffReport",
+    "Edge",
     "ExportReport",
     "FormatError",
+    "HistoryGraph",
     "Identity",
     "IdentityError",
     "NoAccessError",
@@ -135,7 +143,9 @@ __all__ = [
     "RemoteError",
     "Snapshot",
     "SparseDeltaError",
+    "SquashReport",
     "Stack",
+    "Standing",
     "StructureError",
     "TensorDelta",
     "TensorSlice",
@@ -158,10 +168,15 @@ __all__ = [
     "fingerprint",
     "from_pretrained",
     "info",
+    "invert",
     "load_state_dict",
+    "log",
+    "merge",
     "read_rows",
     "revert",
+    "squash",
     "validate",
+    "which",
     "write_delta",
 ]
 

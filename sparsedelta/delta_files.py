@@ -111,6 +111,7 @@ class DeltaFiles:
         metadata: Provenance.
         hints: Hints at the base, as the header has them.
         attachments: What travels beside the tensors.
+        ends: Fingerprints of base and target; None: they follow from the tensors.
     """
 
     path: Path
@@ -120,6 +121,7 @@ class DeltaFiles:
     metadata: Mapping[str, str]
     hints: Mapping[str, str]
     attachments: Attachments
+    ends: tuple[str, str] | None = None
 
     def tables(self) -> bytes:
         """The tables of the whole delta."""
@@ -132,10 +134,10 @@ class DeltaFiles:
 
     def manifest(self) -> Manifest:
         """The manifest of the whole delta, as of one file."""
-        ends = [
+        ends = self.ends or tuple(
             checkpoint_fingerprint(leaves_of(self.touched, self.untouched, target=target)).hex()
             for target in (False, True)
-        ]
+        )
         records = tuple(written.record for written in self.touched.values())
         contents = {name: written.content for name, written in self.touched.items()}
         return Manifest(

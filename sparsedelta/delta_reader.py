@@ -268,7 +268,7 @@ class DeltaReader(Closing):
         for number in range(record.split, len(record.parts)):
             part = record.parts[number]
             if part.op in SPARSE_OPS:
-                entries.append(self._entries_within(record, number, start, stop))
+                entries.append(self.entries_within(record, number, start, stop))
             elif isinstance(part, PartRecord) and stop > given:
                 carried = self.read_carried(record, number, max(0, start - given), stop - given)
         if len(entries) > 1:
@@ -287,7 +287,8 @@ class DeltaReader(Closing):
             )
         return record.target
 
-    def _entries_within(self, record: TensorRecord, number: int, start: int, stop: int) -> Part:
+    def entries_within(self, record: TensorRecord, number: int, start: int, stop: int) -> Part:
+        """The entries of a sparse part with indices in ``[start, stop)``."""
         part = record.parts[number]
         indices, words = [np.empty(0, np.int64)], [np.empty(0, f"<u{record.word_bytes(number)}")]
         for found, values in self.blocks(record, number, start, min(stop, record.domain(number))):

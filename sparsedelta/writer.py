@@ -65,6 +65,8 @@ class DeltaWriter:
             of a part file follow each other, and are added by one rank.
         ranks: Who adds tensors, each rank its own.
         force: Whether an existing output is replaced.
+        ends: Fingerprints of base and target, for one that is lean and of which not all tensors are
+            known; None: they follow from what is added.
         inputs: Files that are read: part files of a set do not overwrite them, even with ``force``.
 
     Raises:
@@ -87,12 +89,14 @@ class DeltaWriter:
         plan: Mapping[str, int] | None = None,
         ranks: Ranks = ALONE,
         force: bool = False,
+        ends: tuple[str, str] | None = None,
         inputs: Iterable[Path] = (),
     ) -> None:
         self._path = path
         self._inputs = tuple(inputs)
         self._force = force
         self._lean = lean
+        self._ends = ends
         self._max_shard_size = max_shard_size
         self._plan = plan
         self._ranks = ranks
@@ -259,6 +263,7 @@ class DeltaWriter:
             self._metadata,
             self._hints,
             self.attachments,
+            self._ends,
         )
         whole = files.manifest()
         self._check(whole, files.tables())

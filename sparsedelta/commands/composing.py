@@ -1,14 +1,23 @@
-"""Commands that put several tasks of one base together: ``compose``."""
+"""Commands that put several tasks of one base together: ``compose``, ``merge``."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 
 import sparsedelta
-from sparsedelta.commands.options import PATH, bits, one_of_many, options, print_result, writing
-from sparsedelta.commands.sizes import pairs, size_of
+from sparsedelta.commands.options import (
+    PATH,
+    bits,
+    one_of_many,
+    options,
+    pairs,
+    print_result,
+    size,
+    writing,
+)
 from sparsedelta.commands.stacked import overlap_lines, told_overlaps, weighted
 from sparsedelta.console import format_bytes
 from sparsedelta.errors import printable
@@ -87,7 +96,7 @@ def compose(
             },
             seed=seed,
             lean=lean,
-            max_shard_size=size_of(max_shard_size),
+            max_shard_size=size(max_shard_size),
             shards=shards,
             metadata=dict(pairs("--meta", "KEY=VALUE", meta)),
             threads=threads_here(ranks, threads),
@@ -134,3 +143,65 @@ def _value(text: str) -> Any:  # noqa: ANN401 (what the parameter takes)
         return float(text)
     except ValueError:
         return text
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("-o", "--out", "out", type=PATH, help="The checkpoint, or the delta, to write.")
+@click.option("--as-delta", is_flag=True, help="Write the delta from the base, not a checkpoint.")
+@click.option("--seed", type=int, help="Of random methods. [default: the recipe's, or 0]")
+@writing
+def merge(
+    recipe: Path,
+    out: Location | None,
+    *,
+    as_delta: bool,
+    seed: int | None,
+    threads: int | None,
+    as_json: bool,
+    quiet: bool,
+    force: bool,
+    dry_run: bool,
+) -> None:
+    """Carry out RECIPE, a YAML file as mergekit has them, over deltas and checkpoints."""
+    with one_of_many("merge", quiet=quiet) as (ranks, progress):
+        report = sparsedelta.merge(
+            recipe,
+            out,
+            as_delta=as_delta,
+            seed=seed,
+            threads=threads_here(ranks, threads),
+            force=force,
+            dry_run=dry_run,
+            progress=progress,
+            ranks=ranks,
+        )
+    if ranks.rank:
+        return
+    for note in report.notes if not quiet else ():
+        click.echo(printable(f"note: {note}"), err=True)
+    told = (report.parents, report.weights, report.overlap, report.kinds)
+    if isinstance(report, sparsedelta.ComposeReport):
+        manifest = report.manifest
+        nnz, tensors = manifest.nnz, len(manifest.tensors)
+        ends = {"base": manifest.base, "target": manifest.target, "content": manifest.content}
+    else:
+        nnz, tensors = report.nnz, report.tensors
+        ends = {"base": report.base, "target": report.fingerprint}
+    print_result(
+        {
+            "output": None if out is None else str(out),
+            "is_delta": as_delta,
+            "dry_run": dry_run,
+            "nnz": nnz,
+            "tensors": tensors,
+            **ends,
+            **told_overlaps(*told),
+        },
+        f"{'would write' if dry_run else 'wrote'} {out or 'nothing'}: {nnz:,} words changed in "
+        f"{tensors} tensors",
+        *overlap_lines(*told),
+        f"fingerprint {ends['target']}",
+        as_json=as_json,
+        quiet=quiet,
+    )

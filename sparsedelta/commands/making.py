@@ -16,12 +16,13 @@ from sparsedelta.commands.options import (
     cache,
     force,
     one_of_many,
+    pairs,
     print_result,
     quiet,
     ratio,
+    size,
     writing,
 )
-from sparsedelta.commands.sizes import pairs, size_of
 from sparsedelta.console import format_bytes, progress_bar
 from sparsedelta.errors import printable
 from sparsedelta.launch import threads_here
@@ -137,7 +138,7 @@ def diff(
             unrelated=unrelated,
             codec=codec,
             explain=explain,
-            max_shard_size=size_of(max_shard_size),
+            max_shard_size=size(max_shard_size),
             shards=shards,
             metadata=dict(pairs("--meta", "KEY=VALUE", meta)),
             base_repo=base_repo,
@@ -192,9 +193,9 @@ def _tensors(manifest: Manifest, kinds: Mapping[str, int]) -> str:
     return f"{len(manifest.tensors)}{of} tensors{f' ({listed})' if structural else ''}"
 
 
-def _renames(given: tuple[str, ...]) -> dict[str, str]:
+def _renames(told: tuple[str, ...]) -> dict[str, str]:
     renames: dict[str, str] = {}
-    for old, new in pairs("--rename", "OLD=NEW", given):
+    for old, new in pairs("--rename", "OLD=NEW", told):
         if renames.setdefault(new, old) != old:
             raise click.UsageError(
                 f"--rename: {new!r} cannot come from both {renames[new]!r} and {old!r}"

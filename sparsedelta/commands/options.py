@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 from typing import Any, Final, TypeVar
 
 import click
@@ -15,6 +17,17 @@ from sparsedelta.launch import launched
 from sparsedelta.locations import Location, as_location
 from sparsedelta.progress import Progress
 from sparsedelta.ranks import Ranks
+
+_SIZE: Final = re.compile(r"(?P<number>[0-9]+(\.[0-9]+)?) *(?P<unit>|[kKmMgGtT]?i?[bB])", re.ASCII)
+_UNITS: Final = {
+    **{f"{prefix}IB": 1 << (10 * power) for power, prefix in enumerate("KMGT", start=1)},
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+}
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -94,3 +107,24 @@ def print_result(document: dict[str, Any], *lines: str, as_json: bool, quiet: bo
     elif not quiet:
         for line in lines:
             click.echo(printable(line))
+
+
+def pairs(option: str, form: str, told: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Keys and values of an option such as ``--meta KEY=VALUE``."""
+    found = []
+    for pair in told:
+        key, separator, value = pair.partition("=")
+        if not separator or not key:
+            raise click.UsageError(f"{option} {pair!r}: expected {form}")
+        found.append((key, value))
+    return found
+
+
+def size(text: str | None) -> int | None:
+    """Bytes of a size such as ``500MB``."""
+    if text is None:
+        return None
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise click.UsageError(f"--max-shard-size {text!r}: expected a size such as 500MB or 5GB")
+    return int(Decimal(match["number"]) * _UNITS[match["unit"].upper()])

@@ -11,7 +11,7 @@ import click
 
 import sparsedelta
 from sparsedelta.commands.options import one_of_many, print_result
-from sparsedelta.errors import printable
+from sparsedelta.errors import UsageError, printable
 from sparsedelta.launch import threads_here
 from sparsedelta.locations import Location, as_location
 from sparsedelta.merging.overlap import Overlap
@@ -52,7 +52,10 @@ def stacked(
         ("to", None),
     ):
         if other.get(option, usual) != usual:
-            raise click.UsageError(f"--{option.replace('_', '-')} does not go with --stack")
+            raise UsageError(
+                f"--{option.replace('_', '-')} does not go with --stack",
+                hint="compose the deltas first: sparsedelta compose --base BASE D1 D2 … -o DELTA",
+            )
     places, weights = zip(*map(weighted, deltas), strict=True)
     with one_of_many("apply", quiet=quiet) as (ranks, progress):
         report = sparsedelta.apply_stack(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -14,7 +15,7 @@ from sparsedelta.merging.outcome import Outcome
 from sparsedelta.merging.settings import Settings
 from sparsedelta.merging.summing import agreed, finite_words
 from sparsedelta.merging.task_vectors import added, mixed_words
-from sparsedelta.rounding import FLOATS
+from sparsedelta.rounding import FLOATS, from_float64, to_float64
 from sparsedelta.words import Words
 
 _STRAIGHT: Final = 0.9995
@@ -27,6 +28,10 @@ _ONE: Final = 1e-12
 def linear(aligned: Aligned, settings: Settings, base_square: float) -> Outcome:  # noqa: ARG001
     """The weighted mean, or sum (Wortsman et al., Model soups, arXiv:2203.05482, section 2).
 
+    Tensors of 16 bits are added up as mergekit does, whole numbers in float32 and in the order of
+    the tasks, the base first. Means of them often lie half way between two numbers of 16 bits, and
+    it is this arithmetic that decides which one is taken.
+
     Raises:
         UsageError: The mean is asked for, and the weights add up to 0.
     """
@@ -34,10 +39,45 @@ def linear(aligned: Aligned, settings: Settings, base_square: float) -> Outcome:
     if settings.normalize and whole == 0:
         raise UsageError("the weights add up to 0: there is no mean", hint="set normalize: false")
     divisor = whole if settings.normalize else 1.0
-    parts = (aligned.differences(task) * w for task, w in enumerate(settings.weights))
+    if aligned.spec.dtype in _SHORT:
+        return _short_mean(aligned, settings)
+    parts = [aligned.differences(task) * w for task, w in enumerate(settings.weights)]
     scale = whole / divisor
     scale = 1.0 if abs(scale - 1) < _ONE else scale
-    return mixed_words(aligned, added(list(parts), aligned.size) / divisor, scale)
+    return mixed_words(aligned, added(parts, aligned.size) / divisor, scale)
+
+
+_SHORT: Final = ("F16", "BF16")
+
+
+def _short_mean(aligned: Aligned, settings: Settings) -> Outcome:
+    dtype = aligned.spec.dtype
+    weights = np.array([settings.base_weight, *settings.weights], np.float32)
+    divisor = weights.sum() if settings.normalize else np.float32(1)
+
+    def add(base: Words, tasks: Words) -> Numbers:
+        total = np.zeros(base.size, np.float32)
+        with np.errstate(invalid="ignore", over="ignore"):
+            for words, weight in zip((base, *tasks), weights, strict=True):
+                # A product of two float32 is exact in float64: this is a fused multiply-add.
+                product = to_float64(words, dtype) * np.float64(weight)
+                total = (total.astype(np.float64) + product).astype(np.float32)
+            return (total / divisor).astype(np.float64)
+
+    def elsewhere(words: Words) -> Words:
+        return from_float64(add(words, np.repeat(words[None], aligned.tasks, axis=0)), dtype)
+
+    numbers = add(aligned.base, aligned.words)
+    words = finite_words(aligned, numbers)
+    stays = numbers == aligned.base_numbers()  # the signs of zeros are those of the base
+    words[stays] = aligned.base[stays]
+    return Outcome(words, None if is_mean(settings) else elsewhere)
+
+
+def is_mean(settings: Settings) -> bool:
+    """Whether what all ends have in common stays."""
+    whole = sum(settings.weights) + settings.base_weight
+    return settings.normalize or abs(whole - 1) < _ONE
 
 
 def slerp(aligned: Aligned, settings: Settings, base_square: float) -> Outcome:
@@ -114,11 +154,24 @@ def model_stock(aligned: Aligned, settings: Settings, base_square: float) -> Out
     return mixed_words(aligned, ratio * (added(own, aligned.size) / count))
 
 
-def sce(aligned: Aligned, settings: Settings, base_square: float) -> Outcome:  # noqa: ARG001
-    """Select, calculate, erase (Wan et al., FuseChat, arXiv:2408.07990, section 3.3)."""
+def sce(
+    aligned: Aligned,
+    settings: Settings,
+    base_square: float,  # noqa: ARG001
+    *,
+    keep: Sequence[Marks] | None = None,
+) -> Outcome:
+    """Select, calculate, erase (Wan et al., FuseChat, arXiv:2408.07990, section 3.3).
+
+    Args:
+        aligned: The entries of the whole tensor.
+        settings: How they are put together.
+        base_square: Not needed.
+        keep: Which elements are selected, ``[n]``, whatever would be; for comparisons.
+    """
     own = np.stack([aligned.differences(task) for task in range(aligned.tasks)])
     if settings.select_topk < 1:
-        own = own * _selected(own, settings.select_topk)
+        own = own * (_selected(own, settings.select_topk) if keep is None else keep[0])
     squares = [float((numbers * numbers).sum()) / aligned.spec.words for numbers in own]
     whole = sum(squares)
     # Below this, and small changes of few elements are always below it, tasks count alike.

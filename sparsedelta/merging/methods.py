@@ -101,6 +101,11 @@ class BoundMethod:
         """Whether it needs the norm of the base."""
         return self.method.needs_norm
 
+    @property
+    def moves_all(self) -> bool:
+        """Whether it changes tensors, too, that no task changes: a sum that is no mean."""
+        return self.method.name == "linear" and not averages.is_mean(self.settings)
+
     def __call__(self, aligned: Aligned, base_square: float) -> Outcome:
         """Put tasks together.
 
@@ -151,6 +156,7 @@ _LISTED: Final = (
         frozenset({"normalize", "base_weight"}),
         {"normalize": True},
         is_whole=False,
+        is_ordered=True,
     ),
     Method("ties", task_vectors.ties, _THIN, _CONSENSUS),
     Method("dare_linear", task_vectors.dare_linear, _THIN, _RESCALED, is_random=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,11 +16,11 @@ class Outcome:
 
     Attributes:
         words: Words ``[n]`` of the elements that a task changes.
-        scale: What all other elements are multiplied with; 1: they stay, bit for bit.
+        elsewhere: What the words of all other elements become; None: they stay, bit for bit.
     """
 
     words: Words
-    scale: float = 1.0
+    elsewhere: Callable[[Words], Words] | None = None
 
 
 class TensorMethod(Protocol):
@@ -28,6 +29,10 @@ class TensorMethod(Protocol):
     @property
     def is_whole(self) -> bool:
         """Whether the entries of the whole tensor have to be seen at once."""
+
+    @property
+    def moves_all(self) -> bool:
+        """Whether it changes tensors, too, that no task changes."""
 
     @property
     def needs_norm(self) -> bool:

@@ -25,6 +25,8 @@ from sparsedelta.merging.keeping import (
 from sparsedelta.merging.outcome import Outcome
 from sparsedelta.merging.settings import Settings
 from sparsedelta.merging.summing import finite_words
+from sparsedelta.rounding import from_float64, to_float64
+from sparsedelta.words import Words
 
 Thin = Callable[[Aligned, Settings, int, Numbers], Marks]
 """Which entries of a task are kept: of elements, settings, the task's number and differences."""
@@ -40,13 +42,18 @@ def mixed_words(aligned: Aligned, mixed: Numbers, scale: float = 1.0) -> Outcome
     """
     with np.errstate(invalid="ignore", over="ignore"):
         moved = aligned.base_numbers() * scale + mixed
-    if scale == 1:
-        stays = mixed == 0
-        moved[stays] = 0.0
+    if scale != 1:
+        return Outcome(finite_words(aligned, moved), partial(_scaled, scale, aligned.spec.dtype))
+    stays = mixed == 0
+    moved[stays] = 0.0
     words = finite_words(aligned, moved)
-    if scale == 1:
-        words[stays] = aligned.base[stays]
-    return Outcome(words, scale)
+    words[stays] = aligned.base[stays]
+    return Outcome(words)
+
+
+def _scaled(scale: float, dtype: str, words: Words) -> Words:
+    with np.errstate(invalid="ignore", over="ignore"):
+        return from_float64(to_float64(words, dtype) * scale, dtype)
 
 
 def total_of(aligned: Aligned, settings: Settings, task: int) -> int:

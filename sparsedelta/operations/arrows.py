@@ -185,6 +185,13 @@ class Arrow:
         assert spec is not None  # noqa: S101 (an arrow has at least one end)
         return spec.word_bytes
 
+    @property
+    def linked(self) -> int:
+        """How many words of the result follow from the source: rows that were never cut."""
+        if self.source is None:
+            return 0
+        return min(self.source.words, *(hop.result.words for hop in self.hops), self.source.words)
+
     def is_unchanged(self, start: int, stop: int) -> bool:
         """Whether the words of a run stay: there is nothing to change in any of its segments."""
         if self.source is None or self.result is None or self.source.words != self.result.words:

@@ -129,15 +129,13 @@ def write_checkpoint(
         check_unchanged(base)
         if writer is not None and ranks.rank:
             writer.sync()
-        every = [tensor for found in ranks.gather(made) for tensor in found]
-        if ranks.rank == 0:
-            found = _fingerprint(every, target=False)
-            if composition.fingerprint not in (None, found):
-                raise _wrong_base(composition, every, found)
-            if writer is not None:
-                writer.copy_companions(base.root, files.companions(companions))
-                writer.write_files(files.contents)
-        every = ranks.share(every)
+        every = ranks.share([tensor for found in ranks.gather(made) for tensor in found])
+        found = _fingerprint(every, target=False)
+        if composition.fingerprint not in (None, found):
+            raise _wrong_base(composition, every, found)
+        if writer is not None and ranks.rank == 0:
+            writer.copy_companions(base.root, files.companions(companions))
+            writer.write_files(files.contents)
     ranks.share(None)  # the output has its name
     seen = [each for own in ranks.gather(composition.overlaps) for each in own.items()]
     return ComposedReport(

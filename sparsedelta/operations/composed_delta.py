@@ -21,9 +21,10 @@ from sparsedelta.limits import SEGMENT_WORDS
 from sparsedelta.manifest import Manifest
 from sparsedelta.merging.overlap import Overlap
 from sparsedelta.operations.composition import Composition, MergedRun
-from sparsedelta.operations.diff import part_count, plan_parts
+from sparsedelta.operations.diff import plan_parts
 from sparsedelta.operations.moves import Move, MovedTensors
 from sparsedelta.operations.pairing import Pair
+from sparsedelta.operations.parts import part_count
 from sparsedelta.operations.scanning import Recipe, scan_tensors
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress, silent

@@ -24,7 +24,7 @@ from sparsedelta.operations.moves import Move
 from sparsedelta.operations.pairing import Pair
 from sparsedelta.operations.tasks import Task
 from sparsedelta.parallel import OrderedMap
-from sparsedelta.rounding import FLOATS, from_float64, to_float64
+from sparsedelta.rounding import FLOATS, to_float64
 from sparsedelta.words import Indices, TensorSpec, Words, as_words
 
 _Result = TypeVar("_Result")
@@ -121,7 +121,9 @@ class Composition:
 
     def changes(self, spec: TensorSpec) -> bool:
         """Whether words of a tensor of the base may change."""
-        return any(task.changes(spec) for task in self.tasks)
+        if any(task.changes(spec) for task in self.tasks):
+            return True
+        return spec.dtype in FLOATS and self._method(spec).moves_all
 
     def merged(
         self, spec: TensorSpec, pool: OrderedMap, work: Callable[[MergedRun], _Result]
@@ -158,7 +160,7 @@ class Composition:
         def take(start: int) -> tuple[_Result, Overlap]:
             own = read(start)
             aligned = self._aligned(spec, own)
-            run = _changed(spec, own, aligned.indices - start, method(aligned, 0.0))
+            run = _changed(own, aligned.indices - start, method(aligned, 0.0))
             return work(run), overlap_of(aligned)
 
         if not self.changes(spec):
@@ -199,8 +201,8 @@ class Composition:
         def finish(start: int) -> _Result:
             own = read(start)
             low, high = np.searchsorted(whole.indices, [start, start + own.words.size])
-            made = Outcome(outcome.words[low:high], outcome.scale)
-            return work(_changed(spec, own, whole.indices[low:high] - start, made))
+            made = Outcome(outcome.words[low:high], outcome.elsewhere)
+            return work(_changed(own, whole.indices[low:high] - start, made))
 
         with pool.mapped(finish, starts) as finished:
             yield from finished
@@ -236,12 +238,11 @@ class Composition:
         return align(spec, run.start, run.words, found)
 
 
-def _changed(spec: TensorSpec, read: _Read, at: Indices, outcome: Outcome) -> MergedRun:
+def _changed(read: _Read, at: Indices, outcome: Outcome) -> MergedRun:
     """A run in which the words of some elements are others."""
     old = new = read.words
-    if outcome.scale != 1:
-        with np.errstate(invalid="ignore", over="ignore"):
-            new = from_float64(to_float64(old, spec.dtype) * outcome.scale, spec.dtype)
+    if outcome.elsewhere is not None:
+        new = outcome.elsewhere(old)
     elif at.size:
         new = old.copy()
     if at.size:

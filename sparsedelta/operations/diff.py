@@ -13,16 +13,15 @@ from sparsedelta.digest_cache import KnownDigests
 from sparsedelta.digests import tensor_digest
 from sparsedelta.encode import EncodedTensor
 from sparsedelta.errors import UsageError
-from sparsedelta.limits import MAX_SET_PARTS
 from sparsedelta.locations import LocationLike, output_path
 from sparsedelta.manifest import PORTABLE, PROFILES, Manifest
 from sparsedelta.operations.attach import find_carried, record_layout
 from sparsedelta.operations.info import record_kinds
 from sparsedelta.operations.pairing import Pair, pair_tensors
+from sparsedelta.operations.parts import divide_records, part_count
 from sparsedelta.operations.scanning import Recipe, ScannedTensor, scan_tensors
 from sparsedelta.outputs import check_output
 from sparsedelta.parallel import OrderedMap
-from sparsedelta.partition import divide
 from sparsedelta.progress import Progress, silent
 from sparsedelta.ranks import ALONE, Ranks, first, watched
 from sparsedelta.writer import DeltaWriter
@@ -219,28 +218,6 @@ def diff(
         return DiffReport(manifest, writer.size, total, tuple(every), notes)
 
 
-def part_count(shards: int | None, max_shard_size: int | None, ranks: Ranks) -> int | None:
-    """How many part files are planned, or None: one file, or as many as a size wants.
-
-    Raises:
-        UsageError: The size or the number makes no sense, or both are given.
-    """
-    if max_shard_size is not None:
-        if max_shard_size < 1:
-            raise UsageError(f"a shard size of {max_shard_size} bytes, expected at least 1")
-        if shards is not None or ranks.size > 1:
-            raise UsageError(
-                "the number of part files cannot follow from their size where it is given, or where"
-                f" ranks share the work: {ranks.size}",
-                hint="use --shards (shards in Python) instead of --max-shard-size",
-            )
-    if shards is None:
-        return ranks.size if ranks.size > 1 else None
-    if not 1 <= shards <= MAX_SET_PARTS:
-        raise UsageError(f"{shards} shards, expected 1 to {MAX_SET_PARTS}")
-    return shards
-
-
 def plan_parts(pairs: Sequence[Pair], shards: int) -> dict[str, int]:
     """The part file of each pair's record, from 0, by the record's name.
 
@@ -250,11 +227,11 @@ def plan_parts(pairs: Sequence[Pair], shards: int) -> dict[str, int]:
         pairs: The pairs, ascending by name.
         shards: Number of part files.
     """
-    sizes = [
-        sum(spec.nbytes for spec in (pair.base, pair.target) if spec is not None) for pair in pairs
-    ]
-    names = [pair.name for pair in pairs]
-    return dict(zip(names, divide(sizes, shards), strict=True))
+    sizes = {
+        pair.name: sum(spec.nbytes for spec in (pair.base, pair.target) if spec is not None)
+        for pair in pairs
+    }
+    return divide_records(sizes, shards)
 
 
 def _is_known_to_stay(pair: Pair, old: KnownDigests, new: KnownDigests) -> bool:

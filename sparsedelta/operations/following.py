@@ -156,6 +156,12 @@ def _way(history: History, request: Request, here: Whereabouts) -> Sequence[Delt
     try:
         way = request.way(history)
     except StartNeededError:
+        if here.fingerprint not in history.nodes:
+            raise WrongBaseError(
+                f"{here.checkpoint.location} has the fingerprint {short(here.fingerprint)}: none "
+                "of the deltas starts from it or leads to it (SD501)",
+                hint="sparsedelta log DELTAS draws where they lead",
+            ) from None
         way = request.way(history, here.fingerprint)
     if not way:
         assert request.to is not None  # noqa: S101 (a chain has a delta)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final, TypeAlias
 
 from sparsedelta.delta_reader import DeltaReader, open_delta
@@ -310,6 +311,11 @@ class History:
             f"there is a fork: {_paths(found)} {verb} the same checkpoint {start}",
             hint=f"say where to: --to with one of {to}; sparsedelta log DELTAS draws them",
         )
+
+
+def are_in_order(readers: Sequence[DeltaReader]) -> bool:
+    """Whether each delta of a row leads to where the next one starts."""
+    return bool(readers) and all(a.manifest.target == b.manifest.base for a, b in pairwise(readers))
 
 
 def _paths(readers: Iterable[DeltaReader]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,8 +78,12 @@ class Move:
             )
 
 
-def find_moves(tasks: Sequence[Task], weights: Sequence[float]) -> list[Move]:
+def find_moves(tasks: Sequence[Task], weight: Callable[[int, str], float]) -> list[Move]:
     """All records that do more than change words, each once, ascending by name.
+
+    Args:
+        tasks: The tasks.
+        weight: The weight of a task, by its number, in a tensor, by its name.
 
     Raises:
         StructureError: Another task touches one of the tensors, and not in the same way; or the
@@ -87,15 +91,16 @@ def find_moves(tasks: Sequence[Task], weights: Sequence[float]) -> list[Move]:
     """
     found: dict[str, Move] = {}
     touched: dict[str, list[tuple[Task, Move | None]]] = {}
-    for task, weight in zip(tasks, weights, strict=True):
+    for number, task in enumerate(tasks):
         if not isinstance(task, DeltaTask):
             continue
         for record in task.moved:
             move = Move(task.reader, record)
-            if weight != 1:
+            own = weight(number, record.name)
+            if own != 1:
                 raise StructureError(
                     f"{task.name}: {_deed(record)}, which can only be done at weight 1, not "
-                    f"{weight!r}",
+                    f"{own!r}",
                     hint="leave its weight out",
                 )
             for name in move.names:

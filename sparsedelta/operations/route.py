@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 from sparsedelta.delta_reader import DeltaReader
@@ -35,7 +36,7 @@ class Route:
             raise ValueError("no delta to follow")
         self.readers = tuple(readers)
         self.reverse = reverse
-        for before, after in zip(self.readers, self.readers[1:], strict=False):
+        for before, after in pairwise(self.readers):
             if self._ends(before)[1] != self._ends(after)[0]:
                 raise ValueError(f"{after.path} does not start where {before.path} leads to")
 
@@ -132,12 +133,18 @@ class Route:
             if arrow.source is not None and not arrow.is_leaf:
                 yield arrow.source
 
+    @property
+    def stay(self) -> dict[str, Digest]:
+        """Digests of the tensors that stay all along, as far as any delta lists them."""
+        found: dict[str, Digest] = {}
+        for reader in self.readers:
+            untouched = reader.tables.untouched
+            found.update({name: untouched[name] for name in untouched if name in self.untouched})
+        return found
+
     def leaves(self, *, at_end: bool) -> dict[str, Digest]:
         """Tensor digests of an end by name; of lean deltas those of touched tensors only."""
-        leaves = {}
-        for reader in self.readers:
-            tables = reader.tables
-            leaves.update({n: d for n, d in tables.untouched.items() if n in self.untouched})
+        leaves = dict(self.stay)
         for arrow in self.arrows:
             if at_end and arrow.result is not None:
                 leaves[arrow.result.name] = tensor_digest(arrow.result, arrow.after)

@@ -65,9 +65,9 @@ def compose_deltas(
         )
     order = [n for n, weight in enumerate(chosen) if weight != 0]
     readers = [task.reader for task in tasks]
-    _check_bases(readers)
+    check_bases(readers)
     for reader in readers:
-        _check_structure(base, reader)
+        check_base(base, reader)
     if not rule.is_ordered:  # so that nothing depends on the order in which they were named
         order.sort(key=lambda n: (tasks[n].identity, settings.tasks[n].weight))
     settings = settings.chosen(order, [tasks[n].identity for n in order])
@@ -77,17 +77,22 @@ def compose_deltas(
         base,
         used,
         rule.bind(settings),
-        moves=find_moves(used, settings.weights),
-        leaves=_leaves(readers),
+        moves=find_moves(used, lambda number, _: settings.weights[number]),
+        leaves=base_leaves(readers),
         fingerprint=readers[0].manifest.base,
         weights=settings.weights,
         provenance=_provenance(rule, parameters, used, settings.weights, seed),
     )
 
 
-def _check_bases(readers: Sequence[DeltaReader]) -> None:
-    one = readers[0]
+def check_bases(readers: Sequence[DeltaReader]) -> None:
+    """Insist that all deltas start at the same base.
+
+    Raises:
+        WrongBaseError: Two do not; names both.
+    """
     for other in readers[1:]:
+        one = readers[0]
         if other.manifest.base == one.manifest.base:
             continue
         ends = [(one, other), (other, one)]
@@ -102,7 +107,12 @@ def _check_bases(readers: Sequence[DeltaReader]) -> None:
         )
 
 
-def _check_structure(base: CheckpointReader, reader: DeltaReader) -> None:
+def check_base(base: CheckpointReader, reader: DeltaReader) -> None:
+    """Insist on the names, dtypes and shapes that a delta knows of its base.
+
+    Raises:
+        WrongBaseError: They are others.
+    """
     touched = touched_specs(reader, target=False)
     known = touched.keys() | set(reader.manifest.untouched)
     extra = set() if reader.manifest.lean else base.specs.keys() - known
@@ -118,7 +128,8 @@ def _check_structure(base: CheckpointReader, reader: DeltaReader) -> None:
             )
 
 
-def _leaves(readers: Sequence[DeltaReader]) -> dict[str, Digest]:
+def base_leaves(readers: Sequence[DeltaReader]) -> dict[str, Digest]:
+    """Tensor digests of the base, as far as deltas know them."""
     leaves: dict[str, Digest] = {}
     for reader in readers:
         leaves |= reader.leaves(target=False)

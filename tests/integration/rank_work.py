@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch.distributed as dist
@@ -50,6 +51,39 @@ def files(folder: Path) -> None:
         # What is wrong on all ranks alike ends all of them alike, and they can go on.
         with pytest.raises(WrongBaseError, match="digest"):
             sparsedelta.apply(folder / "other", whole, many / "no", ranks=ranks)
+
+
+def composing(folder: Path) -> None:
+    """Two deltas of one base put together, as a delta and as a checkpoint, below ``many``."""
+    dist.init_process_group("gloo")
+    base, many = folder / "base", folder / "many"
+    deltas, weights = (folder / "d0", folder / "d1"), (0.5, -0.75)
+    with TorchRanks() as ranks:
+        for method in ("sum", "dare_ties"):
+            parameters = {} if method == "sum" else {"density": 0.5}
+            how: dict[str, Any] = {"weights": weights, "method": method, "parameters": parameters}
+            out = many / f"{method}.safetensors"
+            report = sparsedelta.compose(base, deltas, out, ranks=ranks, **how)
+            stacked = sparsedelta.apply_stack(base, deltas, many / method, ranks=ranks, **how)
+            assert stacked.fingerprint == report.manifest.target
+            assert stacked.overlaps.keys() == report.overlaps.keys()
+        with pytest.raises(WrongBaseError, match="is not the base"):
+            sparsedelta.apply_stack(folder / "other", deltas, many / "no", ranks=ranks)
+
+
+def chains(folder: Path) -> None:
+    """Operations on several deltas; outputs below ``many``."""
+    dist.init_process_group("gloo")
+    deltas, many = [folder / f"d{number}" for number in range(3)], folder / "many"
+    with TorchRanks() as ranks:
+        report = sparsedelta.squash(deltas[::-1], many / "one.safetensors", ranks=ranks)
+        sparsedelta.invert(deltas[1], many / "inverse.safetensors", ranks=ranks)
+        applied = sparsedelta.apply(
+            folder / "s0.safetensors", deltas[::-1], many / "out", ranks=ranks
+        )
+        assert applied.fingerprint == report.manifest.target
+        found = sparsedelta.which(folder / "s1.safetensors", deltas, ranks=ranks)
+        assert found.arrived == (str(deltas[0]),)
 
 
 def failures(folder: Path) -> None:
@@ -165,6 +199,8 @@ def terminated(victim: str, *arguments: str) -> None:
 
 TASKS: dict[str, Callable[..., None]] = {
     "files": lambda folder: files(Path(folder)),
+    "composing": lambda folder: composing(Path(folder)),
+    "chains": lambda folder: chains(Path(folder)),
     "failures": lambda folder: failures(Path(folder)),
     "killed": killed,
     "terminated": terminated,

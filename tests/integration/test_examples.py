@@ -84,6 +84,21 @@ def test_stack_two_tasks(tmp_path: Path) -> None:
         assert re.search(rf"^{way}.*%.*%$", printed, re.MULTILINE), printed
 
 
+@pytest.mark.real
+def test_chain_and_squash(tmp_path: Path) -> None:
+    """A chain on real weights: followed, squashed, inverted."""
+    printed = run(ROOT / "examples" / "chain_and_squash.py", tmp_path)
+    assert "followed 3 deltas" in printed
+    assert "the squash is the diff of both ends" in printed
+    assert "and back at the base" in printed
+    assert "stage 2 lies behind stage2.delta.safetensors" in printed
+    squashed = re.search(r"squashed ([\d,]+) B to ([\d,]+) B", printed)
+    assert squashed
+    several, one = (int(group.replace(",", "")) for group in squashed.groups())
+    assert one < several
+    assert "NOT" not in printed
+
+
 def snippets() -> list[str]:
     """The Python blocks of the README, in order."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
@@ -218,3 +219,61 @@ def structured_pairs(draw: st.DrawFn, *, trained: bool = True) -> tuple[Tensors,
         target[spec.name] = (spec, _content(draw, spec))
     order = draw(st.permutations(sorted(target)))
     return base, {name: target[name] for name in order}
+
+
+@st.composite
+def structured_chains(
+    draw: st.DrawFn, *, length: int = 3, fates: tuple[str, ...] = FATES, returning: bool = True
+) -> list[Tensors]:
+    """Checkpoints one after the other.
+
+    Args:
+        draw: Given by Hypothesis.
+        length: Number of steps between them.
+        fates: What may become of a tensor in a step, beside being changed.
+        returning: Whether tensors may become again what they were, or come back.
+    """
+    names = iter(draw(st.lists(tensor_names, min_size=40, max_size=40, unique=True)))
+    known: list[tuple[TensorSpec, bytes]] = []
+    first: Tensors = {}
+    for _ in range(draw(st.integers(1, 4))):
+        spec = draw(specs(next(names)))
+        first[spec.name] = (spec, _content(draw, spec))
+    chain = [first]
+    for _ in range(length):
+        known += chain[-1].values()
+        chain.append(_next(draw, chain[-1], known, names, fates))
+        if returning:
+            for spec, data in known:
+                if draw(st.integers(0, 7)) == 0:
+                    chain[-1][spec.name] = (spec, data)
+    return chain
+
+
+def _next(
+    draw: st.DrawFn,
+    before: Tensors,
+    known: list[tuple[TensorSpec, bytes]],
+    names: Iterator[str],
+    fates: tuple[str, ...],
+) -> Tensors:
+    after: Tensors = {}
+    for name, (spec, data) in before.items():
+        fate = draw(st.sampled_from(("changes", "changes", *fates)))
+        other = _reshaped(draw, spec, fate) if fate in FATES[5:9] else None
+        if other is not None:
+            kept = _trained(draw, spec, data)[: other.nbytes]
+            after.setdefault(name, (other, kept + _content(draw, other)[len(kept) :]))
+        elif "copied" in fate or "renamed" in fate:
+            # Under a new name, or one that was in use before and may be free again.
+            old = sorted({spec.name for spec, _ in known} - before.keys() - after.keys())
+            new = draw(st.sampled_from([next(names), *old]))
+            words = _trained(draw, spec, data) if "trained" in fate else data
+            after[new] = (TensorSpec(new, spec.dtype, spec.shape), words)
+        if fate == "goes" or "renamed" in fate:
+            continue
+        after.setdefault(name, (spec, _trained(draw, spec, data) if fate == "changes" else data))
+    for _ in range(draw(st.integers(0, 1))):
+        spec = draw(specs(next(names)))
+        after.setdefault(spec.name, (spec, _content(draw, spec)))
+    return after

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from hypothesis import given, settings
@@ -137,12 +138,12 @@ def test_compose_then_apply_is_apply_stack(
     if used < rule.at_least or (rule.at_most is not None and used > rule.at_most):
         return
     parameters = {"density": 0.6} if "density" in rule.parameters else {}
-    how = {"weights": weight, "method": method, "parameters": parameters, "seed": 3}
+    how: dict[str, Any] = {"weights": weight, "method": method, "parameters": parameters, "seed": 3}
     with files(base, targets, [None]) as given_files:
         folder = given_files.folder
-        report = sparsedelta.compose(given_files.base, given_files.deltas, folder / "d", **how)  # type: ignore[arg-type]
+        report = sparsedelta.compose(given_files.base, given_files.deltas, folder / "d", **how)
         applied = sparsedelta.apply(given_files.base, folder / "d", folder / "applied")
-        stacked = sparsedelta.apply_stack(  # type: ignore[call-overload]
+        stacked = sparsedelta.apply_stack(
             given_files.base, given_files.deltas, folder / "stacked", threads=2, **how
         )
         assert (folder / "applied").read_bytes() == (folder / "stacked").read_bytes()

@@ -50,7 +50,7 @@ def word(value: float, dtype: str) -> int:
     above = top if high == infinity else Fraction(number(high, dtype))
     left = (wanted - Fraction(number(low, dtype))) - (above - wanted)
     nearest = high if left > 0 or (left == 0 and low & 1) else low
-    return nearest | (sign << (exponent + fraction))
+    return int(nearest | (sign << (exponent + fraction)))
 
 
 def total_order(value: float) -> int:
@@ -65,7 +65,7 @@ def reference(base: int, targets: list[int | None], weights: list[float], dtype:
     if not held:
         return base
     if len(held) == 1 and held[0][1] == 1:
-        return held[0][0]
+        return int(held[0][0])
     old = number(base, dtype)
     terms = sorted((w * (number(t, dtype) - old) for t, w in held), key=total_order)
     total = terms[0]

@@ -1,0 +1,47 @@
+"""How many part files a delta has, and which records go into which: known before any is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sparsedelta.errors import UsageError
+from sparsedelta.limits import MAX_SET_PARTS
+from sparsedelta.partition import divide
+from sparsedelta.ranks import Ranks
+
+
+def part_count(shards: int | None, max_shard_size: int | None, ranks: Ranks) -> int | None:
+    """How many part files are planned; None: as many as a size asks for, or one file.
+
+    Args:
+        shards: What was asked for; by default the number of ranks.
+        max_shard_size: The size that was asked for.
+        ranks: Who shares the work.
+
+    Raises:
+        UsageError: A number out of range, or both.
+    """
+    if max_shard_size is not None:
+        if max_shard_size < 1:
+            raise UsageError(f"a shard size of {max_shard_size} bytes, expected at least 1")
+        if shards is not None or ranks.size > 1:
+            raise UsageError(
+                "the number of part files cannot follow from their size where it is given, or where"
+                f" ranks share the work: {ranks.size}",
+                hint="use --shards (shards in Python) instead of --max-shard-size",
+            )
+    if shards is None:
+        return ranks.size if ranks.size > 1 else None
+    if not 1 <= shards <= MAX_SET_PARTS:
+        raise UsageError(f"{shards} shards, expected 1 to {MAX_SET_PARTS}")
+    return shards
+
+
+def divide_records(sizes: Mapping[str, int], shards: int) -> dict[str, int]:
+    """The part file of each record, from 0, by its name: each has about the same work.
+
+    Args:
+        sizes: What each record costs, by name, ascending.
+        shards: Number of part files.
+    """
+    return dict(zip(sizes, divide(list(sizes.values()), shards), strict=True))
