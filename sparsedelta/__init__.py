@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sparsedelta.delta import Delta, Part, TensorDelta
     from sparsedelta.delta_reader import DeltaReader
     from sparsedelta.errors import (
+        BusyError,
         CheckpointError,
         DeltaGivenError,
         FormatError,
@@ -48,10 +49,13 @@ if TYPE_CHECKING:
     from sparsedelta.operations.identity import Identity, fingerprint
     from sparsedelta.operations.info import DeltaInfo, info
     from sparsedelta.operations.live_diff import diff_state_dict
+    from sparsedelta.operations.load import load_state_dict
     from sparsedelta.operations.log import Edge, HistoryGraph, Standing, log, which
     from sparsedelta.operations.merge import merge
+    from sparsedelta.operations.pretrained import from_pretrained
     from sparsedelta.operations.rows import read_rows
     from sparsedelta.operations.squash import SquashReport, invert, squash
+    from sparsedelta.operations.stack import Stack
     from sparsedelta.operations.stacking import apply_stack
     from sparsedelta.operations.validate import Problem, ValidationReport, validate
     from sparsedelta.operations.write_delta import write_delta
@@ -74,6 +78,7 @@ _MODULES: Final = {
     "operations.diff": ("DiffReport", "diff"),
     "operations.export_raw": ("ExportReport", "export_raw"),
     "errors": (
+        "BusyError",
         "CheckpointError",
         "DeltaGivenError",
         "FormatError",
@@ -96,9 +101,12 @@ _MODULES: Final = {
     "operations.identity": ("Identity", "fingerprint"),
     "operations.info": ("DeltaInfo", "info"),
     "operations.live_diff": ("diff_state_dict",),
+    "operations.load": ("load_state_dict",),
     "operations.log": ("Edge", "HistoryGraph", "Standing", "log", "which"),
+    "operations.pretrained": ("from_pretrained",),
     "operations.rows": ("read_rows",),
     "operations.squash": ("SquashReport", "invert", "squash"),
+    "operations.stack": ("Stack",),
     "operations.validate": ("Problem", "ValidationReport", "validate"),
     "operations.write_delta": ("write_delta",),
     "slices": ("TensorSlice",),
@@ -109,6 +117,7 @@ _HOMES: Final = {name: module for module, names in _MODULES.items() for name in 
 
 __all__ = [
     "ApplyReport",
+    "BusyError",
     "CheckpointError",
     "CheckpointInfo",
     "ComposeReport",
@@ -135,6 +144,7 @@ __all__ = [
     "Snapshot",
     "SparseDeltaError",
     "SquashReport",
+    "Stack",
     "Standing",
     "StructureError",
     "TensorDelta",
@@ -156,8 +166,10 @@ __all__ = [
     "diff_state_dict",
     "export_raw",
     "fingerprint",
+    "from_pretrained",
     "info",
     "invert",
+    "load_state_dict",
     "log",
     "merge",
     "read_rows",

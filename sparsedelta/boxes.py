@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsedelta.words import Words
+from sparsedelta.words import Indices, Words
 
 _LONG_WORDS: Final = 64
 """Stretches from which copying them one by one is faster than computing every index."""
@@ -89,6 +89,36 @@ class Box:
             done = at * length - head
             cut = indices[max(0, -done) : words.size - done]
             target[cut] = words[max(0, done) : max(0, done) + cut.size]
+
+    def find(self, indices: Indices) -> tuple[Indices, Indices]:
+        """Which of some words of the tensor are in the box, and where.
+
+        Args:
+            indices: Words of the tensor, ascending.
+
+        Returns:
+            Their places among ``indices``; what they are of the box's words, ascending.
+        """
+        if self.size == self.shape:
+            return np.arange(indices.size), indices
+        kept = np.ones(indices.size, np.bool_)
+        within = np.zeros(indices.size, np.int64)
+        axes = zip(np.unravel_index(indices, self.shape), self.offset, self.size, strict=True)
+        for coordinate, offset, size in axes:
+            position = coordinate - offset
+            kept &= (position >= 0) & (position < size)
+            within = within * size + position
+        places = np.flatnonzero(kept)
+        return places, within[places]
+
+    def indices(self, words: Indices) -> Indices:
+        """Which words of the tensor some words of the box are: the way back from :meth:`find`."""
+        if self.size == self.shape:
+            return words
+        inside = np.unravel_index(words, self.size)
+        moved = [axis + offset for axis, offset in zip(inside, self.offset, strict=True)]
+        found: Indices = np.ravel_multi_index(moved, self.shape).astype(np.int64)
+        return found
 
     def _stretch(self) -> tuple[int, int]:
         """Words that follow each other in the tensor, too, and the dimensions before them."""

@@ -4,6 +4,7 @@
 
     SparseDeltaError
     ├── UsageError            ask differently                               exit 2
+    ├── BusyError             let requests and switches take turns          exit 1
     ├── OutputError           make room, or choose another output           exit 1
     ├── CheckpointError       repair or replace the checkpoint              exit 1
     │   ├── DeltaGivenError   a delta was given in the place of a checkpoint
@@ -78,6 +79,12 @@ class UsageError(SparseDeltaError):
 
     code = "usage"
     exit_code = 2
+
+
+class BusyError(SparseDeltaError):
+    """The weights of a live model are in use, or are being changed, by another thread."""
+
+    code = "busy"
 
 
 class OutputError(SparseDeltaError):

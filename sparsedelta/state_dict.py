@@ -42,6 +42,11 @@ def _dtype_names() -> dict[torch.dtype, str]:
     return {getattr(torch, key): name for key, name in names.items() if hasattr(torch, key)}
 
 
+def torch_dtype(name: str) -> torch.dtype | None:
+    """The dtype of torch that safetensors calls so, or None."""
+    return next((dtype for dtype, known in _dtype_names().items() if known == name), None)
+
+
 class StateDictReader:
     """A checkpoint in memory; implements :class:`~sparsedelta.checkpoint.CheckpointReader`.
 

