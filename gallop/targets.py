@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import pairwise
@@ -22,6 +22,7 @@ __all__ = [
     "eligible_targets",
     "require_supported",
     "require_unwrapped",
+    "require_whole",
 ]
 
 SUPPORTED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -150,6 +151,23 @@ def require_unwrapped(model: nn.Module) -> None:
             hint="pass model.module, and data_parallel=True, which averages the chosen values; "
             "run the plain module, too",
         )
+
+
+def require_whole(targets: Sequence[Target]) -> None:
+    """Refuse sharded parameters, for who needs all of each.
+
+    Args:
+        targets: Parameters to train.
+
+    Raises:
+        ParameterError: One is sharded.
+    """
+    for target in targets:
+        if is_sharded(target.parameter):
+            raise ParameterError(
+                f"parameter {target.name}: expected a plain tensor, found shards of one",
+                hint="gallop.SparseAdamW trains sharded models",
+            )
 
 
 def require_supported(name: str, parameter: nn.Parameter) -> None:

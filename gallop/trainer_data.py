@@ -85,7 +85,6 @@ def select_with_trainer(
             loss_fn,
             weigh=weigh if config.gradient_mean == "token" else None,
             memory=memory,
-            data_parallel=True if trainer.args.world_size > 1 else None,
             on_plan=lambda plan: _log.info("%s", "\n".join(plan.lines())),
         )
 

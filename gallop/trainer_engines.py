@@ -81,7 +81,6 @@ class HookEngine:
             eps=args.adam_epsilon,
             weight_decay_mode=weight_decay_mode,
             param_groups=groups,
-            data_parallel=True if args.world_size > 1 else None,
         )
 
     def begin(self, max_grad_norm: float | None, resumed: Path | None) -> None:

@@ -103,11 +103,10 @@ def check_arguments(trainer: Any, engine: EngineName) -> None:  # noqa: ANN401
             f"fsdp={args.fsdp!r}: expected a model that is not sharded by the trainer",
             hint="use gallop.select and gallop.SparseAdamW in a loop with fully_shard",
         )
-    if args.world_size > 1 and engine != "hook":
+    if args.world_size > 1:
         raise ConfigError(
-            f"engine={engine!r}: expected one process, or the hook engine, which averages the "
-            f"chosen values of many, found {args.world_size} processes",
-            hint="attach(..., engine='hook')",
+            f"world_size: expected one process, found {args.world_size}",
+            hint="start the script with plain python",
         )
     if args.n_gpu > 1:
         raise ConfigError(

@@ -247,11 +247,6 @@ class Attachment:
         trainer._get_grad_norm = self._norm  # noqa: SLF001
         trainer.save_model = self._saving(trainer.save_model)
         trainer.train = self._training(trainer.train)
-        if trainer.args.world_size > 1:
-            # No DistributedDataParallel, whose dense gradients nobody wants: step() averages.
-            trainer.accelerator.prepare_model = functools.partial(
-                trainer.accelerator.prepare_model, evaluation_mode=True
-            )
         trainer.add_callback(_Callback(self))
 
     def _training(self, train: Callable[..., Any]) -> Callable[..., Any]:
@@ -346,8 +341,7 @@ class Attachment:
             self._engine.after_step()
 
     def _end(self) -> None:
-        # Every process has the same weights; one writes them.
-        if self._out is not None and self._trainer.is_world_process_zero():
+        if self._out is not None:
             self.exported = self.export(self._out, force=self._force)
 
     def _close(self) -> None:

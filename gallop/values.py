@@ -24,7 +24,7 @@ from gallop.groups import GroupSpec, group_names
 from gallop.kinds import parameter_kinds
 from gallop.mask import Mask
 from gallop.taps import GradientTap
-from gallop.targets import Target
+from gallop.targets import Target, require_whole
 from gallop.value_entries import ValueEntries, added_entries, check_values, written_entries
 from gallop.visibility import TrainedEntries, Visibility, measure_visibility
 
@@ -81,6 +81,7 @@ class SparseValues:
         if not len(mask):
             raise OptimizerError("mask: expected at least one chosen entry, found none")
         targets = [Target(name, p) for name, p in plain.resolve(model).items()]
+        require_whole(targets)
         self._model = model
         self._entries = [written_entries(target, plain.compact(target.name)) for target in targets]
         kinds = parameter_kinds(model)

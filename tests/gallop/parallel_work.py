@@ -23,7 +23,6 @@ from tiny_models import (
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
-from trainer_cases import make_trainer
 
 import gallop
 from gallop import GallopConfig, Mask, SparseAdamW
@@ -157,23 +156,6 @@ def refusals(accelerator: Accelerator, folder: Path) -> None:
         assert alone.peers is None
 
 
-def trainer(accelerator: Accelerator, folder: Path) -> None:
-    """A Trainer of transformers averages the chosen values, and one rank writes the delta."""
-    del accelerator
-    base = folder / "base"
-    made = make_trainer(base, folder / "run", per_device_train_batch_size=2, max_steps=4)
-    attachment = gallop.attach(made, CONFIG, base=base, out=folder / "delta")
-    made.train()
-    assert not isinstance(made.model_wrapped, DistributedDataParallel)
-    weights = weights_of(made.model)
-    sums = tuple(value.double().sum().item() for value in weights.values())
-    assert len(set(Peers().gather(sums))) == 1
-    assert (attachment.exported is None) == bool(dist.get_rank())
-    if dist.get_rank() == 0:
-        torch.save(weights, folder / "trained.pt")
-        attachment.mask.save(folder / "trained.mask")  # type: ignore[union-attr]
-
-
 def killed() -> None:
     """A rank that is killed ends the one that waits for it."""
     model = tiny_model()
@@ -193,7 +175,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True)
     assert dist.get_world_size() == 2
-    for task in (training, uneven, refusals, trainer):
+    for task in (training, uneven, refusals):
         task(accelerator, folder)
         dist.barrier()
     print("well", flush=True)  # noqa: T201
