@@ -56,8 +56,8 @@ def measure_memory(
     return found
 
 
-def take_steps(name: str, checkpoint: Path, *, rows: int, tokens: int, steps: int = 3) -> None:
-    """Take a few steps of one way: what the process does whose memory is watched."""
+def take_steps(name: str, checkpoint: Path, *, rows: int, tokens: int, steps: int = 2) -> None:
+    """Take two steps, the second with all state in place: what the watched process does."""
     model = trainers.load(checkpoint)
     batch = trainers.random_batch(rows=rows, tokens=tokens, vocabulary=VOCABULARY)
     way = trainers.WAYS[name](model, batch)
