@@ -36,8 +36,10 @@ __all__ = [
 ]
 
 _VALUE_BITS: Mapping[int, float] = {2: 9.0, 4: 25.0}
-"""Bits that the value of a changed entry takes in a delta, by the bytes of its dtype, as measured:
-the difference of neighbours in 16 bits, most of the mantissa in 32."""
+"""Bits that the value of a changed entry is taken to need in a delta, by the bytes of its dtype.
+
+With masks of 1 % in bfloat16 whole deltas took 17 to 18.5 bits an entry, 8.1 of them for where it
+is; in 32 bits most of the mantissa is taken for noise, which has not been measured."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Trainer,
+    TrainingArguments,
+)
+
+import sparsedelta
 
 ROOT = Path(__file__).parents[2]
 
@@ -121,7 +130,23 @@ def snippets() -> list[str]:
     return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
 
 
-def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def tiny_llama() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+    )
+    return LlamaForCausalLM(config)
+
+
+def test_the_python_of_the_readme_runs(
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Word for word, in order, with a model, batches and a loss that the reader would have."""
     monkeypatch.chdir(tmp_path)
     name = "model.layers.0.mlp.up_proj.weight"
@@ -131,7 +156,7 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "tuned").mkdir()
     save_file(tensors, tmp_path / "base" / "model.safetensors")
     save_file({name: tensors[name] + 0.5}, tmp_path / "tuned" / "model.safetensors")
-    delta, loop = snippets()
+    delta, stack, attach, loop = snippets()
     exec(compile(delta, "README.md", "exec"), {})  # noqa: S102 (our own text)
 
     model = nn.Linear(16, 4)
@@ -149,3 +174,22 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
     }
     exec(compile(loop, "README.md", "exec"), names)  # noqa: S102 (our own text)
     assert (tmp_path / "mine.delta.safetensors").exists()
+
+    monkeypatch.chdir(tmp_path_factory.mktemp("tasks"))
+    tuned = tiny_llama()
+    tuned.save_pretrained("base")
+    for task in ("math", "code"):
+        with torch.no_grad():
+            tuned.model.norm.weight += 0.5
+        tuned.save_pretrained(task)
+        sparsedelta.diff("base", task, f"{task}.delta.safetensors")
+    exec(compile(stack, "README.md", "exec"), {})  # noqa: S102 (our own text)
+
+    trainer = Trainer(
+        AutoModelForCausalLM.from_pretrained("base"),
+        TrainingArguments("out", max_steps=1, use_cpu=True, report_to=[]),
+        train_dataset=[{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}] * 8,
+    )
+    exec(compile(attach, "README.md", "exec"), {"trainer": trainer})  # noqa: S102 (our own text)
+    trainer.train()
+    assert Path("task.delta.safetensors").exists()
