@@ -292,18 +292,19 @@ def refusals(folder: Path) -> None:
     with pytest.raises(MaskError, match="expected the whole mask on every rank"):
         SparseAdamW(model, odd)
     # States of other masks, half copied or half written.
+    state = folder / f"refused{size}"
     with SparseAdamW(model, mask) as ours:
-        gallop.save_state(ours, folder / "refused")
+        gallop.save_state(ours, state)
         with pytest.raises((OutputError, RankError), match="exists"):
-            gallop.save_state(ours, folder / "refused")
+            gallop.save_state(ours, state)
         with pytest.raises((OptimizerError, RankError), match="expected a folder with the state"):
             gallop.load_state(ours, folder / "nothing")
         dist.barrier()
         if rank == 0:
-            (folder / "refused" / f"state-00002-of-0000{size}.safetensors").unlink()
+            (state / f"state-00002-of-0000{size}.safetensors").unlink()
         dist.barrier()
         with pytest.raises(OptimizerError, match="state-00002-of"):
-            gallop.load_state(ours, folder / "refused")
+            gallop.load_state(ours, state)
         with pytest.MonkeyPatch.context() as patch:
             if rank == size - 1:
                 patch.setattr("gallop.sharded_state.save_file", fail)
@@ -312,15 +313,15 @@ def refusals(folder: Path) -> None:
         assert not (folder / "half").exists()
     other = Mask({name: mask[name][:3]}, mask.shapes)
     if rank == 0:
-        shutil.rmtree(folder / "refused")
+        shutil.rmtree(state)
     dist.barrier()
     with SparseAdamW(model, other) as ours:
-        gallop.save_state(ours, folder / "refused")
+        gallop.save_state(ours, state)
     with (
         SparseAdamW(model, mask) as ours,
         pytest.raises(OptimizerError, match="expected the state of the mask"),
     ):
-        gallop.load_state(ours, folder / "refused")
+        gallop.load_state(ours, state)
 
 
 def fail(*_: object) -> None:
