@@ -65,6 +65,7 @@ def main() -> None:
             learning_rate=2e-4,
             logging_steps=1,
             save_steps=10,
+            bf16=torch.cuda.is_available(),  # many processors are slower in bfloat16
             use_cpu=not torch.cuda.is_available(),
             report_to=[],
         ),
