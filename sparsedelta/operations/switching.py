@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
+from sparsedelta.boxes import Box
+from sparsedelta.errors import StructureError
 from sparsedelta.live_entries import LiveEntries, Patch, patches_of
 from sparsedelta.live_tensors import LiveTensor, LiveTensors
 from sparsedelta.words import TensorSpec
@@ -48,10 +50,12 @@ class TensorState:
     Attributes:
         active: The deltas that have part in it, and their weights.
         patches: What is put over its base words, in this order.
+        spec: The whole tensor, as it was when the deltas were added; None: no delta has part.
     """
 
     active: tuple[tuple[LiveEntries, float], ...]
     patches: tuple[Patch, ...]
+    spec: TensorSpec | None = None
 
     def is_of(self, active: tuple[tuple[LiveEntries, float], ...]) -> bool:
         """Whether these deltas, with these weights, are what it holds."""
@@ -92,7 +96,7 @@ def plan(active: Mapping[str, float], held: Mapping[str, Held], before: State) -
             after[name] = known
             continue
         spec = next(held[d].specs[name] for d in active if name in held[d].specs)
-        after[name] = TensorState(parts, patches_of(spec, parts[0][0].box, parts))
+        after[name] = TensorState(parts, patches_of(spec, parts[0][0].box, parts), spec)
     return after
 
 
@@ -102,6 +106,7 @@ def write(live: LiveTensors, before: State, after: State) -> None:
     Time is in proportion to the entries of the deltas that come and go.
 
     Raises:
+        StructureError: A tensor is not what it was; nothing has been written.
         TornError: It failed, and so did putting it back; its cause is what went wrong first.
     """
     names = [
@@ -109,7 +114,7 @@ def write(live: LiveTensors, before: State, after: State) -> None:
         for name in {**before, **after}
         if before.get(name, _NOTHING) is not after.get(name, _NOTHING)
     ]
-    tensors = {name: live.live(name) for name in names}
+    tensors = {name: _as_added(live, name, before, after) for name in names}
     begun: list[str] = []
     try:
         for name in names:
@@ -131,12 +136,18 @@ def write(live: LiveTensors, before: State, after: State) -> None:
 
 
 def repair(live: LiveTensors, held: Iterable[Held], after: State) -> None:
-    """Write ``after`` over whatever is there of the entries of all deltas."""
+    """Write ``after`` over whatever is there of the entries of all deltas.
+
+    Raises:
+        StructureError: A tensor is not what it was; nothing has been written.
+    """
     found: dict[str, list[LiveEntries]] = {}
+    specs: dict[str, TensorSpec] = {}
     for delta in held:
+        specs.update(delta.specs)
         for name, entries in delta.entries.items():
             found.setdefault(name, []).append(entries)
-    tensors = {name: live.live(name) for name in found}
+    tensors = {n: _unchanged(live.live(n), specs[n], every[0].box) for n, every in found.items()}
     for name, every in found.items():
         _put(tensors[name], every, after.get(name, _NOTHING))
     _finish(tensors.values())
@@ -147,6 +158,30 @@ class TornError(Exception):
 
 
 _NOTHING: Final = TensorState((), ())
+
+
+def _as_added(live: LiveTensors, name: str, *states: State) -> LiveTensor:
+    state = next(state[name] for state in states if name in state)
+    assert state.spec is not None  # noqa: S101 (only of what no delta has part in)
+    return _unchanged(live.live(name), state.spec, state.active[0][0].box)
+
+
+def _unchanged(tensor: LiveTensor, spec: TensorSpec, box: Box) -> LiveTensor:
+    """Insist that words of a tensor are still what they were: their bits mean nothing elsewhere."""
+    hint = "give the model its dtype and its parameters back, or make a new Stack on the new ones"
+    if (tensor.spec.dtype, tensor.spec.shape) != (spec.dtype, spec.shape):
+        raise StructureError(
+            f"tensor {tensor.name!r} of the model is {tensor.spec} now, was {spec} when the delta "
+            "was added",
+            hint=hint,
+        )
+    if tensor.box != box:
+        raise StructureError(
+            f"tensor {tensor.name!r} of the model is sharded in another way now, {tensor.box}, "
+            f"than when the delta was added, {box}",
+            hint=hint,
+        )
+    return tensor
 
 
 def _put(tensor: LiveTensor, leaving: Iterable[LiveEntries], state: TensorState) -> None:

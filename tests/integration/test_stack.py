@@ -287,6 +287,27 @@ def test_a_switch_that_fails_half_way_is_undone(
     model(torch.zeros(1, 16, dtype=torch.bfloat16))
 
 
+def test_a_model_that_is_another_now_is_refused(tmp_path: Path) -> None:
+    """Words of the old dtype or shape are not written; in the old dtype all is as before."""
+    model = model_of()
+    base = tensors(model)
+    stack = Stack(model)
+    stack.add("delta", delta_of(tmp_path, base, moved(base, 1)))
+    model.half()
+    halves = tensors(model)
+    for switch in (lambda: stack.set_weights({"delta": 0.5}), lambda: stack.remove("delta")):
+        with pytest.raises(StructureError, match=r"is F16.* now, was BF16.* was added"):
+            switch()
+    assert same(tensors(model), halves)
+    assert stack.active == {"delta": 1}
+    model.bfloat16()
+    old, model[0] = model[0], nn.Linear(16, 3).to(torch.bfloat16)
+    with pytest.raises(StructureError, match=r"BF16 \[3.*\] now, was BF16 \[24"):
+        stack.disable("delta")
+    model[0] = old
+    stack.disable("delta")
+
+
 def test_a_delta_that_lies_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it makes of the base is verified before it is written."""
     model = model_of()
