@@ -145,7 +145,7 @@ class Composition:
         """
         method = self._method(spec)
         known = [(t, found) for t in self.tasks if (found := t.segments(spec)) is not None]
-        size = max(SEGMENT_WORDS, *(task.span(spec) for task in self.tasks))
+        size = max((SEGMENT_WORDS, *(task.span(spec) for task in self.tasks)))
         starts = range(0, spec.words, size)
 
         def read(start: int) -> _Read:

@@ -24,6 +24,7 @@ from checkpoint_files import (
     write_shards,
 )
 from many_ranks import all_well, run_ranks
+from safetensors.torch import save_file
 
 import sparsedelta
 from sparsedelta import StructureError, UsageError, WrongBaseError
@@ -222,6 +223,16 @@ def test_what_is_asked_for_has_to_make_sense(base: Path, deltas: Deltas, tmp_pat
     message = failed(call("compose", "--base", base, *made, "-o", made[1], "--force"), 1)
     assert "delta1" in message
     assert not out.exists()
+
+
+def test_with_no_task_left_the_base_stays(base: Path, deltas: Deltas, tmp_path: Path) -> None:
+    """All weights are 0."""
+    made = deltas(stepped(small(), range(50)))
+    succeeded(call("apply", "--stack", base, f"{made[0]}:0", "-o", tmp_path / "out"))
+    assert load(tmp_path / "out") == small()
+    found = sparsedelta.load_state_dict(base, made, weights=[0])
+    save_file(found, tmp_path / "found")
+    assert load(tmp_path / "found") == small()
 
 
 def test_deltas_of_other_bases_are_refused(base: Path, deltas: Deltas, tmp_path: Path) -> None:
