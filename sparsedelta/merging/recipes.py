@@ -5,6 +5,8 @@ Every key that is not known is an error that names its line and the key that may
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +39,17 @@ _TOP: Final = (
 )
 _MODEL: Final = ("model", "parameters")
 _CONDITION: Final = ("value", "filter")
+
+_MAX_DEPTH: Final = 16
+
+_TAG: Final = "tag:yaml.org,2002:"
+
+_INTEGER: Final = re.compile(r"[-+]?(0|[1-9][0-9]*)")
+
+_NUMBER: Final = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+"""Also what is a text in YAML 1.1, such as 1e-3, and a number to everybody else."""
+
+_SWITCHES: Final = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 IGNORED: Final = frozenset({"int8_mask"})
 """Parameters that change nothing here."""
@@ -97,10 +110,23 @@ def parse_recipe(text: str, path: str = "recipe") -> Recipe:
     """A recipe from its text; see :func:`read_recipe`."""
     yaml = _yaml()
     try:
+        _refuse_deep(yaml, text, path)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # such as no character's number
         raise UsageError(f"{path} is no YAML: {str(error).replace(chr(10), ' ')}") from None
     return _Parser(path, yaml).recipe(node)
+
+
+def _refuse_deep(yaml: ModuleType, text: str, path: str) -> None:
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > _MAX_DEPTH:
+            line = event.start_mark.line + 1
+            raise UsageError(f"{path}, line {line}: nested {depth} deep, at most {_MAX_DEPTH}")
 
 
 def _yaml() -> ModuleType:
@@ -175,6 +201,13 @@ class _Parser:
             if "value" not in condition:
                 self._fail(node, "'value' is missing")
             text = self._text(condition["filter"]) if "filter" in condition else None
+            # Not one within another: an alias may lead back to where it stands.
+            values = condition["value"]
+            if isinstance(values, yaml.MappingNode) or any(
+                not isinstance(each, yaml.ScalarNode)
+                for each in (values.value if isinstance(values, yaml.SequenceNode) else ())
+            ):
+                self._fail(values, "'value' is expected to be a value, or a list of values")
             for inner in self._setting(condition["value"]):
                 yield Setting(inner.values, text)
         elif all(isinstance(each, yaml.ScalarNode) for each in node.value):
@@ -217,18 +250,27 @@ class _Parser:
     def _text(self, node: Any) -> str:  # noqa: ANN401
         if not isinstance(node, self._yaml.ScalarNode) or node.tag.endswith(":null"):
             self._fail(node, "expected a text")
+        self._check_tag(node)
         return str(node.value)
 
     def _scalar(self, node: Any) -> Value:  # noqa: ANN401
-        value = self._yaml.safe_load(self._yaml.serialize(node))
-        if isinstance(value, str):  # 1e-3 is a text in YAML 1.1, and a number to everybody else
-            try:
-                value = float(value)
-            except ValueError:
-                return str(value)
-        if not isinstance(value, bool | int | float):
-            self._fail(node, f"expected a number, true or false, found {node.value!r}")
-        return value
+        self._check_tag(node)
+        kind, text = node.tag.removeprefix(_TAG), node.value
+        if kind == "bool" and text.lower() in _SWITCHES:
+            return _SWITCHES[text.lower()]
+        pattern = _INTEGER if kind == "int" else _NUMBER
+        if kind in ("int", "float", "str") and pattern.fullmatch(text):
+            if not math.isfinite(float(text)):
+                self._fail(node, f"{_short(text)} is larger than any number of 64 bits")
+            return int(text) if kind == "int" else float(text)
+        if kind == "str":
+            return str(text)
+        meant = "; numbers are decimal" if kind in ("int", "float") else ""
+        self._fail(node, f"expected a number, true or false, found {_short(text)}{meant}")
+
+    def _check_tag(self, node: Any) -> None:  # noqa: ANN401
+        if not node.tag.startswith(_TAG):
+            self._fail(node, f"the tag {_short(node.tag)} is not known", "leave it out")
 
     def _dtype(self, node: Any) -> str:  # noqa: ANN401
         text = self._text(node)
@@ -245,3 +287,11 @@ class _Parser:
 
     def _fail(self, node: Any, message: str, hint: str | None = None) -> NoReturn:  # noqa: ANN401
         raise UsageError(f"{self._path}, line {node.start_mark.line + 1}: {message}", hint=hint)
+
+
+def _short(text: str) -> str:
+    """A text as a message shows it: not all of it, if it is long."""
+    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
+
+
+_SHOWN: Final = 60

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sparsedelta.checkpoint import FileCheckpoint
+from sparsedelta.checkpoint_files import find_files
 from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.errors import CheckpointError, DeltaGivenError, UsageError
 from sparsedelta.locations import Location, LocationLike, as_location, output_path
@@ -133,8 +134,15 @@ def composed(recipe: Recipe, stack: ExitStack, *, seed: int | None = None) -> Co
             "expected a checkpoint"
         )
     stack.enter_context(base)
-    others = [m for m in models if not _is_same(recipe, m, base_entry)]
-    own = [model for model in models if _is_same(recipe, model, base_entry)]
+    home = _files(recipe, base_entry)
+    own = [m for m in models if m.name == base_entry.name or _files(recipe, m) == home]
+    others = [model for model in models if model not in own]
+    if len(own) > 1:
+        raise UsageError(
+            f"{recipe.path}, line {own[1].line}: {own[1].name} is the base, which is among the "
+            f"models already, in line {own[0].line}",
+            hint="name it once, with the weight of both",
+        )
     tasks: list[Task] = []
     for number, model in enumerate(others):
         reader = _open(recipe, model)
@@ -256,8 +264,11 @@ def _found(recipe: Recipe, model: ModelEntry) -> Location:
     if not isinstance(location, Path):
         return location
     for place in (location, Path(recipe.path).parent / location):
-        if place.exists():
-            return place
+        try:
+            if place.exists():
+                return place
+        except (OSError, ValueError):  # too long for a name, or a NUL in it
+            break
     raise CheckpointError(
         f"{recipe.path}, line {model.line}: there is no checkpoint or delta {model.name}",
         hint="models are local paths or URLs; a model of the Hub is hf://NAMESPACE/NAME, or "
@@ -266,8 +277,15 @@ def _found(recipe: Recipe, model: ModelEntry) -> Location:
     )
 
 
-def _is_same(recipe: Recipe, model: ModelEntry, base: ModelEntry) -> bool:
-    return model.name == base.name or _found(recipe, model) == _found(recipe, base)
+def _files(recipe: Recipe, model: ModelEntry) -> Location | tuple[Path, ...]:
+    """What a model lies in, however it is spelled: a folder and what it holds are the same."""
+    location = _found(recipe, model)
+    if not isinstance(location, Path):
+        return location
+    try:
+        return tuple(sorted(Path(str(f)).resolve() for f in find_files(location).files))
+    except (CheckpointError, OSError, RuntimeError, ValueError):  # said where it is opened
+        return location.absolute()
 
 
 def _check_dtype(recipe: Recipe, base: FileCheckpoint) -> None:

@@ -13,7 +13,7 @@ from checkpoint_files import Stored, Tensors, call, failed, hint_of, load, succe
 from jsonschema import Draft202012Validator
 
 import sparsedelta
-from sparsedelta import ComposeReport, UsageError
+from sparsedelta import CheckpointError, ComposeReport, UsageError
 from sparsedelta.merging import recipes
 from sparsedelta.merging.methods import METHODS
 from sparsedelta.merging.recipes import parse_recipe
@@ -228,6 +228,40 @@ def test_what_is_not_understood_is_refused(old: str, new: str, message: str, hin
     assert hint in (caught.value.hint or "")
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("", "found ''"),
+        ("2026-13-45", "found '2026-13-45'"),
+        ("!!int abc", "found 'abc'; numbers are decimal"),
+        ("!!bool abc", "found 'abc'"),
+        ("!own 1", "the tag '!own' is not known"),
+        ("1:30", "found '1:30'"),
+        ("010", "found '010'"),
+        (".nan", "found '.nan'"),
+        ("1" + 400 * "0", "larger than any number"),
+        ("&a {value: *a}", "'value' is expected to be"),
+        ("&a [*a]", "expected a mapping"),
+        (3000 * "[", "nested 17 deep"),
+    ],
+)
+def test_values_that_are_none_are_refused(value: str, message: str) -> None:
+    """By their line; seeds and very long names, too."""
+    with pytest.raises(UsageError, match="line 6") as caught:
+        parse_recipe(GOOD.replace("0.5", value))
+    assert message in caught.value.message
+    assert len(caught.value.message) < 200
+
+
+def test_seeds_and_names_that_are_too_long(models: Path) -> None:
+    """Both by their line."""
+    with pytest.raises(UsageError, match=r"line 7: '11.* is larger"):
+        parse_recipe(GOOD + f"seed: {'1' * 5001}\n")
+    (models / "long.yml").write_text(GOOD.replace("base.safetensors", 300 * "a"))
+    with pytest.raises(CheckpointError, match="line 2: there is no checkpoint"):
+        sparsedelta.merge(models / "long.yml", models / "out")
+
+
 def test_a_model_that_is_not_there(models: Path) -> None:
     """Named with its line; the hint says how models of the Hub are had."""
     path = models / "recipe.yml"
@@ -235,6 +269,28 @@ def test_a_model_that_is_not_there(models: Path) -> None:
     message = failed(call("merge", path, "-o", models / "out"), 1)
     assert "line 4: there is no checkpoint or delta mistralai/Mistral-7B" in message
     assert "hf download" in hint_of(message)
+
+
+def test_the_base_is_the_base_however_it_is_spelled(models: Path) -> None:
+    """By a link, or by the folder that it lies in; and it may be named once."""
+    folder = models / "folder"
+    folder.mkdir()
+    (folder / "model.safetensors").symlink_to(models / "base.safetensors")
+    (models / "link").symlink_to(folder)
+    outs = []
+    for spelled in ("base.safetensors", "./link/../folder", "link/model.safetensors"):
+        path = recipe(models, "model_stock", ["t1", "t2"])
+        document = yaml.safe_load(path.read_text())
+        document["models"].insert(0, {"model": spelled})
+        path.write_text(yaml.safe_dump(document))
+        outs.append(models / f"out{len(outs)}")
+        sparsedelta.merge(path, outs[-1])
+    assert len({out.read_bytes() for out in outs}) == 1
+    path.write_text(
+        GOOD.replace("models:", "models:\n  - model: base.safetensors\n  - model: folder")
+    )
+    with pytest.raises(UsageError, match=r"line 5: folder is the base.* in line 4"):
+        sparsedelta.merge(path, models / "out")
 
 
 def test_an_output_of_another_dtype_is_refused(models: Path) -> None:
