@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
@@ -14,7 +13,7 @@ from sparsedelta.errors import UsageError
 from sparsedelta.merging import averages, task_vectors
 from sparsedelta.merging.aligned import Aligned, Marks
 from sparsedelta.merging.outcome import Outcome, TensorMethod
-from sparsedelta.merging.settings import Settings, TaskSettings
+from sparsedelta.merging.settings import Settings, TaskSettings, finite_number
 from sparsedelta.merging.summing import agreed, summed
 from sparsedelta.rounding import FLOATS
 from sparsedelta.words import TensorSpec, Words
@@ -117,7 +116,9 @@ class BoundMethod:
             return Outcome(agreed(aligned))
         if not aligned.tasks:
             return Outcome(aligned.base)
-        return self.method.function(aligned, self.settings, base_square)
+        # What is not finite is an error that names it, in the end.
+        with np.errstate(all="ignore"):
+            return self.method.function(aligned, self.settings, base_square)
 
 
 def _sum(aligned: Aligned, settings: Settings, _: float) -> Outcome:
@@ -295,11 +296,12 @@ def checked(name: str, value: object) -> Any:  # noqa: ANN401 (as the parameter 
         if value not in (True, False):
             raise UsageError(f"{shown} is {value!r}, expected true or false")
         return bool(value)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UsageError(f"{shown} is {value!r}, expected a finite number")
-    if name in _SHARES and not 0 <= value <= 1:
+    number = finite_number(value)
+    if number is None:
+        raise UsageError(f"{shown} is {value!r:.60}, expected a finite number")
+    if name in _SHARES and not 0 <= number <= 1:
         raise UsageError(f"{shown} is {value!r}, expected a share from 0 to 1")
-    return float(value)
+    return number
 
 
 def check_settings(method: Method, settings: Settings) -> None:

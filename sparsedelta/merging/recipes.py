@@ -49,7 +49,14 @@ _INTEGER: Final = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _NUMBER: Final = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 """Also what is a text in YAML 1.1, such as 1e-3, and a number to everybody else."""
 
-_SWITCHES: Final = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_SWITCHES: Final = {
+    "true": True,
+    "yes": True,
+    "on": True,
+    "false": False,
+    "no": False,
+    "off": False,
+}
 
 IGNORED: Final = frozenset({"int8_mask"})
 """Parameters that change nothing here."""
@@ -263,10 +270,10 @@ class _Parser:
             if not math.isfinite(float(text)):
                 self._fail(node, f"{_short(text)} is larger than any number of 64 bits")
             return int(text) if kind == "int" else float(text)
-        if kind == "str":
-            return str(text)
-        meant = "; numbers are decimal" if kind in ("int", "float") else ""
-        self._fail(node, f"expected a number, true or false, found {_short(text)}{meant}")
+        if kind != "str":
+            meant = "; numbers are decimal" if kind in ("int", "float") else ""
+            self._fail(node, f"expected a number, true or false, found {_short(text)}{meant}")
+        return str(text)
 
     def _check_tag(self, node: Any) -> None:  # noqa: ANN401
         if not node.tag.startswith(_TAG):

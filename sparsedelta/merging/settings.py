@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Literal, TypeAlias
 
 from sparsedelta.rounding import FLOATS
@@ -76,3 +78,14 @@ class Settings:
         return replace(
             self, tasks=tuple(self.tasks[n] for n in order), identities=tuple(identities)
         )
+
+
+def finite_number(value: object) -> float | None:
+    """A number as float64; None if it is none, not finite, or too large."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None

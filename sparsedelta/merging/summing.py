@@ -107,14 +107,24 @@ def finite_words(aligned: Aligned, numbers: Numbers, finite: Marks | None = None
     whole = np.isfinite(numbers) & np.isfinite(to_float64(words, dtype))
     if finite is not None:
         whole &= finite
-    if not whole.all():
-        index = int(aligned.indices[np.flatnonzero(~whole)[0]])
-        raise NotFiniteError(
-            f"tensor {aligned.spec.name!r}, index {index}: a number that is met or made is not "
-            f"finite in {dtype} (SD505)",
-            hint="smaller weights, or look at what the tasks have there",
-        )
+    insist_finite(aligned, whole)
     return words
+
+
+def insist_finite(aligned: Aligned, finite: Marks) -> None:
+    """Insist that numbers of elements are finite.
+
+    Raises:
+        NotFiniteError: One is not; names tensor and index.
+    """
+    if finite.all():
+        return
+    index = int(aligned.indices[np.flatnonzero(~finite)[0]])
+    raise NotFiniteError(
+        f"tensor {aligned.spec.name!r}, index {index}: a number that is met or made is not "
+        f"finite in {aligned.spec.dtype} (SD505)",
+        hint="smaller weights, or look at what the tasks have there",
+    )
 
 
 def agreed(aligned: Aligned, allowed: Sequence[bool] | None = None, note: str = "") -> Words:

@@ -24,7 +24,7 @@ from sparsedelta.merging.keeping import (
 )
 from sparsedelta.merging.outcome import Outcome
 from sparsedelta.merging.settings import Settings
-from sparsedelta.merging.summing import finite_words
+from sparsedelta.merging.summing import finite_words, insist_finite
 from sparsedelta.rounding import from_float64, to_float64
 from sparsedelta.words import Words
 
@@ -111,10 +111,14 @@ def thinned(
         settings: How tasks are put together.
         thin: Which are kept; None: all.
         keep: Which are kept, ``[n]`` for each task, whatever ``thin`` would say; for comparisons.
+
+    Raises:
+        NotFiniteError: A difference is not finite.
     """
     found = []
     for task in range(aligned.tasks):
         differences = aligned.differences(task)
+        insist_finite(aligned, np.isfinite(differences))
         if thin is not None and (keep is not None or settings.tasks[task].density < 1):
             kept = thin(aligned, settings, task, differences) if keep is None else keep[task]
             if settings.rescale:

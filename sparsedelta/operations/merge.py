@@ -134,15 +134,8 @@ def composed(recipe: Recipe, stack: ExitStack, *, seed: int | None = None) -> Co
             "expected a checkpoint"
         )
     stack.enter_context(base)
-    home = _files(recipe, base_entry)
-    own = [m for m in models if m.name == base_entry.name or _files(recipe, m) == home]
-    others = [model for model in models if model not in own]
-    if len(own) > 1:
-        raise UsageError(
-            f"{recipe.path}, line {own[1].line}: {own[1].name} is the base, which is among the "
-            f"models already, in line {own[0].line}",
-            hint="name it once, with the weight of both",
-        )
+    own = _base_among(recipe, base_entry)
+    others = [model for model in models if model != own]
     tasks: list[Task] = []
     for number, model in enumerate(others):
         reader = _open(recipe, model)
@@ -164,7 +157,7 @@ def composed(recipe: Recipe, stack: ExitStack, *, seed: int | None = None) -> Co
     plan = RecipePlan(
         replace(recipe, models=tuple(others[n] for n in order)),
         tuple(task.identity for task in chosen),
-        own[0] if own else None,
+        own,
         Depths(base.specs),
         seed if seed is not None else recipe.seed or 0,
     )
@@ -275,6 +268,19 @@ def _found(recipe: Recipe, model: ModelEntry) -> Location:
         "downloaded first: hf download NAMESPACE/NAME --local-dir DIR"
         + ("; MODEL+LORA is not supported" if "+" in model.name else ""),
     )
+
+
+def _base_among(recipe: Recipe, base: ModelEntry) -> ModelEntry | None:
+    """The base as one of the models, if it is."""
+    home = _files(recipe, base)
+    own = [m for m in recipe.models if m.name == base.name or _files(recipe, m) == home]
+    if len(own) > 1:
+        raise UsageError(
+            f"{recipe.path}, line {own[1].line}: {own[1].name} is the base, which is among the "
+            f"models already, in line {own[0].line}",
+            hint="name it once, with the weight of both",
+        )
+    return own[0] if own else None
 
 
 def _files(recipe: Recipe, model: ModelEntry) -> Location | tuple[Path, ...]:

@@ -13,7 +13,7 @@ from sparsedelta.delta import ADD
 from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.digests import Digest, checkpoint_fingerprint
 from sparsedelta.encode import EncodedTensor
-from sparsedelta.errors import DAMAGED, FormatError, NotInvertibleError, StructureError
+from sparsedelta.errors import DAMAGED, FormatError, NotInvertibleError, StructureError, UsageError
 from sparsedelta.limits import SEGMENT_WORDS
 from sparsedelta.locations import LocationLike, output_path
 from sparsedelta.manifest import Manifest
@@ -114,6 +114,8 @@ def squash(
     with ExitStack() as stack:
         stack.enter_context(ranks.together())
         readers = open_all(deltas, stack)
+        if not readers:
+            raise UsageError("no delta is named: there is nothing to squash")
         history = History(() if are_in_order(readers) else readers)
         way = history.chain() if history.readers else tuple(readers)
         for reader in way:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,8 @@ from sparsedelta.delta_reader import DeltaReader, open_delta
 from sparsedelta.errors import UsageError, WrongBaseError
 from sparsedelta.launch import threads_here
 from sparsedelta.live_tensors import LiveTensors, gathers
-from sparsedelta.locations import LocationLike
+from sparsedelta.locations import LocationLike, Url
+from sparsedelta.merging.settings import finite_number
 from sparsedelta.operations.live_base import Candidate, Found, Verify
 from sparsedelta.operations.live_ranks import agree, verified_together
 from sparsedelta.operations.switching import BASE, Held, State, TornError, plan, repair, write
@@ -76,8 +78,13 @@ class Stack(Closing):
         group: dist.ProcessGroup | None = None,
         threads: int | None = None,
     ) -> None:
-        if not patience >= 0:
+        import torch  # noqa: PLC0415 (the package works without torch)
+
+        is_number = isinstance(patience, int | float) and not isinstance(patience, bool)
+        if not is_number or not patience >= 0:
             raise UsageError(f"patience is {patience!r}, expected a number of seconds")
+        if not isinstance(model, torch.nn.Module):
+            raise UsageError(f"the model is {type(model).__name__}, expected a torch.nn.Module")
         self.model = model
         self._names = names
         self._group = group
@@ -85,9 +92,10 @@ class Stack(Closing):
         self._held: dict[str, Held] = {}
         self._settings: dict[str, _Setting] = {}
         self._state: State = BASE
-        self._traffic = Traffic(patience)
+        self._traffic = Traffic(min(patience, threading.TIMEOUT_MAX))
         self._is_sharded = LiveTensors(model, names).is_sharded
         self._hooks = watch(model, self._traffic) if guard else []
+        self._is_closed = False
 
     def add(
         self,
@@ -119,6 +127,11 @@ class Stack(Closing):
             RankError: Another rank failed.
         """
         setting = _Setting(_finite(name, weight), enabled)
+        if not isinstance(delta, str | Path | Url | DeltaReader):
+            raise UsageError(
+                f"{name!r}: the delta is {type(delta).__name__}, expected its path, URL or reader",
+                hint="several deltas are added one by one, each by a name of its own",
+            )
         with self._turn() as ranks:
             if name in self._held:
                 raise UsageError(
@@ -166,6 +179,9 @@ class Stack(Closing):
         Raises:
             UsageError: No delta of that name, a weight that is not finite; and as :meth:`add`.
         """
+        if not isinstance(weights, Mapping):
+            kind = type(weights).__name__
+            raise UsageError(f"weights is {kind}, expected a mapping of names to numbers")
         with self._turn() as ranks:
             changed = {
                 self._known(name): replace(self._settings[name], weight=_finite(name, weight))
@@ -218,6 +234,7 @@ class Stack(Closing):
         Raises:
             UsageError: No delta of that name, or a weight of one that is not used.
         """
+        self._insist_open()
         own = weights or {}
         with self._traffic.turn():
             for name in own:
@@ -236,7 +253,8 @@ class Stack(Closing):
             finally:
                 added = {n: own for n, own in self._settings.items() if n not in before}
                 kept = {name: old for name, old in before.items() if name in self._held}
-                self._set({**kept, **added})
+                if not self._is_closed:
+                    self._set({**kept, **added})
 
     def _set(self, settings: Mapping[str, _Setting]) -> None:
         with self._turn() as ranks:
@@ -248,6 +266,7 @@ class Stack(Closing):
         Raises:
             BusyError: A switch is under way.
         """
+        self._insist_open()
         return self._traffic.forward()
 
     @property
@@ -284,12 +303,21 @@ class Stack(Closing):
         return f"Stack({', '.join(shown)})"
 
     def close(self) -> None:
-        """Take everything off and let go of the model; further calls do nothing."""
+        """Take everything off and let go of the model: it is its base again.
+
+        Afterwards every call that would change it, or serve it, raises ``UsageError``; only
+        ``close`` itself may be called again, and does nothing.
+        """
         if self._held or self._traffic.torn:
             self.remove(*self._held)
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        self._is_closed = True
+
+    def _insist_open(self) -> None:
+        if self._is_closed:
+            raise UsageError("the stack is closed", hint="make a new one: Stack(model)")
 
     def _known(self, name: str) -> str:
         if name not in self._held:
@@ -304,6 +332,7 @@ class Stack(Closing):
     @contextmanager
     def _turn(self) -> Iterator[Ranks]:
         """While this thread alone decides; with the other ranks of a sharded model."""
+        self._insist_open()
         with self._traffic.turn():
             if not self._is_sharded:
                 yield ALONE
@@ -355,6 +384,7 @@ def _active(settings: Mapping[str, _Setting]) -> dict[str, float]:
 
 
 def _finite(name: str, weight: float) -> float:
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
-        raise UsageError(f"the weight of {name!r} is {weight!r}, expected a finite number")
-    return float(weight)
+    number = finite_number(weight)
+    if number is None:
+        raise UsageError(f"the weight of {name!r} is {weight!r:.60}, expected a finite number")
+    return number

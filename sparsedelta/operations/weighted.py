@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ from sparsedelta.errors import UsageError, WrongBaseError
 from sparsedelta.locations import LocationLike
 from sparsedelta.merging.methods import BoundMethod, Method, method_named, settings_of
 from sparsedelta.merging.outcome import TensorMethod
-from sparsedelta.merging.settings import Settings
+from sparsedelta.merging.settings import Settings, finite_number
 from sparsedelta.operations.composition import Composition
 from sparsedelta.operations.moves import find_moves
 from sparsedelta.operations.standpoint import touched_specs
@@ -53,14 +53,17 @@ def compose_deltas(
         StructureError: They exclude each other.
     """
     rule = method_named(method)
-    chosen = [1.0] * len(deltas) if weights is None else [float(each) for each in weights]
+    if weights is not None and (isinstance(weights, str) or not isinstance(weights, Iterable)):
+        raise UsageError(f"weights is {weights!r}, expected a number for each delta")
+    given = [1.0] * len(deltas) if weights is None else list(weights)
+    chosen = [math.nan if (w := finite_number(each)) is None else w for each in given]
     if len(chosen) != len(deltas):
         raise UsageError(f"{len(chosen)} weights for {len(deltas)} deltas, expected one for each")
     settings = settings_of(rule, parameters, chosen, seed)
     tasks: list[DeltaTask] = []
-    for delta, weight in zip(deltas, chosen, strict=True):
+    for delta, own, weight in zip(deltas, given, chosen, strict=True):
         if not math.isfinite(weight):
-            raise UsageError(f"{delta}: its weight is {weight!r}, expected a finite number")
+            raise UsageError(f"{delta}: its weight is {own!r:.60}, expected a finite number")
         reader = open_delta(delta)
         if reader is not delta:
             stack.enter_context(reader)

@@ -27,7 +27,7 @@ from many_ranks import all_well, run_ranks
 from safetensors.torch import save_file
 
 import sparsedelta
-from sparsedelta import StructureError, UsageError, WrongBaseError
+from sparsedelta import NotFiniteError, StructureError, UsageError, WrongBaseError
 from sparsedelta.merging.overlap import module_kind
 
 
@@ -233,6 +233,31 @@ def test_with_no_task_left_the_base_stays(base: Path, deltas: Deltas, tmp_path: 
     found = sparsedelta.load_state_dict(base, made, weights=[0])
     save_file(found, tmp_path / "found")
     assert load(tmp_path / "found") == small()
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_that_are_none_are_refused(base: Path, deltas: Deltas, tmp_path: Path) -> None:
+    """Weights, parameters, and differences that are NaN; and no delta at all."""
+    words = small()[HALF].words
+    words[5] = 0x7FC0
+    made = deltas(
+        small() | {HALF: Stored("BF16", (64, 65), words.tobytes())}, stepped(small(), range(9))
+    )
+    for weights in (["x", 1], [10**400, 1], 0.5, "11"):
+        with pytest.raises(UsageError, match="weight"):
+            sparsedelta.compose(base, made, tmp_path / "out", weights=weights)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"lambda is 10000.* finite"):
+        sparsedelta.compose(
+            base, made, tmp_path / "out", method="ties", parameters={"lambda": 10**400}
+        )
+    for method in ("dare_ties", "della", "ties", "slerp", "nuslerp", "model_stock"):
+        parameters = {"t": 0.5} if method == "slerp" else {}
+        if method in ("dare_ties", "della", "ties"):
+            parameters = {"density": 0.5}
+        with pytest.raises(NotFiniteError, match=f"tensor '{HALF}', index"):
+            sparsedelta.compose(base, made, tmp_path / "out", method=method, parameters=parameters)
+    with pytest.raises(UsageError, match="no delta is named"):
+        sparsedelta.squash([], tmp_path / "out")
 
 
 def test_deltas_of_other_bases_are_refused(base: Path, deltas: Deltas, tmp_path: Path) -> None:

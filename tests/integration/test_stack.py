@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -306,6 +307,51 @@ def test_a_model_that_is_another_now_is_refused(tmp_path: Path) -> None:
         stack.disable("delta")
     model[0] = old
     stack.disable("delta")
+
+
+def test_a_stack_that_is_closed_says_so(tmp_path: Path) -> None:
+    """It may be closed again; nothing else goes."""
+    model = model_of()
+    base = tensors(model)
+    delta = delta_of(tmp_path, base, moved(base, 1))
+    stack = Stack(model)
+    stack.add("delta", delta)
+    with stack.using("delta"):
+        stack.close()
+    stack.close()
+    assert same(tensors(model), base)
+    calls: list[Callable[[], object]] = [
+        lambda: stack.add("delta", delta),
+        lambda: stack.set_weights({}),
+        stack.enable,
+        stack.remove,
+        stack.serving,
+        lambda: stack.using().__enter__(),
+    ]
+    for call in calls:
+        with pytest.raises(UsageError, match="the stack is closed"):
+            call()
+
+
+def test_arguments_of_another_kind_are_refused() -> None:
+    """Each by its name; a patience without end is as long as threads can wait."""
+    model: Any = model_of()
+    nothing: Any = None
+    wrong: Any = ["delta"]
+    stack = Stack(model, patience=float("inf"))
+    calls: list[tuple[str, Callable[[], object]]] = [
+        ("patience is '1'", lambda: Stack(model, patience="1")),  # type: ignore[arg-type]
+        ("patience is nan", lambda: Stack(model, patience=float("nan"))),
+        ("expected a torch.nn.Module", lambda: Stack(nothing)),
+        ("expected a mapping", lambda: stack.set_weights(wrong)),
+        ("the delta is list", lambda: stack.add("a", wrong)),
+        ("expected a finite number", lambda: stack.add("a", "delta", 10**400)),
+    ]
+    for message, call in calls:
+        with pytest.raises(UsageError, match=message):
+            call()
+    stack.remove()
+    Stack(model, patience=1e12).remove()
 
 
 def test_a_delta_that_lies_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
