@@ -128,11 +128,17 @@ def watch(model: nn.Module, traffic: Traffic) -> list[RemovableHandle]:
     """Let every forward of a model pass through ``traffic``; returns what ends that."""
     import torch  # noqa: PLC0415 (the package works without torch)
 
+    begun = threading.local()
+
     def enter(*_: Any) -> None:  # noqa: ANN401 (of a hook)
         traffic.enter()
+        begun.depth = getattr(begun, "depth", 0) + 1
 
     def leave(*_: Any) -> None:  # noqa: ANN401
-        traffic.leave()
+        # It is called, too, where a hook of others failed, or a forward was refused.
+        if getattr(begun, "depth", 0):
+            begun.depth -= 1
+            traffic.leave()
 
     # Compiled code does not look into them: it leaves its graph, and comes back.
     outside: Any = torch.compiler.disable

@@ -277,7 +277,7 @@ def test_the_base_is_the_base_however_it_is_spelled(models: Path) -> None:
     folder.mkdir()
     (folder / "model.safetensors").symlink_to(models / "base.safetensors")
     (models / "link").symlink_to(folder)
-    outs = []
+    outs: list[Path] = []
     for spelled in ("base.safetensors", "./link/../folder", "link/model.safetensors"):
         path = recipe(models, "model_stock", ["t1", "t2"])
         document = yaml.safe_load(path.read_text())

@@ -296,9 +296,11 @@ def test_a_model_that_is_another_now_is_refused(tmp_path: Path) -> None:
     stack.add("delta", delta_of(tmp_path, base, moved(base, 1)))
     model.half()
     halves = tensors(model)
-    for switch in (lambda: stack.set_weights({"delta": 0.5}), lambda: stack.remove("delta")):
-        with pytest.raises(StructureError, match=r"is F16.* now, was BF16.* was added"):
-            switch()
+    changed = r"is F16.* now, was BF16.* was added"
+    with pytest.raises(StructureError, match=changed):
+        stack.set_weights({"delta": 0.5})
+    with pytest.raises(StructureError, match=changed):
+        stack.remove("delta")
     assert same(tensors(model), halves)
     assert stack.active == {"delta": 1}
     model.bfloat16()
@@ -307,6 +309,24 @@ def test_a_model_that_is_another_now_is_refused(tmp_path: Path) -> None:
         stack.disable("delta")
     model[0] = old
     stack.disable("delta")
+
+
+def test_a_forward_that_never_began_ends_nothing() -> None:
+    """Another hook fails before it: what is being served stays so."""
+    model = model_of()
+    stack = Stack(model)
+
+    def fail(*_: object) -> None:
+        raise ValueError("no")
+
+    with stack.serving():
+        hook = model.register_forward_pre_hook(fail, prepend=True)
+        with pytest.raises(ValueError, match="no"):
+            model(torch.zeros(1, 16, dtype=torch.bfloat16))
+        hook.remove()
+        with pytest.raises(BusyError, match="from within a forward"):
+            stack.remove()
+    stack.remove()
 
 
 def test_a_stack_that_is_closed_says_so(tmp_path: Path) -> None:
