@@ -33,6 +33,7 @@ from gallop.state_file import read_state, write_state
 from gallop.step_log import JsonLinesLog, StepRecord
 from gallop.train import choose_mask, finetune
 from gallop.train_config import Engine, TrainConfig
+from sparsedelta.errors import OutputError
 
 TRAINING = TrainConfig(steps=9, lr=1e-2, batch_size=3, accumulate=2, selection_samples=8, seed=5)
 SETTINGS = {**defaults(), "steps": 9}
@@ -170,6 +171,15 @@ def test_a_log_holds_each_step_once(tmp_path: Path, after: int) -> None:
     assert [line["step"] for line in lines] == list(range(1, 7))
     assert set(lines[0]) == {"step", "loss", "grad_norm", "lr", "tokens", "seconds", "memory"}
     assert [each.name for each in tmp_path.iterdir()] == ["log.jsonl"]
+
+
+@pytest.mark.parametrize("foreign", ["dear diary\n", "[1]\n", "{}\n", '{"step": "x"}\n'])
+def test_a_log_of_something_else_is_left_alone(tmp_path: Path, foreign: str) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1}\n' + foreign)
+    with pytest.raises(OutputError, match="expected one JSON object with a step a line"):
+        JsonLinesLog(path, after=1)
+    assert path.read_text() == '{"step": 1}\n' + foreign
 
 
 def test_the_second_signal_stops_at_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -354,6 +364,7 @@ def change_mask(folder: Path) -> None:
         (None, ("--lr", "0.1"), 2, "error: training.lr: expected 0.0002, with which the run"),
         (None, ("--exclude", "*mlp*"), 2, "error: selection.exclude: expected ()"),
         (None, ("--run", "other"), 2, "either --run"),
+        (None, ("--log", "run/run.json"), 1, "run/run.json exists"),
     ],
 )
 def test_what_has_changed_is_named(
