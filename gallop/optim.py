@@ -119,7 +119,7 @@ class SparseAdamW(Optimizer):
         targets = [target for target, _ in chosen]
         if not targets:
             raise OptimizerError("mask: expected at least one chosen entry, found none")
-        require_untapped(targets)  # before what an open one has frozen is taken for the caller's
+        require_untapped(model)  # before what an open one has frozen is taken for the caller's
         for target in targets:
             if not target.parameter.requires_grad:
                 raise OptimizerError(
