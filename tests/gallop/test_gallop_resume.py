@@ -150,6 +150,17 @@ def test_what_is_no_state_is_refused(tmp_path: Path) -> None:
         RunFolder(tmp_path / "nowhere").settings({})
 
 
+@pytest.mark.parametrize("at", [b"0.0625", None])
+def test_a_flipped_bit_in_a_state_is_found(tmp_path: Path, at: bytes | None) -> None:
+    path = tmp_path / "s"
+    write_state(path, {"lr": 0.0625, "master": torch.arange(5.0)})
+    data = bytearray(path.read_bytes())
+    data[data.index(at) + 2 if at else -1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(RunError, match="the file is damaged"):
+        read_state(path)
+
+
 def record(step: int) -> StepRecord:
     return StepRecord(step=step, loss=1.5, grad_norm=2.0, lr=0.1, tokens=3, seconds=0.5, memory=7)
 
