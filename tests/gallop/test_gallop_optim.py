@@ -318,6 +318,15 @@ def test_one_optimizer_at_a_time_and_a_forgotten_one_lets_go() -> None:
     assert third.last_grad_norm
 
 
+def test_a_closed_optimizer_takes_no_state() -> None:
+    model, mask = line([1.0, 2.0, 3.0])
+    optimizer = SparseAdamW(model, mask)
+    state = optimizer.state_dict()
+    optimizer.close()
+    with pytest.raises(OptimizerError, match="load_state_dict: expected an open optimizer"):
+        optimizer.load_state_dict(state)
+
+
 @pytest.mark.parametrize("engine", [SparseAdamW, SparseValues])
 def test_a_disjoint_mask_does_not_stop_the_optimizer_that_is_open(engine: Any) -> None:  # noqa: ANN401
     model = tiny_model()
