@@ -146,6 +146,16 @@ class GallopConfig:
         if self.allocation is None and scope == "per_tensor":
             object.__setattr__(self, "allocation", chosen.allocation)
 
+    def require_known(self) -> None:
+        """Look the names up, as :func:`gallop.select` will: before anything is loaded.
+
+        Raises:
+            ConfigError: Nothing goes by the selector's or the allocation's name here.
+        """
+        SELECTORS.find(self.selector)
+        if self.allocation is not None:
+            ALLOCATIONS.find(self.allocation)
+
     def budget(self, eligible: int) -> int:
         """Count the entries to choose from ``eligible`` parameters.
 
