@@ -161,6 +161,25 @@ def test_a_flipped_bit_in_a_state_is_found(tmp_path: Path, at: bytes | None) -> 
         read_state(path)
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"settings": None}, "expected settings of type dict, found None"),
+        ({"inputs": []}, "expected inputs of type dict"),
+        ({"inputs": {"tokenizer": 3}}, "expected inputs with digests"),
+        ({"threads": "2"}, "expected threads of type int"),
+        ({"settings": {"steps": "many"}}, "steps: expected a whole number"),
+        ({"settings": {"log": 5}}, "log: expected"),
+    ],
+)
+def test_a_damaged_document_is_told(tmp_path: Path, change: dict[str, Any], says: str) -> None:
+    RunFolder(tmp_path / "run").begin(SETTINGS, Mask({"w": [0]}, {"w": (2,)}), {})
+    path = tmp_path / "run" / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(RunError, match=says):
+        RunFolder(tmp_path / "run").settings({})
+
+
 def record(step: int) -> StepRecord:
     return StepRecord(step=step, loss=1.5, grad_norm=2.0, lr=0.1, tokens=3, seconds=0.5, memory=7)
 
