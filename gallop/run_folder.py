@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import re
 import shlex
 import shutil
 from collections.abc import Mapping
@@ -29,7 +30,7 @@ _log = logging.getLogger("gallop")
 _FORMAT: Final = "gallop run 1"
 _DOCUMENT: Final = "run.json"
 _MASK: Final = "mask.safetensors"
-_SAVES: Final = "step-*.safetensors"
+_SAVE: Final = re.compile(r"step-\d+\.safetensors", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -239,7 +240,8 @@ class RunFolder:
             raise RunError(f"{self.path / _DOCUMENT}: settings: {error}") from error
 
     def _saves(self) -> list[Path]:
-        return sorted(self.path.glob(_SAVES))
+        found = self.path.glob("step-*.safetensors")
+        return sorted(save for save in found if _SAVE.fullmatch(save.name))
 
     def _read(self) -> dict[str, Any]:
         if self._document is None:

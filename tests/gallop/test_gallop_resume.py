@@ -161,6 +161,14 @@ def test_a_flipped_bit_in_a_state_is_found(tmp_path: Path, at: bytes | None) -> 
         read_state(path)
 
 
+def test_a_stray_file_in_a_run_is_no_save(tmp_path: Path) -> None:
+    (tmp_path / "step-foo.safetensors").touch()
+    run = RunFolder(tmp_path)
+    assert (run.last_step, run.load()) == (None, None)
+    (tmp_path / "step-00000007.safetensors").touch()
+    assert run.last_step == 7
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

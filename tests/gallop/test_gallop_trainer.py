@@ -24,8 +24,8 @@ from transformers import Trainer, TrainerCallback
 
 import gallop
 from gallop import GallopConfig, Mask, SparseAdamW, attach
-from gallop.trainer_engines import EngineName
 from gallop.errors import ConfigError, DataError, ExportError, OutsideMaskError, ParameterError
+from gallop.trainer_engines import EngineName
 from sparsedelta import apply
 from sparsedelta.errors import OutputError
 
