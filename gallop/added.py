@@ -40,10 +40,14 @@ def install(
     """
     before = vars(module).get("forward")
     own = module.forward
-    held = weakref.ref(values)
+    held, mine = weakref.ref(values), weakref.ref(module)
     blocks = tuple(_blocks(index, shape))
 
-    def forward(_: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
+    def forward(self: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
+        if mine() is not self and isinstance(own, MethodType):
+            # A copy of the module, which brought this forward along: its own adds nothing.
+            plain: Tensor = own.__func__(self, x, *args, **kwargs)
+            return plain
         out: Tensor = own(x, *args, **kwargs)
         owned = held()
         if owned is None:

@@ -181,12 +181,8 @@ def train(**options: Any) -> None:  # noqa: ANN401
         values = RunFolder(options["resume"]).settings(given)
     else:
         values = {**defaults(), **given}
-        # A printed configuration has every key: the default beside a mask says nothing.
-        asked = options["density"] is not None or values["density"] != defaults()["density"]
-        if values["mask"] and asked:
-            raise click.UsageError(
-                "give either --density, to choose a mask, or --mask, to train one"
-            )
+        if values["mask"]:
+            _refuse_selection(values, options)
     if values["profile"] == "compact":
         raise click.BadParameter(
             "compact comes in a later release; use portable", param_hint="--profile"
@@ -198,6 +194,18 @@ def train(**options: Any) -> None:  # noqa: ANN401
 
     source, data = resolved["model"], resolved["data"]
     _print(run_train(source, data, config=config, options=resolved), resolved)
+
+
+def _refuse_selection(values: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    # A printed configuration has every key: the default beside a mask says nothing.
+    default = defaults()
+    for each in settings_of("train"):
+        if each.section != "selection" or each.name == "mask":
+            continue
+        if options[each.name] not in (None, ()) or values[each.name] != default[each.name]:
+            raise click.UsageError(
+                f"give either {each.flags}, to choose a mask, or --mask, to train one"
+            )
 
 
 @gallop.command("eval")
@@ -233,7 +241,9 @@ def estimate(**options: Any) -> None:  # noqa: ANN401
 
 
 def _config(values: Mapping[str, Any]) -> GallopConfig:
-    return GallopConfig(**keyword_arguments("GallopConfig", values))
+    config = GallopConfig(**keyword_arguments("GallopConfig", values))
+    config.require_known()
+    return config
 
 
 def _print(outcome: Outcome, options: Mapping[str, Any]) -> None:

@@ -226,8 +226,10 @@ def _check_outputs(
     if saved:
         # The delta is an input of the check: neither output may lie in the other's place.
         check_output(saved, force=force, inputs=(*inputs, out), directory=True)
-    for log in options["log"]:
-        check_output(Path(log), force=force or bool(options["resume"]), inputs=(*inputs, out))
+    # A run that goes on does so in its own logs; any other file there is somebody else's.
+    own_logs = {Path(log) for log in run.settings({})["log"]} if options["resume"] else set()
+    for log in map(Path, options["log"]):
+        check_output(log, force=force or log in own_logs, inputs=(*inputs, out))
     if options["resume"]:
         return
     if not run.path.exists():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 from fractions import Fraction
 from typing import Any, Literal, get_args
@@ -107,13 +108,19 @@ class GallopConfig:
         for field, value, least in (("seed", self.seed, 0), ("sample_size", self.sample_size, 1)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigError(f"{field}: expected an integer >= {least}, found {value!r}")
+        if self.seed >= 1 << 63:
+            raise ConfigError(f"seed: expected an integer below 2**63, found {self.seed}")
         self._check_patterns()
         self._check_allocation()
 
     def _check_patterns(self) -> None:
         for field, patterns in (("include", self.include), ("exclude", self.exclude)):
             # A bare string is an iterable of one-letter patterns, which would match by accident.
-            if isinstance(patterns, str) or not all(isinstance(each, str) for each in patterns):
+            if (
+                isinstance(patterns, str)
+                or not isinstance(patterns, Iterable)
+                or not all(isinstance(each, str) for each in patterns)
+            ):
                 raise ConfigError(f"{field}: expected a sequence of patterns, found {patterns!r}")
             for pattern in patterns:
                 if pattern.startswith("@") and pattern not in KIND_TOKENS:
@@ -145,6 +152,16 @@ class GallopConfig:
             object.__setattr__(self, "exclude_zeros", chosen.exclude_zeros)
         if self.allocation is None and scope == "per_tensor":
             object.__setattr__(self, "allocation", chosen.allocation)
+
+    def require_known(self) -> None:
+        """Look the names up, as :func:`gallop.select` will: before anything is loaded.
+
+        Raises:
+            ConfigError: Nothing goes by the selector's or the allocation's name here.
+        """
+        SELECTORS.find(self.selector)
+        if self.allocation is not None:
+            ALLOCATIONS.find(self.allocation)
 
     def budget(self, eligible: int) -> int:
         """Count the entries to choose from ``eligible`` parameters.

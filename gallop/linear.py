@@ -53,10 +53,11 @@ def install(module: nn.Linear, values: nn.Parameter, index: Tensor) -> Callable[
     Returns:
         What puts the layer's own forward back.
     """
-    held = weakref.ref(values)
+    held, own = weakref.ref(values), weakref.ref(module)
 
     def forward(self: nn.Linear, x: Tensor) -> Tensor:
-        owned = held()
+        # A copy of the module brings this forward along: it has the layer's own, as ever.
+        owned = held() if own() is self else None
         if owned is None or not torch.is_grad_enabled():
             return functional.linear(x, self.weight, self.bias)
         bias: Tensor | None = self.bias

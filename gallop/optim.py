@@ -119,7 +119,7 @@ class SparseAdamW(Optimizer):
         targets = [target for target, _ in chosen]
         if not targets:
             raise OptimizerError("mask: expected at least one chosen entry, found none")
-        require_untapped(targets)  # before what an open one has frozen is taken for the caller's
+        require_untapped(model)  # before what an open one has frozen is taken for the caller's
         for target in targets:
             if not target.parameter.requires_grad:
                 raise OptimizerError(
@@ -189,11 +189,7 @@ class SparseAdamW(Optimizer):
                 hint="train in bfloat16, without a scaler, or use gallop.SparseValues, whose "
                 "float32 gradients a scaler can see",
             )
-        if self._closed:
-            raise OptimizerError(
-                "step: expected an open optimizer, found one that was closed",
-                hint="create another SparseAdamW to train on",
-            )
+        self._require_open("step")
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -305,9 +301,10 @@ class SparseAdamW(Optimizer):
             state_dict: State of an optimizer for the same mask.
 
         Raises:
-            OptimizerError: The state is of another mask or model, or malformed; nothing has been
-                changed then.
+            OptimizerError: The state is of another mask or model, or malformed, or the optimizer is
+                closed; nothing has been changed then.
         """
+        self._require_open("load_state_dict")
         names = [group["param_names"] for group in self.param_groups]
         states, saved = check_state(self.entries, names, state_dict)
         for settings in saved:
@@ -344,6 +341,13 @@ class SparseAdamW(Optimizer):
             )
             for each in self.entries
         )
+
+    def _require_open(self, call: str) -> None:
+        if self._closed:
+            raise OptimizerError(
+                f"{call}: expected an open optimizer, found one that was closed",
+                hint="create another SparseAdamW to train on",
+            )
 
     def __deepcopy__(self, memo: object) -> NoReturn:
         raise OptimizerError(

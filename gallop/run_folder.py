@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import re
 import shlex
 import shutil
 from collections.abc import Mapping
@@ -29,7 +30,7 @@ _log = logging.getLogger("gallop")
 _FORMAT: Final = "gallop run 1"
 _DOCUMENT: Final = "run.json"
 _MASK: Final = "mask.safetensors"
-_SAVES: Final = "step-*.safetensors"
+_SAVE: Final = re.compile(r"step-\d+\.safetensors", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -153,7 +154,7 @@ class RunFolder:
         """
         document = self._read()
         saved = {
-            each.name: _typed(each, document["settings"][each.name])
+            each.name: self._converted(each, document["settings"][each.name])
             for each in SETTINGS
             if each.name in document["settings"]
         }
@@ -232,8 +233,15 @@ class RunFolder:
         """Remove the folder: the run is over."""
         shutil.rmtree(self.path, ignore_errors=True)
 
+    def _converted(self, setting: Setting, value: object) -> object:
+        try:
+            return setting.convert(value)
+        except ConfigError as error:
+            raise RunError(f"{self.path / _DOCUMENT}: settings: {error}") from error
+
     def _saves(self) -> list[Path]:
-        return sorted(self.path.glob(_SAVES))
+        found = self.path.glob("step-*.safetensors")
+        return sorted(save for save in found if _SAVE.fullmatch(save.name))
 
     def _read(self) -> dict[str, Any]:
         if self._document is None:
@@ -249,18 +257,24 @@ class RunFolder:
                 raise RunError(f"{path}: expected a JSON document, found {error}") from error
             if not isinstance(document, dict) or document.get("format") != _FORMAT:
                 raise RunError(f"{path}: expected format {_FORMAT!r}, found another")
+            for key, kind in _KEYS.items():
+                if not isinstance(document.get(key), kind):
+                    raise RunError(
+                        f"{path}: expected {key} of type {kind.__name__}, "
+                        f"found {document.get(key)!r}: the file is damaged",
+                        hint="begin another run without --resume",
+                    )
+            if not all(isinstance(each, str) for each in document["inputs"].values()):
+                raise RunError(f"{path}: expected inputs with digests, found {document['inputs']}")
             self._document = document
         return self._document
 
 
+_KEYS: Final = {
+    "settings": dict, "inputs": dict, "mask": str, "torch": str, "threads": int
+}  # fmt: skip
 _FIELDS: Final = dataclasses.fields(TrainState)
 
 
 def _step_of(save: Path) -> int:
     return int(save.stem.removeprefix("step-"))
-
-
-def _typed(setting: Setting, value: object) -> object:
-    return (
-        tuple(value) if setting.kind in ("texts", "numbers") and isinstance(value, list) else value
-    )

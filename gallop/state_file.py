@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -16,6 +19,7 @@ from sparsedelta.outputs import staged
 __all__ = ["read_state", "write_state"]
 
 _METADATA_KEY = "gallop.state"  # one key: the order of several would not be fixed in the file
+_PIECE = 1 << 24  # bytes
 
 
 def write_state(path: Path, state: Any) -> None:  # noqa: ANN401  (nested as deep as its owner likes)
@@ -31,7 +35,8 @@ def write_state(path: Path, state: Any) -> None:  # noqa: ANN401  (nested as dee
         TypeError: Something else is in it.
     """
     tensors: dict[str, Tensor] = {}
-    document = json.dumps(_packed(state, "state", tensors))
+    packed = _packed(state, "state", tensors)
+    document = json.dumps({"digest": _digest(packed, tensors), "state": packed})
     with staged(path, force=True) as work:
         save_file(tensors, work, metadata={_METADATA_KEY: document})
 
@@ -46,14 +51,33 @@ def read_state(path: Path) -> Any:  # noqa: ANN401
         The state.
 
     Raises:
-        RunError: There is no such file, or it holds no state.
+        RunError: There is no such file, it holds no state, or a bit of it has changed.
     """
     try:
         with safe_open(path, framework="pt") as file:
             document = json.loads((file.metadata() or {})[_METADATA_KEY])
-            return _unpacked(document, file)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            expected, packed = document["digest"], document["state"]
+            state = _unpacked(packed, tensors)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{path}: expected a saved state, found {error!r}") from error
+    found = _digest(packed, tensors)
+    if found != expected:
+        raise RunError(
+            f"{path}: expected a saved state with digest {str(expected)[:16]}, found "
+            f"{found[:16]}: the file is damaged",
+            hint="bring the file back from a copy, or begin another run without --resume",
+        )
+    return state
+
+
+def _digest(packed: Any, tensors: Mapping[str, Tensor]) -> str:  # noqa: ANN401
+    digest = hashlib.sha256(json.dumps(packed).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+        for piece in tensor.reshape(-1).view(torch.uint8).split(_PIECE):
+            digest.update(piece.numpy())
+    return digest.hexdigest()
 
 
 def _packed(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401
@@ -74,16 +98,16 @@ def _packed(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:  # noqa:
     raise TypeError(f"{where}: expected a tensor or a plain value, found {type(value).__name__}")
 
 
-def _unpacked(value: Any, file: Any) -> Any:  # noqa: ANN401
+def _unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:  # noqa: ANN401
     match value:
         case {"tensor": str(where)}:
-            return file.get_tensor(where)
+            return tensors[where]
         case {"dict": list(items)}:
-            return {key: _unpacked(each, file) for key, each in items}
+            return {key: _unpacked(each, tensors) for key, each in items}
         case {"list": list(items)}:
-            return [_unpacked(each, file) for each in items]
+            return [_unpacked(each, tensors) for each in items]
         case {"tuple": list(items)}:
-            return tuple(_unpacked(each, file) for each in items)
+            return tuple(_unpacked(each, tensors) for each in items)
         case None | bool() | int() | float() | str():
             return value
     raise ValueError(f"expected a packed value, found {value!r}")

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any, Protocol
 
 from gallop.errors import ConfigError
+from sparsedelta.errors import OutputError
 from sparsedelta.outputs import output_errors
 
 __all__ = ["JsonLinesLog", "StepLog", "StepRecord", "TensorBoardLog", "open_logs"]
@@ -64,13 +65,14 @@ class JsonLinesLog:
         after: The step that the run goes on from; 0 begins the file anew.
 
     Raises:
-        OutputError: The file cannot be written.
+        OutputError: The file cannot be written, or a line of it is no record of a step.
     """
 
     def __init__(self, path: str | Path, *, after: int = 0) -> None:
         path = Path(path)
         with output_errors(path):
-            kept = [line for line in _whole_lines(path) if _step_of(line) <= after] if after else []
+            lines = _whole_lines(path) if after else []
+            kept = [line for line in lines if _step_of(line, path) <= after]
             temporary = path.with_name(f".{path.name}.tmp")
             temporary.write_text("".join(kept), encoding="utf-8")
             temporary.replace(path)
@@ -159,15 +161,21 @@ def open_logs(
 
 def _whole_lines(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = path.read_bytes().decode("utf-8", "replace").splitlines(keepends=True)
     except FileNotFoundError:
         return []
-    return [line for line in lines if line.endswith("}\n")]
+    return [line for line in lines if line.endswith("\n")]
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: str, path: Path) -> int:
+    # Dropping a line that is not ours would destroy what somebody else wrote.
     try:
-        step: float = json.loads(line)["step"]
+        step = json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
-        return float("inf")  # not a line of ours
+        step = None
+    if not isinstance(step, int):
+        raise OutputError(
+            f"log {path}: expected one JSON object with a step a line, found {line.strip()[:60]!r}",
+            hint="name another file with --log",
+        )
     return step

@@ -1,7 +1,7 @@
 """Taking each gradient out of the backward pass, so that dense gradients never pile up.
 
 A post-accumulate hook hands the gradient of a parameter on and frees it at once. Only one tap can
-sit on a parameter: a second one would silently see nothing.
+be open on a model: a second one would silently see nothing, or freeze what the first one trains.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class GradientTap:
         owned: Further targets that are trained by other means: frozen, and barred to other taps.
 
     Raises:
-        ParameterError: A target is unsupported or already tapped, or the model is wrapped.
+        ParameterError: A target is unsupported, a parameter of the model is already tapped, or the
+            model is wrapped.
     """
 
     __slots__ = ("__weakref__", "_finalizer")
@@ -62,7 +63,7 @@ class GradientTap:
         tapped = {id(target.parameter) for target in receivers}
         for target in (*receivers, *owned):
             require_supported(target.name, target.parameter)
-        require_untapped((*receivers, *owned))
+        require_untapped(model)
         changed = [
             (p, p.requires_grad) for p in model.parameters() if p.requires_grad != (id(p) in tapped)
         ]
@@ -106,22 +107,25 @@ class GradientTap:
         self.close()
 
 
-def require_untapped(targets: Iterable[Target]) -> None:
-    """Refuse parameters whose gradients go elsewhere.
+def require_untapped(model: nn.Module) -> None:
+    """Refuse a model of which a parameter's gradients go elsewhere.
+
+    One parameter is enough: the other tap has frozen all that is not its own, and a second one
+    would freeze what the other trains.
 
     Args:
-        targets: Parameters about to be tapped.
+        model: The model about to be tapped.
 
     Raises:
-        ParameterError: A tap is open on one of them.
+        ParameterError: A tap is open on one of its parameters.
     """
-    for target in targets:
-        owner = _TAPS.get(target.parameter)
+    for name, parameter in model.named_parameters():
+        owner = _TAPS.get(parameter)
         if owner is not None and owner() is not None:
             raise ParameterError(
-                f"parameter {target.name}: expected no other tap, found an open SparseAdamW or "
-                "SparseValues, or a running selection on it",
-                hint="call close() on the earlier one first",
+                f"parameter {name}: expected no other tap on the model, found an open "
+                "SparseAdamW or SparseValues, or a running selection on it",
+                hint="call close() on the earlier one first, or train one mask that holds both",
             )
 
 

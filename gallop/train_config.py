@@ -58,8 +58,8 @@ class TrainConfig:
         for field in ("steps", "batch_size", "accumulate", "max_length", "selection_samples"):
             if getattr(self, field) < 1:
                 raise ConfigError(f"{field}: expected at least 1, found {getattr(self, field)}")
-        if self.seed < 0:
-            raise ConfigError(f"seed: expected an integer >= 0, found {self.seed}")
+        if not 0 <= self.seed < 1 << 63:
+            raise ConfigError(f"seed: expected an integer in [0, 2**63), found {self.seed}")
         if not 0 <= self.warmup <= 1:
             raise ConfigError(f"warmup: expected a share in [0, 1], found {self.warmup}")
         if self.engine not in get_args(Engine):

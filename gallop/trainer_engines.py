@@ -48,6 +48,9 @@ class Engine(Protocol):
     def visibility(self) -> Visibility:
         """Count the entries that moved, and those that show it."""
 
+    def bases(self) -> Mapping[str, Tensor]:
+        """Return the values before training, by tensor: references, to write to."""
+
     def close(self) -> None:
         """Give the model back as it was, but trained."""
 
@@ -104,6 +107,10 @@ class HookEngine:
     def visibility(self) -> Visibility:
         """Count by masters."""
         return self._own.visibility()
+
+    def bases(self) -> Mapping[str, Tensor]:
+        """Return those of the optimizer's state."""
+        return {each.name: each.state["base"] for each in self._own.entries}
 
     def close(self) -> None:
         """Remove the hooks."""
@@ -165,6 +172,10 @@ class AutogradEngine:
     def visibility(self) -> Visibility:
         """Count by values."""
         return self._values.visibility()
+
+    def bases(self) -> Mapping[str, Tensor]:
+        """Return those of the values."""
+        return {name: state["base"] for name, state in self._values.state_dict().items()}
 
     def close(self) -> None:
         """Give the layers their own forward back."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -157,6 +157,7 @@ class Attachment:
         self._config = config
         self._engine_name = engine
         self._engine: Engine | None = None
+        self._bases: dict[str, Mapping[str, Tensor]] = {}  # by the digest of a mask
         self._resumed: Path | None = None
         self._samples = selection_samples
         self._memory = memory
@@ -314,6 +315,10 @@ class Attachment:
         else:
             made = trainer.get_optimizer_cls_and_kwargs(trainer.args, model)
             self._engine = AutogradEngine(model, self.mask, made, groups=groups)
+        # Another train() finds trained weights: the base stays that of the first.
+        bases = self._engine.bases()
+        for name, value in self._bases.setdefault(self.mask.digest, bases).items():
+            bases[name].copy_(value)
         return self._engine.optimizer
 
     def _clip(self, model: nn.Module) -> Tensor:

@@ -107,8 +107,10 @@ class SparseValues:
             self._entries.append(each)
             self._kinds[name] = "linear"
         self._by_id = {id(each.values): each for each in self._entries}
-        self._finalizer = weakref.finalize(self, _release, undo, self._tap, _listen(self))
+        self._finalizer = weakref.finalize(self, _release, undo, self._tap)
         self._finalizer.atexit = False
+        # These outlive close(): a step that would train nothing is refused, not taken.
+        weakref.finalize(self, _stop_listening, _listen(self)).atexit = False
         for each in self._entries:
             # An optimizer that is all that is left of this keeps it in force.
             each.values._gallop_owner = self  # type: ignore[attr-defined]  # noqa: SLF001
@@ -201,8 +203,10 @@ class SparseValues:
             state: What :meth:`state_dict` returned for the same mask.
 
         Raises:
-            OptimizerError: The state is of another mask, or malformed; nothing has changed then.
+            OptimizerError: The state is of another mask, or malformed, or this is closed; nothing
+                has changed then.
         """
+        self._require_open("load_state_dict")
         check_values(self._entries, state)
         for each in self._entries:
             each.load(state[each.name])
@@ -224,6 +228,7 @@ class SparseValues:
     def close(self) -> None:
         """Give the model its own forward, ``requires_grad`` and ``.grad`` back.
 
+        Optimizers of the values refuse to step from then on.
         The weights stay as trained; what was added to quantised layers is gone from the model. A
         second call is free.
         """
@@ -240,8 +245,16 @@ class SparseValues:
     ) -> None:
         self.close()
 
+    def _require_open(self, call: str) -> None:
+        if not self._finalizer.alive:
+            raise OptimizerError(
+                f"{call}: expected open SparseValues, found some that were closed",
+                hint="create another SparseValues to train on",
+            )
+
     def _before(self, optimizer: Optimizer) -> None:
         if any(self._held(optimizer)):
+            self._require_open("step")
             _refuse_matrix_optimizers(type(optimizer).__name__)
 
     @torch.no_grad()
@@ -309,11 +322,12 @@ def _listen(values: SparseValues) -> list[RemovableHandle]:
     return [register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)]
 
 
-def _release(
-    undo: Sequence[Callable[[], object]], tap: GradientTap, handles: Sequence[RemovableHandle]
-) -> None:
-    for each in undo:
-        each()
+def _stop_listening(handles: Sequence[RemovableHandle]) -> None:
     for handle in handles:
         handle.remove()
+
+
+def _release(undo: Sequence[Callable[[], object]], tap: GradientTap) -> None:
+    for each in undo:
+        each()
     tap.close()

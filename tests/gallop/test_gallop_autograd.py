@@ -261,6 +261,33 @@ def test_close_gives_the_model_back() -> None:
     assert torch.equal(inside, model(BATCHES[0][0]))
 
 
+def test_a_copy_of_the_model_does_not_feed_the_values() -> None:
+    model = tiny_model()
+    with SparseValues(model, Mask({"up.weight": [0, 5]}, {"up.weight": (48, 24)})) as values:
+        twin = copy.deepcopy(model).requires_grad_()
+        token_loss(twin, BATCHES[0]).backward()
+        assert all(each.grad is None for each in values.parameters())
+        assert twin.up.weight.grad is not None
+        assert twin.up.weight.grad.count_nonzero() > 2
+        token_loss(model, BATCHES[0]).backward()  # type: ignore[no-untyped-call]
+        (each,) = values.parameters()
+        assert same_bits(each.grad, twin.up.weight.grad.flatten()[[0, 5]])
+
+
+def test_closed_values_refuse_a_step_and_a_state() -> None:
+    model = tiny_model()
+    values = SparseValues(model, Mask({"up.weight": [0, 5]}, {"up.weight": (48, 24)}))
+    optimizer = values.optimizer(torch.optim.SGD, lr=1.0)
+    token_loss(model, BATCHES[0]).backward()  # type: ignore[no-untyped-call]
+    state = copy.deepcopy(values.state_dict())
+    values.close()
+    with pytest.raises(OptimizerError, match="step: expected open SparseValues"):
+        optimizer.step()
+    with pytest.raises(OptimizerError, match="load_state_dict: expected open SparseValues"):
+        values.load_state_dict(state)
+    assert same_bits(values.state_dict()["up.weight"]["value"], state["up.weight"]["value"])
+
+
 def test_an_optimizer_keeps_its_values_in_force_and_both_forgotten_let_go() -> None:
     model = tiny_model()
     mask = Mask({"up.weight": [0, 5]}, {"up.weight": (48, 24)})

@@ -102,6 +102,13 @@ def test_a_dry_run_writes_nothing(
     [
         (["--density", "0.1", "--profile", "compact"], 2, "later release"),
         (["--density", "0.1", "--mask", "m"], 2, "either --density"),
+        (["--selector", "fisher", "--mask", "m"], 2, "either --selector"),
+        (["--include-zeros", "--mask", "m"], 2, "either --exclude-zeros/--include-zeros"),
+        (
+            ["--allocation", "typo", "--threshold-scope", "per_tensor", "--exclude-zeros",
+             "--dry-run"],
+            2, "error: allocation: expected one of uniform",
+        ),
         (["--density", "2"], 2, "error: density: expected a number in (0, 1], found 2.0"),
         (["--density", "0.1", "--seed", "-1"], 2, "error: seed: expected"),
         (["--density", "0.1", "--steps", "0"], 2, "--steps"),

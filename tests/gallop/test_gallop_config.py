@@ -29,7 +29,9 @@ from gallop.train import TrainConfig, lr_factor
         ({"density": 0.1, "gradient_mean": "batch"}, "gradient_mean"),
         ({"density": 0.1, "exclude_zeros": 1}, "exclude_zeros"),
         ({"density": 0.1, "seed": -1}, "seed"),
+        ({"density": 0.1, "seed": 1 << 63}, "seed"),
         ({"density": 0.1, "include": "*"}, "include"),
+        ({"density": 0.1, "include": None}, "include"),
         ({"density": 0.1, "exclude": (3,)}, "exclude"),
     ],
 )
@@ -70,6 +72,12 @@ def test_learning_rate_rises_then_falls_and_is_never_zero() -> None:
     assert factors[-1] == pytest.approx(1 / 7)
     assert lr_factor(10, training) == 0.0
     assert lr_factor(0, TrainConfig(steps=1, warmup=0.0)) == 1.0
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 63])
+def test_a_seed_of_training_has_63_bits(seed: int) -> None:
+    with pytest.raises(ConfigError, match="seed: expected"):
+        TrainConfig(steps=1, seed=seed)
 
 
 @pytest.mark.parametrize("field", ["steps", "batch_size", "accumulate", "selection_samples"])

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.checkpoint import checkpoint
 
-from gallop import GallopConfig, Mask, SparseAdamW, select
+from gallop import GallopConfig, Mask, SparseAdamW, SparseValues, select
 from gallop.errors import ConfigError, MaskError, OptimizerError, ParameterError
 
 BATCHES = token_batches(6)
@@ -316,6 +316,28 @@ def test_one_optimizer_at_a_time_and_a_forgotten_one_lets_go() -> None:
     third = SparseAdamW(model, mask)  # a closed one need not be forgotten
     train(model, third, BATCHES[:1])
     assert third.last_grad_norm
+
+
+def test_a_closed_optimizer_takes_no_state() -> None:
+    model, mask = line([1.0, 2.0, 3.0])
+    optimizer = SparseAdamW(model, mask)
+    state = optimizer.state_dict()
+    optimizer.close()
+    with pytest.raises(OptimizerError, match="load_state_dict: expected an open optimizer"):
+        optimizer.load_state_dict(state)
+
+
+@pytest.mark.parametrize("engine", [SparseAdamW, SparseValues])
+def test_a_disjoint_mask_does_not_stop_the_optimizer_that_is_open(engine: Any) -> None:  # noqa: ANN401
+    model = tiny_model()
+    shapes = {"up.weight": (48, 24), "up.bias": (48,)}
+    with engine(model, Mask({"up.weight": [0, 5]}, shapes)):
+        before = [p.requires_grad for p in model.parameters()]
+        for other in (SparseAdamW, SparseValues):
+            with pytest.raises(ParameterError, match=r"up\.weight: expected no other tap") as error:
+                other(model, Mask({"up.bias": [3]}, shapes))
+            assert "one mask" in str(error.value.hint)
+        assert [p.requires_grad for p in model.parameters()] == before
 
 
 def test_gradients_in_another_layout_are_gathered_by_logical_index() -> None:

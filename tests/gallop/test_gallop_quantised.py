@@ -98,6 +98,18 @@ def test_values_beside_a_quantised_layer_train_as_if_it_were_dense(
     assert not torch.allclose(base_output, tuned["quantised"])
 
 
+def test_a_copy_of_a_quantised_layer_adds_nothing() -> None:
+    model, _ = quantised_pair()
+    x = torch.ones(2, 8)
+    with SparseValues(model, QUANTISED_MASK) as values:
+        for each in values.parameters():
+            each.detach().fill_(1.0)
+        twin = clone(model)[2]
+        twin.scale *= 2
+        assert same_bits(twin(x), functional.linear(x, twin.dequantised()))
+        assert not torch.equal(model[2](x), functional.linear(x, model[2].dequantised()))
+
+
 @pytest.mark.parametrize("block", [1 << 20, 16])
 def test_what_is_added_has_the_gradients_of_a_dense_matrix(
     block: int, monkeypatch: pytest.MonkeyPatch

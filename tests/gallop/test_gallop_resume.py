@@ -33,6 +33,7 @@ from gallop.state_file import read_state, write_state
 from gallop.step_log import JsonLinesLog, StepRecord
 from gallop.train import choose_mask, finetune
 from gallop.train_config import Engine, TrainConfig
+from sparsedelta.errors import OutputError
 
 TRAINING = TrainConfig(steps=9, lr=1e-2, batch_size=3, accumulate=2, selection_samples=8, seed=5)
 SETTINGS = {**defaults(), "steps": 9}
@@ -149,6 +150,44 @@ def test_what_is_no_state_is_refused(tmp_path: Path) -> None:
         RunFolder(tmp_path / "nowhere").settings({})
 
 
+@pytest.mark.parametrize("at", [b"0.0625", None])
+def test_a_flipped_bit_in_a_state_is_found(tmp_path: Path, at: bytes | None) -> None:
+    path = tmp_path / "s"
+    write_state(path, {"lr": 0.0625, "master": torch.arange(5.0)})
+    data = bytearray(path.read_bytes())
+    data[data.index(at) + 2 if at else -1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(RunError, match="the file is damaged"):
+        read_state(path)
+
+
+def test_a_stray_file_in_a_run_is_no_save(tmp_path: Path) -> None:
+    (tmp_path / "step-foo.safetensors").touch()
+    run = RunFolder(tmp_path)
+    assert (run.last_step, run.load()) == (None, None)
+    (tmp_path / "step-00000007.safetensors").touch()
+    assert run.last_step == 7
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"settings": None}, "expected settings of type dict, found None"),
+        ({"inputs": []}, "expected inputs of type dict"),
+        ({"inputs": {"tokenizer": 3}}, "expected inputs with digests"),
+        ({"threads": "2"}, "expected threads of type int"),
+        ({"settings": {"steps": "many"}}, "steps: expected a whole number"),
+        ({"settings": {"log": 5}}, "log: expected"),
+    ],
+)
+def test_a_damaged_document_is_told(tmp_path: Path, change: dict[str, Any], says: str) -> None:
+    RunFolder(tmp_path / "run").begin(SETTINGS, Mask({"w": [0]}, {"w": (2,)}), {})
+    path = tmp_path / "run" / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(RunError, match=says):
+        RunFolder(tmp_path / "run").settings({})
+
+
 def record(step: int) -> StepRecord:
     return StepRecord(step=step, loss=1.5, grad_norm=2.0, lr=0.1, tokens=3, seconds=0.5, memory=7)
 
@@ -170,6 +209,15 @@ def test_a_log_holds_each_step_once(tmp_path: Path, after: int) -> None:
     assert [line["step"] for line in lines] == list(range(1, 7))
     assert set(lines[0]) == {"step", "loss", "grad_norm", "lr", "tokens", "seconds", "memory"}
     assert [each.name for each in tmp_path.iterdir()] == ["log.jsonl"]
+
+
+@pytest.mark.parametrize("foreign", ["dear diary\n", "[1]\n", "{}\n", '{"step": "x"}\n'])
+def test_a_log_of_something_else_is_left_alone(tmp_path: Path, foreign: str) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1}\n' + foreign)
+    with pytest.raises(OutputError, match="expected one JSON object with a step a line"):
+        JsonLinesLog(path, after=1)
+    assert path.read_text() == '{"step": 1}\n' + foreign
 
 
 def test_the_second_signal_stops_at_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -354,6 +402,7 @@ def change_mask(folder: Path) -> None:
         (None, ("--lr", "0.1"), 2, "error: training.lr: expected 0.0002, with which the run"),
         (None, ("--exclude", "*mlp*"), 2, "error: selection.exclude: expected ()"),
         (None, ("--run", "other"), 2, "either --run"),
+        (None, ("--log", "run/run.json"), 1, "run/run.json exists"),
     ],
 )
 def test_what_has_changed_is_named(

@@ -25,6 +25,7 @@ from transformers import Trainer, TrainerCallback
 import gallop
 from gallop import GallopConfig, Mask, SparseAdamW, attach
 from gallop.errors import ConfigError, DataError, ExportError, OutsideMaskError, ParameterError
+from gallop.trainer_engines import EngineName
 from sparsedelta import apply
 from sparsedelta.errors import OutputError
 
@@ -273,6 +274,23 @@ def test_after_training_the_model_is_free_again(base: Path, tmp_path: Path) -> N
     for name, parameter in trainer.model.named_parameters():
         moved = (parameter != before[name]).flatten().nonzero().flatten().tolist()
         assert set(moved) <= set(mask.get(name, ()))
+
+
+@pytest.mark.parametrize("engine", ["hook", "autograd"])
+def test_another_training_has_the_base_of_the_first(
+    base: Path, tmp_path: Path, engine: EngineName
+) -> None:
+    """Decay to the base and the count of moved entries are about the weights from before both."""
+    trainer = make_trainer(base, tmp_path, max_steps=1)
+    attachment = attach(trainer, CONFIG, selection_samples=8, engine=engine)
+    before = weights_of(trainer.model)
+    for _ in range(2):
+        trainer.train()
+        assert attachment._engine is not None  # noqa: SLF001
+        assert attachment.mask is not None
+        for name, found in attachment._engine.bases().items():  # noqa: SLF001
+            index = torch.from_numpy(attachment.mask[name].astype("int64"))
+            assert torch.equal(found, before[name].flatten()[index])
 
 
 class FailsAt(TrainerCallback):  # type: ignore[misc]
