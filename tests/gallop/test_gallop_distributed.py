@@ -31,7 +31,8 @@ def test_sharded_training_is_that_of_one_process(
     work = HERE / "sharded_work.py"
     all_well(run_script(4, work, tmp_path, "selection", "optimizer", "export"))
     assert list(tmp_path.glob("4-*"))
-    all_well(run_script(2, work, tmp_path))
+    others = "optimizer", "accumulation", "real_gradients", "refusals"
+    all_well(run_script(2, work, tmp_path, *others))
     assert not list(tmp_path.glob(".sparsedelta*"))
 
 
