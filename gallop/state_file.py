@@ -75,7 +75,7 @@ def _digest(packed: Any, tensors: Mapping[str, Tensor]) -> str:  # noqa: ANN401
     digest = hashlib.sha256(json.dumps(packed).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
-        for piece in tensor.reshape(-1).view(torch.uint8).split(_PIECE):
+        for piece in tensor.reshape(-1).view(torch.uint8).split(_PIECE):  # type: ignore[no-untyped-call]
             digest.update(piece.numpy())
     return digest.hexdigest()
 
