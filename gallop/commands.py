@@ -225,9 +225,15 @@ def _check_outputs(
     check_output(out, force=force, inputs=inputs)
     if saved:
         # The delta is an input of the check: neither output may lie in the other's place.
-        check_output(saved, force=force, inputs=(*inputs, out), directory=True)
+        check_output(saved, force=force, inputs=(*inputs, out, run.path), directory=True)
+    if options["tensorboard"] and Path(options["tensorboard"]).is_file():
+        raise click.UsageError(
+            f"--tensorboard: expected a folder, found the file {options['tensorboard']}"
+        )
     # A run that goes on does so in its own logs; any other file there is somebody else's.
     own_logs = {Path(log) for log in run.settings({})["log"]} if options["resume"] else set()
+    if len({Path(log).resolve() for log in options["log"]}) < len(options["log"]):
+        raise click.UsageError("--log: expected different files, found one twice")
     for log in map(Path, options["log"]):
         check_output(log, force=force or log in own_logs, inputs=(*inputs, out))
     if options["resume"]:
