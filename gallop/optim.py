@@ -202,11 +202,14 @@ class SparseAdamW(Optimizer):
     def gradient_norm(self) -> Tensor:
         """Return the norm that the next step would clip: of what was gathered since the last one.
 
+        Collective where several processes train together, and then to be called right before the
+        step: data parallel gradients are averaged here.
+
         Returns:
             2-norm over the chosen entries, a float32 scalar; 0 if nothing was gathered.
         """
-        norms = self._norms([each for each in self.entries if each.gathered])
-        return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+        ready = self._gathered()
+        return self._norm(ready, self._norms(ready)) if ready else torch.zeros(())
 
     def _apply(self) -> None:
         require_taken(self._model(), self.entries)

@@ -106,7 +106,9 @@ def uneven(accelerator: Accelerator, folder: Path) -> None:
     mask = Mask({"0.weight": [1, 4], "1.weight": [2]}, {"0.weight": (2, 3), "1.weight": (2, 3)})
     with SparseAdamW(model, mask, lr=0.1, data_parallel=True) as optimizer:
         backward(model[rank](torch.ones(1, 3)).sum())
+        foreseen = float(optimizer.gradient_norm())
         optimizer.step()
+        assert foreseen == optimizer.last_grad_norm
         # Each was reached by one of two: half of its gradient of 1.
         assert optimizer.last_grad_norm == pytest.approx((3 * 0.25) ** 0.5)
     assert all(not same_bits(value, before[name]) for name, value in weights_of(model).items())

@@ -177,7 +177,9 @@ def accumulation(folder: Path) -> None:
                             model.set_requires_gradient_sync(bool(half))
                         offset = rank - (size - 1) / 2
                         backward(scaled_loss(model, torch.tensor([mean / 2 + offset])))
+                    foreseen = float(ours.gradient_norm())
                     ours.step()
+                    assert foreseen == ours.last_grad_norm
                 assert ours.last_grad_norm == pytest.approx(reference.last_grad_norm, rel=1e-6)
                 norms = Peers().gather(ours.last_grad_norm)
                 assert len(set(norms)) == 1
