@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Any, NoReturn, Self, overload
+from typing import Any, NoReturn, overload
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +24,12 @@ from gallop.state import Entries, check_state, gather_entries
 from gallop.taps import GradientTap, require_untapped
 from gallop.targets import require_unwrapped
 from gallop.visibility import TrainedEntries, Visibility, measure_visibility
+from sparsedelta.closing import Closing
 
 __all__ = ["SparseAdamW", "WeightDecayMode", "check_hyperparameters"]
 
 
-class SparseAdamW(Optimizer):
+class SparseAdamW(Optimizer, Closing):
     """AdamW that trains the entries of a mask and leaves every other bit of the model alone.
 
     Per chosen entry it holds a float32 master, two moments and a gradient accumulator, besides
@@ -369,14 +369,3 @@ class SparseAdamW(Optimizer):
         self.zero_grad()
         self._tap.close()
         self._closed = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

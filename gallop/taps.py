@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
-from types import TracebackType
-from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from gallop.errors import ParameterError
 from gallop.shards import local_gradient
 from gallop.targets import Target, require_supported, require_unwrapped
+from sparsedelta.closing import Closing
 
 __all__ = ["GradientTap", "Receiver", "require_untapped"]
 
@@ -28,7 +27,7 @@ Receiver = Callable[[Tensor], None]
 _TAPS: MutableMapping[Tensor, weakref.ref[GradientTap]] = WeakIdKeyDictionary()
 
 
-class GradientTap:
+class GradientTap(Closing):
     """Hands gradients to receivers as backward produces them, and freezes everything else.
 
     While it is open, the tapped parameters require gradients, their ``.grad`` is None after every
@@ -49,8 +48,6 @@ class GradientTap:
         ParameterError: A target is unsupported, a parameter of the model is already tapped, or the
             model is wrapped.
     """
-
-    __slots__ = ("__weakref__", "_finalizer")
 
     def __init__(
         self,
@@ -94,17 +91,6 @@ class GradientTap:
     def close(self) -> None:
         """Remove the hooks and restore ``requires_grad`` and ``.grad``; a second call is free."""
         self._finalizer()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def require_untapped(model: nn.Module) -> None:

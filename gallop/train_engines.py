@@ -16,6 +16,7 @@ from gallop.optim import SparseAdamW
 from gallop.train_config import TrainConfig
 from gallop.values import SparseValues
 from gallop.visibility import Visibility
+from sparsedelta.closing import Closing
 
 __all__ = ["TrainEngine", "open_engine"]
 
@@ -80,7 +81,7 @@ def open_engine(model: nn.Module, mask: Mask, training: TrainConfig) -> TrainEng
     return kind(model, mask, training)
 
 
-class _HookEngine:
+class _HookEngine(Closing):
     def __init__(self, model: nn.Module, mask: Mask, training: TrainConfig) -> None:
         self._adamw = SparseAdamW(
             model,
@@ -107,14 +108,11 @@ class _HookEngine:
     def visibility(self) -> Visibility:
         return self._adamw.visibility()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._adamw.close()
 
 
-class _AutogradEngine:
+class _AutogradEngine(Closing):
     def __init__(self, model: nn.Module, mask: Mask, training: TrainConfig) -> None:
         self._values = SparseValues(model, mask)
         self._max_grad_norm = training.max_grad_norm or math.inf
@@ -150,8 +148,5 @@ class _AutogradEngine:
     def visibility(self) -> Visibility:
         return self._values.visibility()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._values.close()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,13 +26,14 @@ from gallop.taps import GradientTap
 from gallop.targets import Target, require_whole
 from gallop.value_entries import ValueEntries, added_entries, check_values, written_entries
 from gallop.visibility import TrainedEntries, Visibility, measure_visibility
+from sparsedelta.closing import Closing
 
 __all__ = ["SparseValues"]
 
 _Chosen = TypeVar("_Chosen", bound=Optimizer)
 
 
-class SparseValues:
+class SparseValues(Closing):
     """Trains the entries of a mask with any optimizer: the model is frozen, its entries are not.
 
     Each tensor of the mask has one float32 ``nn.Parameter`` of as many entries as were chosen::
@@ -233,17 +233,6 @@ class SparseValues:
         second call is free.
         """
         self._finalizer()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _require_open(self, call: str) -> None:
         if not self._finalizer.alive:

@@ -15,9 +15,11 @@ from sparsedelta.commands.options import (
     as_json,
     bits,
     cache,
+    delta_files,
     one_of_many,
     options,
     pairs,
+    print_notes,
     print_result,
     quiet,
     reading,
@@ -41,18 +43,7 @@ _made_delta: Final = options(
         metavar="INDEX[+VALUE]",
         help="Force codecs: gap8, bitmask+planes, raw+raw, … [default: the smallest]",
     ),
-    click.option(
-        "--max-shard-size",
-        metavar="SIZE",
-        help="Write a set of files of about this size: 500MB, 5GB.",
-    ),
-    click.option(
-        "--shards",
-        type=click.IntRange(min=1),
-        metavar="N",
-        help="Write a set of N files. [default under torchrun: the processes]",
-    ),
-    click.option("--meta", multiple=True, metavar="KEY=VALUE", help="Provenance to store."),
+    delta_files,
 )
 
 
@@ -110,8 +101,7 @@ def _write(
     if ranks.rank:
         return
     left_out = [f"{path} is left out: another has the same content" for path in report.duplicates]
-    for note in (*left_out, *report.notes) if not quiet else ():
-        click.echo(printable(f"note: {note}"), err=True)
+    print_notes((*left_out, *report.notes), quiet=quiet)
     manifest = report.manifest
     carried = sum(record.carried for record in manifest.tensors)
     print_result(

@@ -11,31 +11,24 @@ import sparsedelta
 from sparsedelta.commands.options import (
     PATH,
     bits,
+    delta_files,
     one_of_many,
     options,
     pairs,
+    print_notes,
     print_result,
     size,
     writing,
 )
 from sparsedelta.commands.stacked import overlap_lines, told_overlaps, weighted
 from sparsedelta.console import format_bytes
-from sparsedelta.errors import printable
 from sparsedelta.launch import threads_here
 from sparsedelta.locations import Location
 from sparsedelta.merging.methods import METHODS
 
 delta_output = options(
     click.option("--lean", is_flag=True, help="Leave out the digests of the tensors that stay."),
-    click.option(
-        "--max-shard-size",
-        metavar="SIZE",
-        help="Write a set of files of about this size: 500MB, 5GB.",
-    ),
-    click.option(
-        "--shards", type=click.IntRange(min=1), metavar="N", help="Write a set of N files."
-    ),
-    click.option("--meta", multiple=True, metavar="KEY=VALUE", help="Provenance; repeatable."),
+    delta_files,
 )
 
 
@@ -114,8 +107,7 @@ def compose(
         )
     if ranks.rank:
         return
-    for note in report.notes if not quiet else ():
-        click.echo(printable(f"note: {note}"), err=True)
+    print_notes(report.notes, quiet=quiet)
     manifest = report.manifest
     told = (report.parents, report.weights, report.overlap, report.kinds)
     print_result(
@@ -185,8 +177,7 @@ def merge(
         )
     if ranks.rank:
         return
-    for note in report.notes if not quiet else ():
-        click.echo(printable(f"note: {note}"), err=True)
+    print_notes(report.notes, quiet=quiet)
     told = (report.parents, report.weights, report.overlap, report.kinds)
     if isinstance(report, sparsedelta.ComposeReport):
         manifest = report.manifest

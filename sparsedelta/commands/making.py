@@ -14,9 +14,11 @@ from sparsedelta.commands.options import (
     as_json,
     bits,
     cache,
+    delta_files,
     force,
     one_of_many,
     pairs,
+    print_notes,
     print_result,
     quiet,
     ratio,
@@ -24,7 +26,6 @@ from sparsedelta.commands.options import (
     writing,
 )
 from sparsedelta.console import format_bytes, progress_bar
-from sparsedelta.errors import printable
 from sparsedelta.launch import threads_here
 from sparsedelta.locations import Location
 
@@ -73,19 +74,7 @@ if TYPE_CHECKING:
     help="Force codecs: gap8, bitmask+planes, raw+raw, … [default: the smallest]",
 )
 @click.option("--explain", is_flag=True, help="Print what each encoding would have cost.")
-@click.option(
-    "--max-shard-size",
-    metavar="SIZE",
-    help="Write a set of files of about this size: 500MB, 5GB.",
-)
-@click.option(
-    "--shards",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Write a set of N files, each for an equal share of the checkpoint. "
-    "[default under torchrun: the processes]",
-)
-@click.option("--meta", multiple=True, metavar="KEY=VALUE", help="Provenance to store; repeatable.")
+@delta_files
 @click.option("--base-repo", metavar="NS/NAME", help="Hint where the base can be had.")
 @click.option("--base-revision", metavar="COMMIT", help="Hint at the base's commit.")
 @cache
@@ -152,8 +141,7 @@ def diff(
         )
     if ranks.rank:
         return
-    for note in report.notes if not quiet else ():
-        click.echo(printable(f"note: {note}"), err=True)
+    print_notes(report.notes, quiet=quiet)
     manifest = report.manifest
     carried = sum(record.carried for record in manifest.tensors)
     kinds = report.kinds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any, Final, TypeVar
@@ -78,6 +78,23 @@ cache = click.option(
     help="Remember digests of large files beside them.",
 )
 PATH: Final = _Place()
+delta_files = options(
+    click.option(
+        "--max-shard-size",
+        metavar="SIZE",
+        help="Write a set of files of about this size: 500MB, 5GB.",
+    ),
+    click.option(
+        "--shards",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Write a set of N files, each for an equal share of the work. "
+        "[default under torchrun: the processes]",
+    ),
+    click.option(
+        "--meta", multiple=True, metavar="KEY=VALUE", help="Provenance to store; repeatable."
+    ),
+)
 reading = options(as_json, quiet, threads)
 writing = options(as_json, quiet, threads, force, dry_run)
 
@@ -107,6 +124,12 @@ def print_result(document: dict[str, Any], *lines: str, as_json: bool, quiet: bo
     elif not quiet:
         for line in lines:
             click.echo(printable(line))
+
+
+def print_notes(notes: Iterable[str], *, quiet: bool) -> None:
+    """Tell on stderr what the user should know, a line each."""
+    for note in notes if not quiet else ():
+        click.echo(printable(f"note: {note}"), err=True)
 
 
 def pairs(option: str, form: str, told: tuple[str, ...]) -> list[tuple[str, str]]:

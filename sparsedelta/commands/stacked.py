@@ -7,11 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import click
-
 import sparsedelta
-from sparsedelta.commands.options import one_of_many, print_result
-from sparsedelta.errors import UsageError, printable
+from sparsedelta.commands.options import one_of_many, print_notes, print_result
+from sparsedelta.errors import UsageError
 from sparsedelta.launch import threads_here
 from sparsedelta.locations import Location, as_location
 from sparsedelta.merging.overlap import Overlap
@@ -71,8 +69,7 @@ def stacked(
         )
     if ranks.rank:
         return
-    for note in report.notes if not quiet else ():
-        click.echo(printable(f"note: {note}"), err=True)
+    print_notes(report.notes, quiet=quiet)
     print_result(
         {
             "output": None if out is None else str(out),

@@ -9,9 +9,16 @@ from typing import Any, Final
 import click
 
 import sparsedelta
-from sparsedelta.commands.options import PATH, cache, one_of_many, options, print_result, writing
+from sparsedelta.commands.options import (
+    PATH,
+    cache,
+    one_of_many,
+    options,
+    print_notes,
+    print_result,
+    writing,
+)
 from sparsedelta.commands.stacked import stacked
-from sparsedelta.errors import printable
 from sparsedelta.launch import threads_here
 from sparsedelta.locations import Location, as_location
 
@@ -111,8 +118,7 @@ def _transform(
     if ranks.rank:
         return
     wrote = "would write" if dry_run else "wrote"
-    for note in _notes(report, wrote) if not quiet else ():
-        click.echo(printable(f"note: {note}"), err=True)
+    print_notes(_notes(report, wrote), quiet=quiet)
     if report.changed:
         if out is None:
             wrote = "would change" if dry_run else "changed"

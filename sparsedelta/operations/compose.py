@@ -11,7 +11,8 @@ from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.locations import LocationLike, output_path
 from sparsedelta.manifest import Manifest
 from sparsedelta.merging.overlap import Overlap, by_kind, total
-from sparsedelta.operations.composed_delta import DeltaOutput, write_composed
+from sparsedelta.operations.composed_delta import write_composed
+from sparsedelta.operations.parts import DeltaOutput
 from sparsedelta.operations.weighted import carried_notes, compose_deltas
 from sparsedelta.outputs import check_output
 from sparsedelta.parallel import OrderedMap

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -24,25 +22,12 @@ from sparsedelta.operations.composition import Composition, MergedRun
 from sparsedelta.operations.diff import plan_parts
 from sparsedelta.operations.moves import Move, MovedTensors
 from sparsedelta.operations.pairing import Pair
-from sparsedelta.operations.parts import part_count
+from sparsedelta.operations.parts import DeltaOutput, part_count
 from sparsedelta.operations.scanning import Recipe, scan_tensors
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress, silent
 from sparsedelta.ranks import Ranks, first, watched
 from sparsedelta.writer import DeltaWriter
-
-
-@dataclass(frozen=True, slots=True)
-class DeltaOutput:
-    """The delta to write; the attributes are the arguments of :func:`sparsedelta.compose`."""
-
-    out: Path
-    lean: bool = False
-    max_shard_size: int | None = None
-    shards: int | None = None
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    force: bool = False
-    dry_run: bool = False
 
 
 class _Segment(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -62,7 +63,7 @@ class Recipe:
             )
 
 
-class MadeTensors:
+class MadeTensors(ABC):
     """What deltas make of a checkpoint; implements ``CheckpointReader`` for whole tensors.
 
     Attributes:
@@ -95,8 +96,8 @@ class MadeTensors:
         with self._one:
             return self._whole(name)
 
-    def _whole(self, name: str) -> Bytes:
-        raise NotImplementedError
+    @abstractmethod
+    def _whole(self, name: str) -> Bytes: ...
 
     def carried(self, names: Iterable[str]) -> dict[str, bytes | None]:  # noqa: ARG002
         """Those of some small files that the result has others of than the base; None: no more."""
@@ -112,8 +113,8 @@ class MadeTensors:
             self._finish()
             check_unchanged(self.checkpoint)
 
-    def _finish(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _finish(self) -> None: ...
 
     def _digest(self, name: str) -> Digest:
         """Digest of a tensor of the base, from its words."""

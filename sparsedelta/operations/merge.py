@@ -20,9 +20,10 @@ from sparsedelta.merging.recipes import DTYPES, ModelEntry, Recipe, read_recipe
 from sparsedelta.merging.settings import Settings, TaskSettings
 from sparsedelta.operations.compose import ComposeReport
 from sparsedelta.operations.composed_checkpoint import ComposedReport, write_checkpoint
-from sparsedelta.operations.composed_delta import DeltaOutput, write_composed
+from sparsedelta.operations.composed_delta import write_composed
 from sparsedelta.operations.composition import Composition
 from sparsedelta.operations.moves import find_moves
+from sparsedelta.operations.parts import DeltaOutput
 from sparsedelta.operations.tasks import CheckpointTask, DeltaTask, Task
 from sparsedelta.operations.weighted import base_leaves, carried_notes, check_base, check_bases
 from sparsedelta.outputs import check_output

@@ -1,13 +1,28 @@
-"""How many part files a delta has, and which records go into which: known before any is made."""
+"""A delta to write: how many part files it has, and which records go into which, known before."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from sparsedelta.errors import UsageError
 from sparsedelta.limits import MAX_SET_PARTS
 from sparsedelta.partition import divide
 from sparsedelta.ranks import Ranks
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaOutput:
+    """A delta to write: the attributes are the arguments of operations that make one of deltas."""
+
+    out: Path
+    lean: bool = False
+    max_shard_size: int | None = None
+    shards: int | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    force: bool = False
+    dry_run: bool = False
 
 
 def part_count(shards: int | None, max_shard_size: int | None, ranks: Ranks) -> int | None:

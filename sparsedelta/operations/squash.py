@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import groupby
-from pathlib import Path
 
 from sparsedelta.choice import parse_choice
 from sparsedelta.delta import ADD
@@ -20,7 +19,7 @@ from sparsedelta.manifest import Manifest
 from sparsedelta.operations.history import DeltaLike, History, are_in_order, open_all
 from sparsedelta.operations.inherit import inherit
 from sparsedelta.operations.inversion import RecordInverter
-from sparsedelta.operations.parts import divide_records, part_count
+from sparsedelta.operations.parts import DeltaOutput, divide_records, part_count
 from sparsedelta.operations.route import Route
 from sparsedelta.operations.squash_parts import PartMaker
 from sparsedelta.operations.squashing import plan_squash
@@ -99,17 +98,14 @@ def squash(
         OutputError: The output exists, or cannot be written.
         RankError: Another rank failed; nothing is left behind.
     """
-    options = _Options(
+    output = DeltaOutput(
+        output_path(out),
         lean=lean,
-        codec=codec,
         max_shard_size=max_shard_size,
         shards=shards,
-        metadata=metadata,
-        threads=threads,
+        metadata=metadata or {},
         force=force,
         dry_run=dry_run,
-        progress=progress,
-        ranks=ranks,
     )
     with ExitStack() as stack:
         stack.enter_context(ranks.together())
@@ -136,7 +132,9 @@ def squash(
                 {**route.stay, **plan.untouched},
             )
 
-        report = _write(route, output_path(out), options, prepare, forget=forget)
+        report = _write(
+            route, output, prepare, forget=forget, threads=threads, progress=progress, ranks=ranks
+        )
         duplicates = tuple(duplicate.path for duplicate in history.duplicates)
         return replace(report, duplicates=duplicates)
 
@@ -163,17 +161,13 @@ def invert(
     Raises:
         NotInvertibleError: The delta does not hold the old words.
     """
-    options = _Options(
-        lean=False,
-        codec=codec,
+    output = DeltaOutput(
+        output_path(out),
         max_shard_size=max_shard_size,
         shards=shards,
-        metadata=metadata,
-        threads=threads,
+        metadata=metadata or {},
         force=force,
         dry_run=dry_run,
-        progress=progress,
-        ranks=ranks,
     )
     with ExitStack() as stack:
         stack.enter_context(ranks.together())
@@ -204,23 +198,9 @@ def invert(
                 route.stay,
             )
 
-        return _write(route, output_path(out), options, prepare, forget=False)
-
-
-@dataclass(frozen=True, slots=True)
-class _Options:
-    """How the output is written; the attributes are arguments of :func:`squash`."""
-
-    lean: bool
-    codec: str | None
-    max_shard_size: int | None
-    shards: int | None
-    metadata: Mapping[str, str] | None
-    threads: int | None
-    force: bool
-    dry_run: bool
-    progress: Progress
-    ranks: Ranks
+        return _write(
+            route, output, prepare, forget=False, threads=threads, progress=progress, ranks=ranks
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,31 +220,32 @@ class _Work:
 
 def _write(
     route: Route,
-    out: Path,
-    options: _Options,
+    output: DeltaOutput,
     prepare: Callable[[OrderedMap], _Work],
     *,
     forget: bool,
+    threads: int | None,
+    progress: Progress,
+    ranks: Ranks,
 ) -> SquashReport:
-    ranks = options.ranks
-    shards = part_count(options.shards, options.max_shard_size, ranks)
-    first(ranks, lambda: check_output(out, force=options.force, inputs=route.paths))
+    shards = part_count(output.shards, output.max_shard_size, ranks)
+    first(ranks, lambda: check_output(output.out, force=output.force, inputs=route.paths))
     with ExitStack() as stack:
-        pool = stack.enter_context(OrderedMap(options.threads))
+        pool = stack.enter_context(OrderedMap(threads))
         work = prepare(pool)
         plan = None if shards is None else divide_records(work.sizes, shards)
         hints = route.readers[0].header.metadata
         writer = stack.enter_context(
             DeltaWriter(
-                out,
-                metadata=options.metadata,
+                output.out,
+                metadata=output.metadata,
                 base_repo=None if route.reverse else hints.get("sd.base_repo"),
                 base_revision=None if route.reverse else hints.get("sd.base_revision"),
-                lean=options.lean or route.lean,
-                max_shard_size=options.max_shard_size,
+                lean=output.lean or route.lean,
+                max_shard_size=output.max_shard_size,
                 plan=plan,
                 ranks=ranks,
-                force=options.force,
+                force=output.force,
                 ends=(route.start, route.end) if route.lean else None,
                 inputs=route.paths,
             )
@@ -274,7 +255,7 @@ def _write(
         mine = [
             name for name in work.sizes if plan is None or plan[name] % ranks.size == ranks.rank
         ]
-        told = watched(ranks, options.progress)
+        told = watched(ranks, progress)
         total, done = sum(work.sizes[name] for name in mine), 0
         for name, tensor in _made(work, mine, pool):
             writer.add(tensor)
@@ -289,7 +270,7 @@ def _write(
             return notes
 
         notes = first(ranks, attach)
-        manifest = writer.finish(dry_run=options.dry_run)
+        manifest = writer.finish(dry_run=output.dry_run)
     paths = tuple(str(reader.path) for reader in route.readers)
     return SquashReport(manifest, writer.size, paths, notes=notes)
 
