@@ -67,15 +67,3 @@ def write_training_file(reviews: list[Review], out: Path) -> None:
         for review in reviews:
             line = {"prompt": prompt(review.text), "completion": review.label}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-
-def write_choice_file(reviews: list[Review], out: Path) -> None:
-    """Write what ``gallop eval --metric choice`` reads: a prompt and both labels per line."""
-    with out.open("w", encoding="utf-8") as file:
-        for review in reviews:
-            line = {
-                "prompt": prompt(review.text),
-                "choices": [POSITIVE, NEGATIVE],
-                "answer": review.label,
-            }
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
