@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import os
 import shutil
 import subprocess
@@ -13,6 +14,8 @@ from typing import Final
 
 from blake3 import blake3
 from rounds import Command
+
+import sparsedelta
 
 HERE: Final = Path(__file__).parent
 
@@ -35,7 +38,10 @@ def ours(*arguments: str | Path, threads: int | None = None) -> Command:
     return [*_program(), *arguments, *extra]
 
 
-def _program() -> list[str | Path]:
+@cache
+def _program() -> Command:
+    """What starts us, compiled as installing a package compiles it: a checkout may not be."""
+    compileall.compile_dir(Path(sparsedelta.__file__).parent, quiet=1)
     script = Path(sys.executable).with_name("sparsedelta")
     return [script] if script.exists() else [sys.executable, "-m", "sparsedelta"]
 

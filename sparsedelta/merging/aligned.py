@@ -53,13 +53,24 @@ class Aligned:
 
     def differences(self, task: int) -> Numbers:
         """What a task adds to the base: float64 ``[n]``, +0 where it changes nothing."""
-        numbers = to_float64(self.words[task], self.spec.dtype)
-        with np.errstate(invalid="ignore", over="ignore"):
-            numbers -= self.base_numbers()
-        numbers[~self.present[task]] = 0.0
+        numbers = np.zeros(self.size)
+        here = np.flatnonzero(self.present[task])
+        numbers[here] = self.differences_at(task, here)
         return numbers
 
-    def only(self, chosen: Marks) -> Aligned:
+    def differences_at(self, task: int, chosen: Indices) -> Numbers:
+        """What a task adds to the base: float64 ``[m]``, of ``m`` chosen elements."""
+        numbers = to_float64(self.words[task, chosen], self.spec.dtype)
+        with np.errstate(invalid="ignore", over="ignore"):
+            numbers -= to_float64(self.base[chosen], self.spec.dtype)
+        return numbers
+
+    def counts(self) -> NDArray[np.uint16]:
+        """How many tasks change each element: uint16 ``[n]``."""
+        counts: NDArray[np.uint16] = self.present.sum(axis=0, dtype=np.uint16)
+        return counts
+
+    def only(self, chosen: Marks | Indices) -> Aligned:
         """The chosen elements."""
         return Aligned(
             self.spec,
@@ -94,8 +105,10 @@ def align(
     old = base[union]
     aligned = np.repeat(old[None], len(changed), axis=0)
     present = np.zeros(aligned.shape, np.bool_)
+    places = np.empty(base.size, np.int32)  # a run has fewer than 2^31 words
+    places[union] = np.arange(union.size, dtype=np.int32)
     for task, (offsets, words) in enumerate(changed):
-        at = np.searchsorted(union, offsets)
+        at = places[offsets]
         aligned[task, at] = words
         present[task, at] = True
     return Aligned(spec, union + start, old, aligned, present)

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsedelta.merging.aligned import Aligned
+from sparsedelta.merging.aligned import Aligned, Numbers
 from sparsedelta.rounding import FLOATS
 
 _NUMBER: Final = re.compile(r"(?<![^.])[0-9]+(?![^.])")
@@ -83,39 +83,42 @@ def overlap_of(aligned: Aligned) -> Overlap:
     tasks = aligned.tasks
     found = Overlap.none(tasks)
     is_number = aligned.spec.dtype in FLOATS
-    own = [aligned.differences(task) for task in range(tasks)] if is_number else []
     for task in range(tasks):
-        _compare(found, aligned, own, task, task)
-    shared = aligned.present.sum(axis=0) > 1
-    if not shared.any():
+        here = np.flatnonzero(aligned.present[task])
+        found.counts[task, task] = here.size
+        if is_number:
+            own = aligned.differences_at(task, here)
+            _compare(found, (task, own), (task, own))
+    shared = np.flatnonzero(aligned.counts() > 1)
+    if not shared.size:
         return found
     both = aligned.only(shared)
-    own = [numbers[shared] for numbers in own]
     for one in range(tasks):
         for other in range(one + 1, tasks):
-            _compare(found, both, own, one, other)
+            here = np.flatnonzero(both.present[one] & both.present[other])
+            found.counts[one, other] = found.counts[other, one] = here.size
+            if is_number:
+                _compare(
+                    found,
+                    (one, both.differences_at(one, here)),
+                    (other, both.differences_at(other, here)),
+                )
     return found
 
 
-def _compare(
-    found: Overlap, aligned: Aligned, own: list[NDArray[np.float64]], one: int, other: int
-) -> None:
-    here = aligned.present[one] & aligned.present[other]
-    count = int(here.sum())
-    found.counts[one, other] = found.counts[other, one] = count
-    if not own or not count:
-        return
-    first, second = own[one][here], own[other][here]
+def _compare(found: Overlap, one: tuple[int, Numbers], other: tuple[int, Numbers]) -> None:
+    """Compare what two tasks add in the elements that both change; the two may be the same."""
+    (row, first), (column, second) = one, other
     finite = np.isfinite(first) & np.isfinite(second)
     if not finite.all():
         first, second = first[finite], second[finite]
+    alike = int(np.count_nonzero(np.sign(first) == np.sign(second)))
+    found.compared[row, column] = found.compared[column, row] = first.size
+    found.alike[row, column] = found.alike[column, row] = alike
     with np.errstate(over="ignore"):
-        found.compared[one, other] = found.compared[other, one] = first.size
-        alike = int((np.sign(first) == np.sign(second)).sum())
-        found.alike[one, other] = found.alike[other, one] = alike
-        found.dots[one, other] = found.dots[other, one] = float((first * second).sum())
-        found.squares[one, other] = float((first * first).sum())
-        found.squares[other, one] = float((second * second).sum())
+        found.dots[row, column] = found.dots[column, row] = float((first * second).sum())
+        found.squares[row, column] = float((first * first).sum())
+        found.squares[column, row] = float((second * second).sum())
 
 
 def total(overlaps: Iterable[Overlap], tasks: int) -> Overlap:

@@ -46,18 +46,21 @@ def summed(
         NotFiniteError: A number that is met or made is not finite; names tensor and index.
         StructureError: A dtype that is not computed with, and tasks that do not agree.
     """
-    counts = aligned.present.sum(axis=0)
     result = aligned.base.copy()
-    taken = np.zeros(aligned.size, np.bool_)
-    for task, weight in enumerate(weights):
-        if weight == 1:
-            alone = aligned.present[task] & (counts == 1)
-            result[alone] = aligned.words[task, alone]
-            taken |= alone
-    rest = ~taken
-    if not rest.any():
+    if 1 in weights:
+        taken = np.zeros(aligned.size, np.bool_)
+        lonely = aligned.counts() == 1
+        for task, weight in enumerate(weights):
+            if weight == 1:
+                alone = np.flatnonzero(aligned.present[task] & lonely)
+                result[alone] = aligned.words[task, alone]
+                taken[alone] = True
+        rest = np.flatnonzero(~taken)
+        left = aligned.only(rest)
+    else:
+        rest, left = np.arange(aligned.size), aligned
+    if not rest.size:
         return result
-    left = aligned.only(rest)
     if aligned.spec.dtype in computed:
         result[rest] = _added(left, weights)
     else:
@@ -66,24 +69,42 @@ def summed(
 
 
 def _added(aligned: Aligned, weights: Sequence[float]) -> Words:
+    counts = aligned.counts()
     base = aligned.base_numbers()
     finite = np.isfinite(base)
-    keys = np.empty(aligned.present.shape, np.int64)
+    total = np.empty(aligned.size)
+    lonely = counts == 1
+    several = np.flatnonzero(~lonely)
     with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+        # Most elements are one task's, with nothing to be put in order.
         for task, weight in enumerate(weights):
-            here = aligned.present[task]
-            numbers = to_float64(aligned.words[task], aligned.spec.dtype)
-            terms = np.float64(weight) * (numbers - base)
-            finite &= ~here | (np.isfinite(numbers) & np.isfinite(terms))
-            keys[task] = np.where(here, _ordered(terms.view(np.int64)), _LAST)
-        keys.sort(axis=0)
-        counts = aligned.present.sum(axis=0)
-        total = _ordered(keys[0]).view(np.float64)
-        for place in range(1, len(weights)):
-            more = total + _ordered(keys[place]).view(np.float64)
-            total = np.where(place < counts, more, total)
-        total = total + base
+            alone = np.flatnonzero(aligned.present[task] & lonely)
+            terms = np.float64(weight) * aligned.differences_at(task, alone)
+            finite[alone] &= np.isfinite(terms)
+            total[alone] = terms + base[alone]
+        if several.size:
+            shared = aligned.only(several)
+            sums, are_finite = _in_order(shared, weights)
+            finite[several] &= are_finite
+            total[several] = sums + base[several]
     return finite_words(aligned, total, finite)
+
+
+def _in_order(aligned: Aligned, weights: Sequence[float]) -> tuple[Numbers, Marks]:
+    """The sums of weighted differences, added in the order of their values; are they finite?"""
+    finite = np.ones(aligned.size, np.bool_)
+    keys = np.empty(aligned.present.shape, np.int64)
+    for task, weight in enumerate(weights):
+        terms = np.float64(weight) * aligned.differences(task)
+        finite &= np.isfinite(terms)
+        keys[task] = np.where(aligned.present[task], _ordered(terms.view(np.int64)), _LAST)
+    keys.sort(axis=0)
+    counts = aligned.counts()
+    total = _ordered(keys[0]).view(np.float64)
+    for place in range(1, len(weights)):
+        more = total + _ordered(keys[place]).view(np.float64)
+        total = np.where(place < counts, more, total)
+    return total, finite
 
 
 def _ordered(bits: NDArray[np.int64]) -> NDArray[np.int64]:
