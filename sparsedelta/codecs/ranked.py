@@ -103,6 +103,11 @@ class RankedValues:
         raise TypeError("'ranked' reads indices and values together")
 
 
+def work(counts: Counts, words: Counts) -> Counts:
+    """Bytes that the frames of blocks decode to, at most: what a work budget counts."""
+    return np.where(counts, words + _MOST_PER_ENTRY * counts, 0)
+
+
 def _dtype(block: Block) -> str:
     if block.dtype not in EXPONENTS:
         raise TypeError(f"'ranked' holds {' and '.join(EXPONENTS)}, not {block.dtype}")
