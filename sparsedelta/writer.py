@@ -37,7 +37,7 @@ from sparsedelta.encode import EncodedTensor
 from sparsedelta.errors import OutputError, StructureError, UsageError
 from sparsedelta.file_names import file_name_problem
 from sparsedelta.limits import MAX_BLOBS, MAX_BLOBS_BYTES, MAX_SET_PARTS
-from sparsedelta.manifest import Manifest, name_problem
+from sparsedelta.manifest import PORTABLE, Manifest, name_problem
 from sparsedelta.outputs import check_output, output_errors, staged, write_all
 from sparsedelta.ranks import ALONE, Ranks, first
 from sparsedelta.table_rules import digest_problems
@@ -58,6 +58,7 @@ class DeltaWriter:
         metadata: Provenance, string to string.
         base_repo: Hint where the base can be had, never trusted.
         base_revision: Hint at its commit.
+        profile: ``portable``, or ``compact`` if records may need their base to be decoded.
         lean: Leave the untouched tensors out.
         max_shard_size: Bytes of frames and tables that a part file may have, but for one with a
             single tensor; None for one file.
@@ -84,6 +85,7 @@ class DeltaWriter:
         metadata: Mapping[str, str] | None = None,
         base_repo: str | None = None,
         base_revision: str | None = None,
+        profile: str = PORTABLE,
         lean: bool = False,
         max_shard_size: int | None = None,
         plan: Mapping[str, int] | None = None,
@@ -96,6 +98,7 @@ class DeltaWriter:
         self._inputs = tuple(inputs)
         self._force = force
         self._lean = lean
+        self._profile = profile
         self._ends = ends
         self._max_shard_size = max_shard_size
         self._plan = plan
@@ -263,6 +266,7 @@ class DeltaWriter:
             self._metadata,
             self._hints,
             self.attachments,
+            self._profile,
             self._ends,
         )
         whole = files.manifest()
