@@ -19,7 +19,7 @@ from sparsedelta.codecs.bitmask import Bitmask
 from sparsedelta.codecs.escapes import encode_escapes
 from sparsedelta.codecs.gap8 import gaps_of, write_gaps
 from sparsedelta.codecs.ranked_classes import EXPONENTS, Range, exponents, holds, members
-from sparsedelta.codecs.ranked_frames import RULE, bits
+from sparsedelta.codecs.ranked_frames import RULE
 from sparsedelta.codecs.ranked_layout import (
     FLAT,
     GAPS,
@@ -181,19 +181,14 @@ def _places(fields: Bytes, classes: Sequence[Class]) -> list[Indices]:
     """Positions of the entries of each class among the elements of live rows."""
     places: list[Indices | None] = [None] * len(classes)
     listed = [each.entry.range for each in classes if each.entry.range != FLAT]
-    for number, elements in members(fields, listed):
-        each = classes[number]
-        ranks = each.ranks
-        if each.entry.index == MASK:
-            if ranks.size != -(-elements.size // 8):
-                raise StreamError(
-                    BASE_RULE, f"a bitmask of {ranks.size} bytes over {elements.size} elements"
-                )
-            places[number] = elements[bits(ranks, elements.size, "a bitmask", BASE_RULE)]
-        elif ranks[-1] >= elements.size:
-            raise StreamError(BASE_RULE, f"rank {ranks[-1]} in a class of {elements.size}")
-        else:
-            places[number] = elements[ranks]
+    for found in members(fields, listed):
+        each = classes[found.number]
+        size = found.size
+        if each.bits and each.bits != -(-size // 8) * 8:
+            raise StreamError(BASE_RULE, f"a bitmask of {each.bits} bits over {size} elements")
+        if each.ranks[-1] >= size:
+            raise StreamError(BASE_RULE, f"rank {each.ranks[-1]} in a class of {size}")
+        places[found.number] = found.positions(each.ranks)
     if len(listed) < len(classes):
         flat = classes[-1].ranks
         taken = fields[flat]
@@ -278,14 +273,14 @@ def _ranks(
 ) -> list[tuple[int, bytes]]:
     """Index code and bytes of the ranks of each class."""
     found: list[tuple[int, bytes] | None] = [None] * len(chosen)
-    for number, elements in members(fields, ranges):
-        places = np.searchsorted(elements, at[chosen[number]])
-        code = index_code(elements.size, places.size)
+    for each in members(fields, ranges):
+        places = each.ranks(at[chosen[each.number]])
+        code = index_code(each.size, places.size)
         if code == MASK:
-            (stream,) = Bitmask().encode(places, Block(elements.size, WORD_BYTES))
+            (stream,) = Bitmask().encode(places, Block(each.size, WORD_BYTES))
         else:
             stream = write_gaps(gaps_of(places))
-        found[number] = code, stream.tobytes()
+        found[each.number] = code, stream.tobytes()
     if len(chosen) > len(ranges):
         found[-1] = GAPS, write_gaps(gaps_of(at[chosen[-1]])).tobytes()
     return [each for each in found if each is not None]

@@ -52,15 +52,22 @@ class Cursor:
 
     def byte(self) -> int:
         """The next byte."""
-        return self.take(1)[0]
+        at = self._position
+        if at == len(self._data):
+            raise self._ended()
+        self._position = at + 1
+        return self._data[at]
 
     def take(self, length: int) -> memoryview:
         """The next ``length`` bytes."""
         start = self._position
         if length > len(self._data) - start:
-            raise StreamError(RULE, f"the block ends after {len(self._data)} bytes, inside a field")
+            raise self._ended()
         self._position = start + length
         return self._data[start : self._position]
+
+    def _ended(self) -> StreamError:
+        return StreamError(RULE, f"the block ends after {len(self._data)} bytes, inside a field")
 
     def varint(self) -> int:
         """The next number."""

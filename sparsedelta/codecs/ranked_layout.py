@@ -57,12 +57,14 @@ class Class:
 
     Attributes:
         entry: Its line of the table.
-        ranks: Ranks of its entries, int64; or the bytes of a bitmask over the class.
+        ranks: Ranks of its entries, int64, ascending.
+        bits: Bits of the bitmask over the class that they came from, spare ones included, or 0.
         words: Their differences, or their new words.
     """
 
     entry: ClassEntry
-    ranks: Indices | Bytes
+    ranks: Indices
+    bits: int
     words: Words
 
 
@@ -105,14 +107,13 @@ def parse_block(
     negative = bits(np.frombuffer(cursor.take(sign_bytes), np.uint8), signed, "the signs")
     escapes = cursor.frame("escaped magnitudes", 0, signed * _WORD_BYTES, _WORD_BYTES)
     masked = 0
-    ranks: list[Indices | Bytes] = []
+    ranks: list[tuple[Indices, int]] = []
     values: list[tuple[Bytes, Bytes | None]] = []
     for entry in table:
         ranks.append(_read_ranks(cursor, entry, elements))
-        if entry.index == MASK:
-            masked += 8 * ranks[-1].size - 7
-            if masked > elements:
-                raise StreamError(RULE, f"bitmasks over more than the {elements} elements")
+        masked += max(ranks[-1][1] - 7, 0)
+        if masked > elements:
+            raise StreamError(RULE, f"bitmasks over more than the {elements} elements")
         if entry.value == NEW_WORDS:
             high = cursor.frame("exponents", entry.count)
             values.append((high, cursor.frame("signs and mantissas", entry.count)))
@@ -127,9 +128,9 @@ def parse_block(
     at = 0
     for entry, found, (high, low) in zip(table, ranks, values, strict=True):
         if low is not None:
-            classes.append(Class(entry, found, join_words(high, low)))
+            classes.append(Class(entry, *found, join_words(high, low)))
         else:
-            classes.append(Class(entry, found, changed[at : at + entry.count]))
+            classes.append(Class(entry, *found, changed[at : at + entry.count]))
             at += entry.count
     return RankedBlock(live, tuple(classes))
 
@@ -170,18 +171,19 @@ def _read_table(cursor: Cursor, count: int, top_exponent: int) -> list[ClassEntr
     return table
 
 
-def _read_ranks(cursor: Cursor, entry: ClassEntry, elements: int) -> Indices | Bytes:
+def _read_ranks(cursor: Cursor, entry: ClassEntry, elements: int) -> tuple[Indices, int]:
+    """Ranks of a class, and the bits of its bitmask, or 0."""
     if entry.index == MASK:
         mask = cursor.frame("a bitmask", 1, -(-elements // 8))
-        found = int(np.unpackbits(mask).sum(dtype=np.int64))
-        if found != entry.count:
-            raise StreamError(RULE, f"a bitmask of {found} bits for {entry.count} entries")
-        return mask
+        found = np.flatnonzero(np.unpackbits(mask, bitorder="little").view(np.bool_))
+        if found.size != entry.count:
+            raise StreamError(RULE, f"a bitmask of {found.size} bits for {entry.count} entries")
+        return found, 8 * mask.size
     gaps = cursor.frame("gaps", entry.count, entry.count + elements // ESCAPE)
     ranks: Indices = read_sums(gaps, entry.count, RULE) + np.arange(entry.count)
     if ranks[-1] >= elements:
         raise StreamError(RULE, f"rank {ranks[-1]} among {elements} elements")
-    return ranks
+    return ranks, 0
 
 
 def _differences(
