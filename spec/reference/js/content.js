@@ -24,10 +24,13 @@ const NOT_COUNTED = 2n ** 64n - 1n;
 const CHUNK = 2 ** 16;
 
 /**
- * SD409: the `difference` and the `replace` of the same words have no index in common.
+ * SD409: the `difference` and the `replace` of the same words have no index in common. Not of a record that waits.
  * @param {ReadRecord} read
  */
 export function checkDisjoint(read) {
+  if (isWaiting([read])) {
+    return;
+  }
   for (const side of ["D", "N", "T"]) {
     const [first, second] = read.parts
       .filter((placed) => placed.side === side && placed.carried?.indices)
