@@ -31,6 +31,7 @@ from sparsedelta.tables import (
     block_words,
     check_length,
     parse_tables,
+    row,
 )
 from sparsedelta.words import Bytes, Indices, Words
 
@@ -183,6 +184,15 @@ class DeltaFile(Closing):
         with self._in_block(record, described, block):
             described.encoding.check(*self._streams_of(record, number, described, block))
 
+    def read_stored(
+        self, record: TensorRecord, number: int, block: int
+    ) -> tuple[bytes, list[bytes]]:
+        """A block as it is stored: its row of the block table, and its frames."""
+        table = self.tables.tensors[record.name].blocks(number)
+        frames = [bytes(frame) for frame in self._read_frames(table, block)]
+        cells = zip(frames, table.decoded[block].tolist(), strict=True)
+        return row(int(table.counts[block]), list(cells)), frames
+
     @staticmethod
     def _coded(record: TensorRecord, number: int) -> PartRecord:
         described = record.parts[number]
@@ -214,6 +224,16 @@ class DeltaFile(Closing):
             ) from None
 
     def _read_streams(self, table: PartTable, block: int) -> list[Bytes]:
+        frames = self._read_frames(table, block)
+        try:
+            return [
+                decode_frame(frame, length)
+                for frame, length in zip(frames, table.decoded[block].tolist(), strict=True)
+            ]
+        except FrameError as error:
+            raise StreamError("SD402", str(error)) from None
+
+    def _read_frames(self, table: PartTable, block: int) -> list[memoryview]:
         start, end = int(table.offsets[block]), int(table.offsets[block + 1])
         data = memoryview(self._file.read(self.header.ranges[DATA][0] + start, end - start))
         frames = []
@@ -224,13 +244,7 @@ class DeltaFile(Closing):
             if plain_digest(frame)[:CHECKSUM_BYTES] != table.checksums[block, stream].tobytes():
                 raise StreamError("SD401", f"stream {stream} has not the checksum of its table")
             frames.append(frame)
-        try:
-            return [
-                decode_frame(frame, length)
-                for frame, length in zip(frames, table.decoded[block].tolist(), strict=True)
-            ]
-        except FrameError as error:
-            raise StreamError("SD402", str(error)) from None
+        return frames
 
     @cached_property
     def _blob_distances(self) -> list[int]:

@@ -143,6 +143,13 @@ class DeltaReader(Closing):
         home = self._homes[record.name]
         return home.read_block(record, number, block, base=base, any_order=any_order)
 
+    def read_stored(
+        self, record: TensorRecord, number: int, block: int
+    ) -> tuple[bytes, list[bytes]]:
+        """A block as it is stored: its row of the block table, and its frames."""
+        self.tables  # noqa: B018 (as above)
+        return self._homes[record.name].read_stored(record, number, block)
+
     def check_block(self, record: TensorRecord, number: int, block: int) -> None:
         """Check what can be checked of a block without its base words."""
         self.tables  # noqa: B018 (as above)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from operator import itemgetter
 from pathlib import Path
@@ -236,11 +236,14 @@ class DeltaWriter:
         """Tensor digests of an end by name, as far as this rank knows them."""
         return leaves_of(self._touched, self._untouched, target=target)
 
-    def finish(self, *, dry_run: bool = False) -> Manifest:
+    def finish(
+        self, *, dry_run: bool = False, check: Callable[[Manifest], None] | None = None
+    ) -> Manifest:
         """Write the file, or the files of the set, and give them their names.
 
         Args:
             dry_run: Only say what would have been written.
+            check: Looks at the manifest of the whole delta before anything is written.
 
         Returns:
             The manifest; of a set the root's, with all records.
@@ -249,13 +252,15 @@ class DeltaWriter:
             OutputError: It cannot be written; nothing is left behind.
             RankError: Another rank failed; nothing is left behind.
         """
-        whole, pieces = first(self._ranks, self._pieces)
+        whole, pieces = first(self._ranks, lambda: self._pieces(check))
         self.size = sum(piece.size for piece in pieces)
         if not dry_run:
             self._write_pieces(pieces)
         return whole
 
-    def _pieces(self) -> tuple[Manifest, list[DeltaPiece]]:
+    def _pieces(
+        self, check: Callable[[Manifest], None] | None
+    ) -> tuple[Manifest, list[DeltaPiece]]:
         start = self._end
         self._append(self._frames)
         files = DeltaFiles(
@@ -270,6 +275,8 @@ class DeltaWriter:
             self._ends,
         )
         whole = files.manifest()
+        if check is not None:
+            check(whole)
         self._check(whole, files.tables())
         if self._plan is None:
             groups = groups_by_size(self._touched, self._max_shard_size)
