@@ -106,14 +106,15 @@ def parse_block(
         raise StreamError(RULE, f"{sign_bytes} bytes of signs for {signed} differences")
     negative = bits(np.frombuffer(cursor.take(sign_bytes), np.uint8), signed, "the signs")
     escapes = cursor.frame("escaped magnitudes", 0, signed * _WORD_BYTES, _WORD_BYTES)
-    masked = 0
+    taken = 0
     ranks: list[tuple[Indices, int]] = []
     values: list[tuple[Bytes, Bytes | None]] = []
     for entry in table:
         ranks.append(_read_ranks(cursor, entry, elements))
-        masked += max(ranks[-1][1] - 7, 0)
-        if masked > elements:
-            raise StreamError(RULE, f"bitmasks over more than the {elements} elements")
+        if entry.range != FLAT:  # the other classes have no element in common
+            taken += max(entry.count, ranks[-1][1] - 7)
+        if taken > elements:
+            raise StreamError(RULE, f"classes over more than the {elements} elements")
         if entry.value == NEW_WORDS:
             high = cursor.frame("exponents", entry.count)
             values.append((high, cursor.frame("signs and mantissas", entry.count)))
