@@ -11,6 +11,8 @@ from sparsedelta.codecs import (
     IndexCodec,
     Packed,
     Planes,
+    RankedIndices,
+    RankedValues,
     RawWords,
     ValueCodec,
     Zigzag,
@@ -23,6 +25,7 @@ VALUE_NAMES: Final[Mapping[str, ValueCodec]] = {
     "zigzag": Zigzag(),
     "planes": Planes(),
     "raw": RawWords(),
+    "ranked": RankedValues(),
 }
 """Value codecs by the names that a person types, in the order in which equals are chosen."""
 
@@ -57,4 +60,7 @@ def parse_choice(text: str) -> CodecChoice:
                 f"{', '.join(sorted(known))}",
                 hint="an index codec alone or with a value codec: gap8, gap8+packed2, raw+raw",
             )
-    return CodecChoice(INDEX_CODECS[index](), VALUE_NAMES[value] if plus else None)
+    chosen = INDEX_CODECS[index]()
+    if isinstance(chosen, RankedIndices) and not plus:
+        return CodecChoice(chosen, RankedValues())
+    return CodecChoice(chosen, VALUE_NAMES[value] if plus else None)

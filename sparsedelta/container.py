@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -23,7 +24,15 @@ from sparsedelta.records import PartRecord, TensorRecord
 from sparsedelta.sources import Source, open_source
 from sparsedelta.strict_json import parse_canonical
 from sparsedelta.table_rules import block_problems
-from sparsedelta.tables import CHECKSUM_BYTES, PartTable, Tables, check_length, parse_tables
+from sparsedelta.tables import (
+    CHECKSUM_BYTES,
+    PartTable,
+    Tables,
+    block_words,
+    check_length,
+    parse_tables,
+    row,
+)
 from sparsedelta.words import Bytes, Indices, Words
 
 _DIGITS: Final = len(str(MAX_JSON_INTEGER))
@@ -120,13 +129,25 @@ class DeltaFile(Closing):
     @cached_property
     def decoded_bytes(self) -> int:
         """Length of all streams and blobs, decoded; tables that passed SD3xx are truthful."""
-        tables = self.tables.tensors.values()
-        parts = (part for table in tables for part in table.parts if isinstance(part, PartTable))
-        blobs = self.manifest.attachments.blobs
-        return sum(int(part.decoded.sum()) for part in parts) + sum(b.size for b in blobs)
+        total = sum(blob.size for blob in self.manifest.attachments.blobs)
+        for record in self.manifest.tensors:
+            for number, part in record.coded:
+                table = self.tables.tensors[record.name].blocks(number)
+                if part.encoding.is_joint:  # there are frames within the stream
+                    words = block_words(record.domain(number), part.block_log2)
+                    total += part.encoding.work(table.counts, words)
+                else:
+                    total += int(table.decoded.sum())
+        return total
 
     def read_block(
-        self, record: TensorRecord, number: int, block: int, *, base: Words | None = None
+        self,
+        record: TensorRecord,
+        number: int,
+        block: int,
+        *,
+        base: Words | None = None,
+        any_order: bool = False,
     ) -> tuple[Indices, Words]:
         """Decode one block, after all its checks; the tables must have been checked.
 
@@ -135,31 +156,66 @@ class DeltaFile(Closing):
             number: Number of the part, a coded one.
             block: Number of the block.
             base: The base words of the block, verified; for encodings that need them.
+            any_order: Whether the entries may come in any order, if that is faster.
 
         Returns:
             Indices relative to the block's first word, and values.
 
         Raises:
-            FormatError: A rule of a block (SD401 to SD408, SD411 to SD413) is broken.
+            FormatError: A rule of a block (SD401 to SD408, SD411 to SD413, SD417, SD418) is broken.
             StructureError: The encoding needs the base words, and none were given.
         """
+        described = self._coded(record, number)
+        if described.encoding.needs_base and base is None:
+            raise needs_base(self.path, record, described)
+        with self._in_block(record, described, block):
+            streams, count, shape = self._streams_of(record, number, described, block)
+            return described.encoding.decode(
+                streams, count, replace(shape, base=base, any_order=any_order)
+            )
+
+    def check_block(self, record: TensorRecord, number: int, block: int) -> None:
+        """Check all of a block that can be checked without the base words that decode it.
+
+        Raises:
+            FormatError: A rule of a block is broken.
+        """
+        described = self._coded(record, number)
+        with self._in_block(record, described, block):
+            described.encoding.check(*self._streams_of(record, number, described, block))
+
+    def read_stored(
+        self, record: TensorRecord, number: int, block: int
+    ) -> tuple[bytes, list[bytes]]:
+        """A block as it is stored: its row of the block table, and its frames."""
+        table = self.tables.tensors[record.name].blocks(number)
+        frames = [bytes(frame) for frame in self._read_frames(table, block)]
+        cells = zip(frames, table.decoded[block].tolist(), strict=True)
+        return row(int(table.counts[block]), list(cells)), frames
+
+    @staticmethod
+    def _coded(record: TensorRecord, number: int) -> PartRecord:
         described = record.parts[number]
         if not isinstance(described, PartRecord):
             raise TypeError(f"part {number} of {record.name!r} carries nothing")
-        if described.encoding.needs_base and base is None:
-            raise StructureError(
-                f"{self.path}: tensor {record.name!r} is encoded with "
-                f"{described.encoding.describe()}, which is decoded with the base at hand",
-                hint=f"sparsedelta apply BASE {self.path} -o OUT",
-            )
+        return described
+
+    def _streams_of(
+        self, record: TensorRecord, number: int, described: PartRecord, block: int
+    ) -> tuple[list[Bytes], int, Block]:
+        """The streams of a block, its number of entries and its shape."""
         table = self.tables.tensors[record.name].blocks(number)
-        count = int(table.counts[block])
         first = block << described.block_log2
         size = min(1 << described.block_log2, record.domain(number) - first)
+        shape = Block(
+            size, record.word_bytes(number), dtype=record.changed(number).dtype, start=first
+        )
+        return self._read_streams(table, block), int(table.counts[block]), shape
+
+    @contextlib.contextmanager
+    def _in_block(self, record: TensorRecord, described: PartRecord, block: int) -> Iterator[None]:
         try:
-            streams = self._read_streams(table, block)
-            shape = Block(size, record.word_bytes(number), base)
-            return described.encoding.decode(streams, count, shape)
+            yield
         except StreamError as error:
             raise FormatError(
                 error.rule,
@@ -168,6 +224,16 @@ class DeltaFile(Closing):
             ) from None
 
     def _read_streams(self, table: PartTable, block: int) -> list[Bytes]:
+        frames = self._read_frames(table, block)
+        try:
+            return [
+                decode_frame(frame, length)
+                for frame, length in zip(frames, table.decoded[block].tolist(), strict=True)
+            ]
+        except FrameError as error:
+            raise StreamError("SD402", str(error)) from None
+
+    def _read_frames(self, table: PartTable, block: int) -> list[memoryview]:
         start, end = int(table.offsets[block]), int(table.offsets[block + 1])
         data = memoryview(self._file.read(self.header.ranges[DATA][0] + start, end - start))
         frames = []
@@ -178,13 +244,7 @@ class DeltaFile(Closing):
             if plain_digest(frame)[:CHECKSUM_BYTES] != table.checksums[block, stream].tobytes():
                 raise StreamError("SD401", f"stream {stream} has not the checksum of its table")
             frames.append(frame)
-        try:
-            return [
-                decode_frame(frame, length)
-                for frame, length in zip(frames, table.decoded[block].tolist(), strict=True)
-            ]
-        except FrameError as error:
-            raise StreamError("SD402", str(error)) from None
+        return frames
 
     @cached_property
     def _blob_distances(self) -> list[int]:
@@ -215,6 +275,16 @@ class DeltaFile(Closing):
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def needs_base(path: Location, record: TensorRecord, part: PartRecord) -> StructureError:
+    """What is told of entries that only their base decodes, where there is none at hand."""
+    return StructureError(
+        f"{path}: tensor {record.name!r} is encoded with {part.encoding.describe()}, which is "
+        "decoded with the base at hand",
+        hint=f"sparsedelta recode {path} --base BASE --profile portable -o OUT makes it readable "
+        "without",
+    )
 
 
 def open_file(path: LocationLike) -> DeltaFile:

@@ -17,7 +17,14 @@ from sparsedelta.errors import StructureError, UsageError
 from sparsedelta.file_names import CHECKPOINT_SUFFIX
 from sparsedelta.header import DATA, MANIFEST, TABLES, build_header
 from sparsedelta.limits import MAX_MANIFEST_BYTES
-from sparsedelta.manifest import PORTABLE, Manifest, SetPart, SetPlace, are_invertible
+from sparsedelta.manifest import (
+    PROFILES,
+    Manifest,
+    SetPart,
+    SetPlace,
+    are_invertible,
+    features_of,
+)
 from sparsedelta.records import TensorRecord
 from sparsedelta.strict_json import canonical
 
@@ -111,6 +118,7 @@ class DeltaFiles:
         metadata: Provenance.
         hints: Hints at the base, as the header has them.
         attachments: What travels beside the tensors.
+        profile: Profile of the delta.
         ends: Fingerprints of base and target; None: they follow from the tensors.
     """
 
@@ -121,6 +129,7 @@ class DeltaFiles:
     metadata: Mapping[str, str]
     hints: Mapping[str, str]
     attachments: Attachments
+    profile: str
     ends: tuple[str, str] | None = None
 
     def tables(self) -> bytes:
@@ -144,7 +153,9 @@ class DeltaFiles:
             base=ends[0],
             target=ends[1],
             content=content_digest(ends[0], ends[1], contents),
-            profile=PORTABLE,
+            profile=self.profile,
+            version=PROFILES[self.profile],
+            features=features_of(records),
             metadata=self.metadata,
             tables=plain_digest(self.tables()).hex(),
             nnz=sum(record.nnz for record in records),
@@ -203,6 +214,7 @@ class DeltaFiles:
             metadata={},
             nnz=sum(record.nnz for record in records),
             invertible=are_invertible(records),
+            features=features_of(records),
             tables=plain_digest(tables).hex(),
             tensors=records,
             untouched=(),

@@ -124,12 +124,36 @@ class DeltaReader(Closing):
         tables = self.tables
         return {**tables.untouched, **touched_leaves(tables, self.manifest, target=target)}
 
+    @property
+    def needs_base(self) -> bool:
+        """Whether some of its entries can only be read with the base at hand."""
+        return any(record.needs_base for record in self.manifest.tensors)
+
     def read_block(
-        self, record: TensorRecord, number: int, block: int, *, base: Words | None = None
+        self,
+        record: TensorRecord,
+        number: int,
+        block: int,
+        *,
+        base: Words | None = None,
+        any_order: bool = False,
     ) -> tuple[Indices, Words]:
         """Decode one block of a part; see :meth:`DeltaFile.read_block`."""
         self.tables  # noqa: B018 (lengths and counts must have been checked)
-        return self._homes[record.name].read_block(record, number, block, base=base)
+        home = self._homes[record.name]
+        return home.read_block(record, number, block, base=base, any_order=any_order)
+
+    def read_stored(
+        self, record: TensorRecord, number: int, block: int
+    ) -> tuple[bytes, list[bytes]]:
+        """A block as it is stored: its row of the block table, and its frames."""
+        self.tables  # noqa: B018 (as above)
+        return self._homes[record.name].read_stored(record, number, block)
+
+    def check_block(self, record: TensorRecord, number: int, block: int) -> None:
+        """Check what can be checked of a block without its base words."""
+        self.tables  # noqa: B018 (as above)
+        self._homes[record.name].check_block(record, number, block)
 
     def read_blob(self, number: int) -> bytes:
         """The content of a blob; see :meth:`DeltaFile.read_blob`."""

@@ -5,7 +5,15 @@ A number that stands here is checked before memory is taken or a loop is run.
 
 from typing import Final
 
-FORMAT_VERSION: Final = "1.0"
+FORMAT_VERSION: Final = "1.1"
+"""What this release reads."""
+
+PORTABLE_VERSION: Final = "1.0"
+"""What defines all that a portable delta uses."""
+
+COMPACT_VERSION: Final = "1.1"
+"""What defines the profile ``compact``."""
+
 FORMAT_MAJOR: Final = 1
 
 MAX_HEADER_BYTES: Final = 65_528

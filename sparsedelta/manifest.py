@@ -12,21 +12,32 @@ from sparsedelta.attachments import Attachments, attachment_problems, parse_atta
 from sparsedelta.errors import UPGRADE, FormatError, UnsupportedError
 from sparsedelta.file_names import file_name_problem, same_ignoring_case
 from sparsedelta.limits import (
+    COMPACT_VERSION,
     FORMAT_VERSION,
     MAX_NAME_BYTES,
     MAX_NAMES,
     MAX_PROBLEMS,
     MAX_SET_PARTS,
+    PORTABLE_VERSION,
 )
 from sparsedelta.manifest_schema import check_schema
-from sparsedelta.record_rules import check_sequence, count_problem, parse_ends, parse_part
+from sparsedelta.record_rules import (
+    check_dtypes,
+    check_sequence,
+    count_problem,
+    parse_ends,
+    parse_part,
+)
 from sparsedelta.records import TensorRecord
 from sparsedelta.strict_json import Json
 
 PORTABLE: Final = "portable"
-PROFILES: Final = (PORTABLE,)
+COMPACT: Final = "compact"
+PROFILES: Final[Mapping[str, str]] = {PORTABLE: PORTABLE_VERSION, COMPACT: COMPACT_VERSION}
+"""Profiles that are written, and the version that defines each."""
 
-KNOWN_FEATURES: Final[frozenset[str]] = frozenset()
+RANKED: Final = "ranked@1.1"
+KNOWN_FEATURES: Final[frozenset[str]] = frozenset({RANKED})
 """Entries of ``must_understand`` that this release knows."""
 
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
@@ -73,7 +84,8 @@ class SetPlace:
 class Manifest:
     """Everything a delta says about itself but the digests of its segments and its streams.
 
-    ``nnz`` and ``invertible`` are stated, since the root of a set speaks for all its parts.
+    ``nnz``, ``invertible`` and ``features`` are stated, since the root of a set speaks for all its
+    parts.
     """
 
     base: str
@@ -89,7 +101,8 @@ class Manifest:
     lean: bool = False
     attachments: Attachments = field(default_factory=Attachments)
     place: SetPlace | None = None
-    version: str = FORMAT_VERSION
+    version: str = PORTABLE_VERSION
+    features: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Json]:
         """The manifest's object."""
@@ -100,7 +113,7 @@ class Manifest:
             "invertible": self.invertible,
             "lean": self.lean,
             "metadata": dict(self.metadata),
-            "must_understand": [],
+            "must_understand": list(self.features),
             "nnz": self.nnz,
             "profile": self.profile,
             "set": self.place and self.place.to_json(),
@@ -153,6 +166,7 @@ def parse_manifest(document: Json, header: Mapping[str, str]) -> Manifest:
     records = tuple(
         TensorRecord(base, target, found) for (base, target), found in zip(ends, parts, strict=True)
     )
+    _collected(records, check_dtypes)
     place = document["set"]
     manifest = Manifest(
         base=document["base"],
@@ -169,6 +183,7 @@ def parse_manifest(document: Json, header: Mapping[str, str]) -> Manifest:
         attachments=parse_attachments(document),
         place=place and _place(place),
         version=document["version"],
+        features=tuple(document["must_understand"]),
     )
     _raise_first(_manifest_problems(manifest))
     return manifest
@@ -326,6 +341,24 @@ def _manifest_problems(manifest: Manifest) -> Iterator[FormatError]:
     if place is not None:
         for message in _set_problems(manifest, place):
             yield FormatError("SD216", message)
+    if any(record.needs_base for record in manifest.tensors):
+        for message in _profile_problems(manifest):
+            yield FormatError("SD217", message)
+
+
+def _profile_problems(manifest: Manifest) -> Iterator[str]:
+    what = "a file with parts that only their base decodes"
+    if manifest.version == PORTABLE_VERSION:
+        yield f"{what} has version {manifest.version}, expected {COMPACT_VERSION} or later"
+    if manifest.profile != COMPACT:
+        yield f"{what} has the profile {manifest.profile!r}, expected {COMPACT!r}"
+    if RANKED not in manifest.features:
+        yield f"{what} does not list {RANKED!r} in 'must_understand'"
+
+
+def features_of(records: Iterable[TensorRecord]) -> tuple[str, ...]:
+    """What a reader must understand of some records."""
+    return (RANKED,) if any(record.needs_base for record in records) else ()
 
 
 def are_invertible(records: Iterable[TensorRecord]) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
@@ -82,7 +83,10 @@ class PartBlocks:
         if base and self.base is not None:
             start = number << self.block_log2
             given = self.base(start, start + words)
-        return Block(words, self.word_bytes, given), indices, values
+        spec = self.changes.spec
+        row = prod(spec.shape[1:]) if len(spec.shape) > 1 else 0
+        block = Block(words, self.word_bytes, given, spec.dtype, number << self.block_log2, row)
+        return block, indices, values
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +185,7 @@ class CodedBlock:
             UnfitError: The encoding cannot hold the block.
         """
         index, value, run = encoding.index, encoding.value, self._run(encoding.index)
-        if run is not None or not self.indices.size:
+        if run is not None or not self.indices.size or encoding.is_joint:
             if index not in self._indices or (value, run) not in self._values:
                 streams = encoding.encode(self.indices, self.values, self._block)
                 split = index.stream_count(self._block.word_bytes)

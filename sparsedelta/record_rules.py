@@ -198,6 +198,20 @@ def parse_part(part: Json, name: str) -> PartRecord | BarePart:
     return PartRecord(part["nnz"], part["block"], encoding, part["bytes"], *extra)
 
 
+def check_dtypes(record: TensorRecord) -> None:
+    """What rule SD210 says of codecs that look into words.
+
+    Raises:
+        FormatError: It is broken.
+    """
+    for number, part in record.coded:
+        dtype = record.changed(number).dtype
+        if not part.encoding.holds(dtype):
+            raise FormatError(
+                "SD210", f"tensor {record.name!r}: {part.encoding.describe()} cannot hold {dtype}"
+            )
+
+
 def count_problem(record: TensorRecord) -> str | None:
     """What of rule SD211 a record breaks by itself, or None."""
     sparse: dict[int, int] = {}

@@ -152,11 +152,16 @@ class TensorRecord:
     @property
     def invertible(self) -> bool:
         """Whether every part stores what its inverse needs (rule SD212)."""
-        return all(
+        return not self.needs_base and all(
             part.op not in (REPLACE, ADD)
             and (part.op == NEW or isinstance(part, PartRecord) or part.reference is not None)
             for part in self.parts
         )
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether there are parts that only the words they are applied to decode."""
+        return any(isinstance(p, PartRecord) and p.encoding.needs_base for p in self.parts)
 
     @property
     def given(self) -> int:

@@ -94,6 +94,10 @@ def choose(
     sample = Sample.draw(blocks.counts)
     candidates = _candidates(blocks, op, choice, sample, pool)
     encoding = candidates[0]
+    if not encoding.holds(blocks.changes.spec.dtype):
+        raise UnfitError(f"{encoding.describe()} is not for {blocks.changes.spec.dtype}")
+    if encoding.needs_base and blocks.base is None:
+        raise UnfitError(f"{encoding.describe()} is of the profile 'compact' only")
     sizes: dict[Encoding, int] = {}
     coded: Mapping[int, CodedBlock] = {}
     if len(candidates) > 1:
@@ -125,7 +129,7 @@ def _near(sizes: Mapping[Encoding, int]) -> list[Encoding]:
 
 def _applicable(blocks: PartBlocks, op: str) -> list[Encoding]:
     pairs = [_allowed(op, i(), v) for i in INDEX_CODECS.values() for v in VALUE_NAMES.values()]
-    return [e for e in pairs if e is not None and (blocks.base is not None or not e.needs_base)]
+    return [e for e in pairs if e is not None and not e.needs_base]
 
 
 def _allowed(op: str, index: IndexCodec, value: ValueCodec) -> Encoding | None:

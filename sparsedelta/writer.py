@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from operator import itemgetter
 from pathlib import Path
@@ -37,7 +37,7 @@ from sparsedelta.encode import EncodedTensor
 from sparsedelta.errors import OutputError, StructureError, UsageError
 from sparsedelta.file_names import file_name_problem
 from sparsedelta.limits import MAX_BLOBS, MAX_BLOBS_BYTES, MAX_SET_PARTS
-from sparsedelta.manifest import Manifest, name_problem
+from sparsedelta.manifest import PORTABLE, Manifest, name_problem
 from sparsedelta.outputs import check_output, output_errors, staged, write_all
 from sparsedelta.ranks import ALONE, Ranks, first
 from sparsedelta.table_rules import digest_problems
@@ -58,6 +58,7 @@ class DeltaWriter:
         metadata: Provenance, string to string.
         base_repo: Hint where the base can be had, never trusted.
         base_revision: Hint at its commit.
+        profile: ``portable``, or ``compact`` if records may need their base to be decoded.
         lean: Leave the untouched tensors out.
         max_shard_size: Bytes of frames and tables that a part file may have, but for one with a
             single tensor; None for one file.
@@ -84,6 +85,7 @@ class DeltaWriter:
         metadata: Mapping[str, str] | None = None,
         base_repo: str | None = None,
         base_revision: str | None = None,
+        profile: str = PORTABLE,
         lean: bool = False,
         max_shard_size: int | None = None,
         plan: Mapping[str, int] | None = None,
@@ -96,6 +98,7 @@ class DeltaWriter:
         self._inputs = tuple(inputs)
         self._force = force
         self._lean = lean
+        self._profile = profile
         self._ends = ends
         self._max_shard_size = max_shard_size
         self._plan = plan
@@ -233,11 +236,14 @@ class DeltaWriter:
         """Tensor digests of an end by name, as far as this rank knows them."""
         return leaves_of(self._touched, self._untouched, target=target)
 
-    def finish(self, *, dry_run: bool = False) -> Manifest:
+    def finish(
+        self, *, dry_run: bool = False, check: Callable[[Manifest], None] | None = None
+    ) -> Manifest:
         """Write the file, or the files of the set, and give them their names.
 
         Args:
             dry_run: Only say what would have been written.
+            check: Looks at the manifest of the whole delta before anything is written.
 
         Returns:
             The manifest; of a set the root's, with all records.
@@ -246,13 +252,15 @@ class DeltaWriter:
             OutputError: It cannot be written; nothing is left behind.
             RankError: Another rank failed; nothing is left behind.
         """
-        whole, pieces = first(self._ranks, self._pieces)
+        whole, pieces = first(self._ranks, lambda: self._pieces(check))
         self.size = sum(piece.size for piece in pieces)
         if not dry_run:
             self._write_pieces(pieces)
         return whole
 
-    def _pieces(self) -> tuple[Manifest, list[DeltaPiece]]:
+    def _pieces(
+        self, check: Callable[[Manifest], None] | None
+    ) -> tuple[Manifest, list[DeltaPiece]]:
         start = self._end
         self._append(self._frames)
         files = DeltaFiles(
@@ -263,9 +271,12 @@ class DeltaWriter:
             self._metadata,
             self._hints,
             self.attachments,
+            self._profile,
             self._ends,
         )
         whole = files.manifest()
+        if check is not None:
+            check(whole)
         self._check(whole, files.tables())
         if self._plan is None:
             groups = groups_by_size(self._touched, self._max_shard_size)

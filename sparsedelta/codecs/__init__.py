@@ -9,6 +9,7 @@ from sparsedelta.codecs.gap8_split import GapSplit
 from sparsedelta.codecs.packed import Packed
 from sparsedelta.codecs.planes import Planes
 from sparsedelta.codecs.range import Range
+from sparsedelta.codecs.ranked import RankedIndices, RankedValues
 from sparsedelta.codecs.raw import RawIndices, RawWords
 from sparsedelta.codecs.registry import INDEX_CODECS, VALUE_CODECS
 from sparsedelta.codecs.zigzag import Zigzag
@@ -28,6 +29,8 @@ __all__ = [
     "Packed",
     "Planes",
     "Range",
+    "RankedIndices",
+    "RankedValues",
     "RawIndices",
     "RawWords",
     "StreamError",

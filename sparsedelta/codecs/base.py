@@ -57,11 +57,19 @@ class Block:
         words: Number of words of the block, 1 to 2^24.
         word_bytes: Bytes of a word: 1, 2, 4 or 8.
         base: The base words of the block, for codecs whose ``needs_base`` is true, else None.
+        dtype: Dtype of the tensor, for codecs that look into its words.
+        start: Index of the block's first word in the part's domain.
+        row: Words of a row of the tensor, for a writer that may make use of it; 0 if it has none.
+        any_order: Whether a reader takes entries in any order, if that is faster.
     """
 
     words: int
     word_bytes: int
     base: Words | None = None
+    dtype: str = ""
+    start: int = 0
+    row: int = 0
+    any_order: bool = False
 
 
 class IndexCodec(Protocol):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsedelta.codecs import ranked
 from sparsedelta.codecs.base import (
     Block,
     Bounds,
@@ -23,6 +24,7 @@ from sparsedelta.codecs.dense import Dense
 from sparsedelta.codecs.packed import Packed
 from sparsedelta.codecs.planes import Planes
 from sparsedelta.codecs.range import Range
+from sparsedelta.codecs.ranked import RankedIndices, RankedValues
 from sparsedelta.codecs.raw import RawWords
 from sparsedelta.codecs.registry import (
     INDEX_CODECS,
@@ -52,7 +54,8 @@ class Encoding:
 
     ``dense`` and ``range`` hold a value for every word of a run, the whole block or a piece of it:
     in a ``difference`` words of the run that are no entries have the value 0, in any other op every
-    word of the run is an entry. The other index codecs hold a value per entry.
+    word of the run is an entry. The other index codecs hold a value per entry; ``ranked`` writes
+    index and value together.
 
     Attributes:
         op: One of ``ENTRY_OPS`` and ``DENSE_OPS``.
@@ -72,6 +75,8 @@ class Encoding:
             raise ValueError(f"unknown op {self.op!r}, expected one of {ENTRY_OPS + DENSE_OPS}")
         if self.op in DENSE_OPS and not isinstance(self.index, Dense):
             raise ValueError(f"index codec {self.index.id!r}, {self.op!r} allows 'dense' only")
+        if isinstance(self.index, RankedIndices) != isinstance(self.value, RankedValues):
+            raise ValueError("'ranked' is an index codec and a value codec: it goes with itself")
         if self.op != "difference" and not isinstance(self.value, (Planes, RawWords)):
             raise ValueError(
                 f"value codec {self.value.id!r}, {self.op!r} allows 'planes' and 'raw' only"
@@ -102,7 +107,18 @@ class Encoding:
     def describe(self) -> str:
         """The codecs in words, such as ``gap8 + packed(width=1)``."""
         # Codecs are frozen and hash, which a protocol cannot say.
+        if self.is_joint:
+            return self.index.id
         return f"{_describe(self.index)} + {_describe(self.value)}"  # type: ignore[arg-type]
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether indices and values are written together."""
+        return isinstance(self.index, RankedIndices)
+
+    def holds(self, dtype: str) -> bool:
+        """Whether it may be used for tensors of a dtype (rule SD210)."""
+        return not self.is_joint or dtype in ranked.EXPONENTS
 
     @property
     def needs_base(self) -> bool:
@@ -202,6 +218,8 @@ class Encoding:
         """
         if not indices.size:
             return [np.empty(0, np.uint8)] * self.stream_count(block.word_bytes)
+        if self.is_joint:
+            return [ranked.encode(indices, values, block)]
         if isinstance(self.index, (Dense, Range)):
             first, length = self.index.span(indices, block)
             if length != indices.size:
@@ -224,6 +242,8 @@ class Encoding:
         if not count:
             empty: Indices = np.empty(0, np.int64)
             return empty, np.empty(0, f"<u{block.word_bytes}")
+        if self.is_joint:
+            return ranked.decode(streams[0], count, block)
         split = self.index.stream_count(block.word_bytes)
         values = streams[split:]
         if isinstance(self.index, (Dense, Range)):
@@ -234,6 +254,24 @@ class Encoding:
         if self.op == "difference" and not words.all():
             raise StreamError("SD408", "a difference of 0")
         return indices, words
+
+    def check(self, streams: Sequence[Bytes], count: int, block: Block) -> None:
+        """Check what can be checked of streams that only their base words decode.
+
+        Raises:
+            StreamError: The streams break a rule of their codec's page.
+        """
+        if count and self.is_joint:
+            ranked.check(streams[0], count, block)
+
+    def work(self, counts: Counts, words: Counts) -> int:
+        """Bytes that the frames within the streams of a part decode to, at most.
+
+        Args:
+            counts: int64 ``[blocks]``, entries of each block.
+            words: int64 ``[blocks]``, words of each block.
+        """
+        return int(ranked.work(counts, words).sum()) if self.is_joint else 0
 
     def _decode_run(
         self, first: int, length: int, values: Sequence[Bytes], count: int, block: Block

@@ -65,7 +65,7 @@ class Packed:
         items = magnitudes[escaped] - magnitudes.dtype.type(top)
         return [
             np.packbits(signs.view(np.uint8)[:: block.word_bytes], bitorder="little"),
-            _pack(symbols, self.width),
+            pack(symbols, self.width),
             encode_escapes(items, block.word_bytes),
         ]
 
@@ -80,7 +80,7 @@ class Packed:
         if negative[count:].any():
             raise StreamError(self.rule, "a spare bit of SIGN is 1")
         negative = negative[:count]
-        symbols = _unpack(packed, self.width, count, self.rule)
+        symbols = unpack(packed, self.width, count, self.rule)
         top = (1 << self.width) - 1
         escaped = np.flatnonzero(symbols == top)
         items = decode_escapes(escapes, escaped.size, block.word_bytes, self.rule)
@@ -103,8 +103,11 @@ class Packed:
         return words
 
 
-def _pack(symbols: Bytes, width: int) -> Bytes:
-    # Planar: byte i holds the symbols i, i + q, i + 2q, ... so both ways are whole-array steps.
+def pack(symbols: Bytes, width: int) -> Bytes:
+    """Symbols of ``width`` bits, uint8 each, as bytes.
+
+    Planar: byte i holds the symbols i, i + q, i + 2q, ... so both ways are whole-array steps.
+    """
     if not width:
         return np.empty(0, np.uint8)
     length = -(-symbols.size * width // 8)
@@ -115,7 +118,12 @@ def _pack(symbols: Bytes, width: int) -> Bytes:
     return packed
 
 
-def _unpack(packed: Bytes, width: int, count: int, rule: str) -> Bytes:
+def unpack(packed: Bytes, width: int, count: int, rule: str) -> Bytes:
+    """The ``count`` symbols of :func:`pack`, uint8 each.
+
+    Raises:
+        StreamError: Spare bits are not 0.
+    """
     if not width:
         return np.zeros(count, np.uint8)
     mask = np.uint8((1 << width) - 1)

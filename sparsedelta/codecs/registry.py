@@ -14,6 +14,7 @@ from sparsedelta.codecs.gap8_split import GapSplit
 from sparsedelta.codecs.packed import Packed
 from sparsedelta.codecs.planes import Planes
 from sparsedelta.codecs.range import Range
+from sparsedelta.codecs.ranked import RankedIndices, RankedValues
 from sparsedelta.codecs.raw import RawIndices, RawWords
 from sparsedelta.codecs.zigzag import Zigzag
 from sparsedelta.strict_json import Json
@@ -25,6 +26,7 @@ INDEX_CODECS: Final[dict[str, type[IndexCodec]]] = {
     "range": Range,
     "dense": Dense,
     "raw": RawIndices,
+    "ranked": RankedIndices,
 }
 
 VALUE_CODECS: Final[dict[str, type[ValueCodec]]] = {
@@ -32,6 +34,7 @@ VALUE_CODECS: Final[dict[str, type[ValueCodec]]] = {
     "zigzag": Zigzag,
     "planes": Planes,
     "raw": RawWords,
+    "ranked": RankedValues,
 }
 
 _Codec = TypeVar("_Codec")

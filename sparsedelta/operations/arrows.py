@@ -7,7 +7,7 @@ the result. A tensor that goes is only verified; one that comes new has no sourc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,7 @@ class Hop:
         changes: Numbers of the sparse parts to follow.
         carried: Number of the part that carries the words behind the source's, or None.
         reverse: Whether the parts are undone.
+        before: Segment digests of the tensor before it; known where the parts need its words.
     """
 
     reader: DeltaReader
@@ -47,6 +48,7 @@ class Hop:
     changes: tuple[int, ...] = ()
     carried: int | None = None
     reverse: bool = False
+    before: tuple[Digest, ...] = ()
 
     @property
     def parts(self) -> Iterator[tuple[int, PartRecord]]:
@@ -61,13 +63,20 @@ class Hop:
         """Number of words that the sparse parts cover."""
         return self.record.domain(self.changes[0]) if self.changes else 0
 
+    @property
+    def needs_base(self) -> bool:
+        """Whether the parts can only be decoded with the words before them at hand."""
+        return any(part.encoding.needs_base for _, part in self.parts)
+
     def carried_words(self, given: int, start: int, stop: int) -> Words:
         """Words ``[start, stop)`` of the result as far as they are carried: behind ``given``."""
         assert self.carried is not None  # noqa: S101 (there are words that no source has)
         first = max(0, start - given)
         return self.reader.read_carried(self.record, self.carried, first, stop - given)
 
-    def entries(self, start: int, stop: int, words: Words | None = None) -> list[Part]:
+    def entries(
+        self, start: int, stop: int, words: Words | None = None, *, any_order: bool = False
+    ) -> list[Part]:
         """The sparse parts within a run of whole blocks, as they are stored, of flat indices.
 
         Args:
@@ -75,6 +84,7 @@ class Hop:
             stop: Word behind its last.
             words: The words that the parts are applied to, from ``start`` on, for codecs that are
                 decoded with the base words at hand.
+            any_order: Whether entries may come in any order, if that is faster.
 
         Raises:
             FormatError: A block breaks a rule, or two parts hold an index (SD409).
@@ -89,9 +99,10 @@ class Hop:
             values: list[Words] = []
             for block in range(start // size, -(-stop // size) if start < stop else 0):
                 first = block * size
-                base = None if known is None else known[first - start : first - start + size]
+                last = min(first + size, self.domain)
+                base = None if known is None else known[first - start : last - start]
                 indices, block_values = self.reader.read_block(
-                    self.record, number, block, base=base
+                    self.record, number, block, base=base, any_order=any_order
                 )
                 found.append(indices + first)
                 values.append(block_values)
@@ -136,7 +147,7 @@ class Hop:
             data = np.concatenate([data, behind.view(np.uint8)])
         if self.changes and data.size:
             words = as_words(data, width)
-            parts = self.entries(start, start + words.size, words)
+            parts = self.entries(start, start + words.size, words, any_order=True)
             apply_parts(
                 self.result, words, start, [p.invert() for p in parts] if self.reverse else parts
             )
@@ -257,12 +268,13 @@ def arrows_of(reader: DeltaReader, record: TensorRecord, *, reverse: bool) -> It
             yield Arrow(None, spec, (hop,), after=segments)
             continue
         changes = tuple(number for number in numbers if number != bearer)
-        hops = (Hop(reader, record, spec, changes, reverse=reverse),) if changes else ()
+        before = table.other_segments(bearer)
+        hop = Hop(reader, record, spec, changes, reverse=reverse, before=before)
         yield Arrow(
             TensorSpec(reference, spec.dtype, spec.shape),
             spec,
-            hops,
-            before=table.other_segments(bearer),
+            (hop,) if changes else (),
+            before=before,
             after=segments,
             is_leaf=False,
         )
@@ -282,6 +294,7 @@ def _change(reader: DeltaReader, record: TensorRecord, *, reverse: bool) -> Arro
         changes=tuple(n for n in range(len(record.parts)) if n != resize),
         carried=resize if resize is not None and result.words > source.words else None,
         reverse=reverse,
+        before=before,
     )
     hops = (hop,) if record.parts else ()
     return Arrow(source, result, hops, before=before, after=after)
@@ -311,21 +324,29 @@ def follow(arrow: Arrow, start: int, stop: int, data: Bytes) -> Bytes:
     if arrow.is_unchanged(start, stop):
         return data
     given = 0 if arrow.source is None else arrow.source.words
-    for hop in arrow.hops:
+    for number, hop in enumerate(arrow.hops):
+        if number and hop.needs_base:  # what it is decoded with is what the deltas before it made
+            _check_made(arrow.hops[:number], hop.before, start, data)
         data = hop.apply(given, start, stop, data)
         given = hop.result.words
+    _check_made(arrow.hops, arrow.after, start, data)
+    return data
+
+
+def _check_made(hops: Sequence[Hop], expected: Sequence[Digest], start: int, data: Bytes) -> None:
+    """Compare a run of what hops have made with the segment digests that it should have."""
     first = start // SEGMENT_WORDS
-    for offset, digest in enumerate(_segment_digests(data, arrow.word_bytes)):
-        if digest != arrow.after[first + offset]:
-            paths = [str(hop.reader.path) for hop in arrow.hops]
+    result = hops[-1].result
+    for offset, digest in enumerate(_segment_digests(data, result.word_bytes)):
+        if digest != expected[first + offset]:
+            paths = [str(hop.reader.path) for hop in hops]
             damaged = paths[0] if len(paths) == 1 else "DELTA of each"
             raise VerificationError(
-                f"{', '.join(paths)}: tensor {arrow.result.name!r}: the result has not the digest "
+                f"{', '.join(paths)}: tensor {result.name!r}: the result has not the digest "
                 f"that the delta promises for segment {first + offset} (SD502)",
                 hint="the delta is damaged or was written by a faulty tool: get it again, then "
                 f"sparsedelta validate {damaged}",
             )
-    return data
 
 
 def check_source(arrow: Arrow, start: int, data: Bytes) -> None:

@@ -105,7 +105,8 @@ def diff(
         target: Checkpoint to lead to. Tensors may come, go, change their dtype or shape, or have
             another name: renames and copies are found by content.
         out: The delta file.
-        profile: ``portable``.
+        profile: ``portable``, or ``compact``: about half the size, and only who has the base can
+            read it; see docs/profiles.md.
         one_way: Store new words instead of differences, and none of what goes: not invertible.
         forget: Do not store the words of tensors and rows that go: not invertible if some do.
         lean: Leave out the digests of the tensors that stay; the delta then tells less without its
@@ -143,13 +144,16 @@ def diff(
     """
     if profile not in PROFILES:
         raise UsageError(
-            f"profile {profile!r} is not available in this release, expected "
-            f"{' or '.join(PROFILES)}",
+            f"unknown profile {profile!r}, expected {' or '.join(PROFILES)}",
             hint="use --profile portable",
         )
     shards = part_count(shards, max_shard_size, ranks)
     recipe = Recipe(
-        one_way, forget or one_way, parse_choice(codec) if codec is not None else None, explain
+        one_way,
+        forget or one_way,
+        parse_choice(codec) if codec is not None else None,
+        explain,
+        profile,
     )
     out = output_path(out)
     with ExitStack() as stack:
@@ -175,6 +179,7 @@ def diff(
                 metadata=metadata,
                 base_repo=base_repo,
                 base_revision=base_revision,
+                profile=profile,
                 lean=lean,
                 max_shard_size=max_shard_size,
                 plan=plan,

@@ -12,12 +12,15 @@ import numpy as np
 from sparsedelta.changes import Changes, Run, make_run
 from sparsedelta.checkpoint import CheckpointReader, FileCheckpoint
 from sparsedelta.choice import CodecChoice
-from sparsedelta.codecs import Planes, RawWords
+from sparsedelta.codecs import Planes, RankedIndices, RawWords
+from sparsedelta.compact import encode_difference, encode_ranked
 from sparsedelta.compare import differing_words
 from sparsedelta.delta import DIFFERENCE, DROP, NEW, REPLACE, RESIZE, bare_content
 from sparsedelta.digests import Digest, segment_digest
 from sparsedelta.encode import EncodedPart, EncodedTensor, encode_part, encode_words
 from sparsedelta.limits import SEGMENT_WORDS
+from sparsedelta.manifest import PORTABLE
+from sparsedelta.measure import BaseWords
 from sparsedelta.operations.pairing import Pair
 from sparsedelta.parallel import OrderedMap, Scratch
 from sparsedelta.progress import Progress
@@ -39,12 +42,14 @@ class Recipe:
         forget: Do not store the words of what goes.
         choice: The codecs to use; None for the smallest.
         explain: Try every codec, also those that can hardly win.
+        profile: ``portable``, or ``compact``: differences may need the base to be decoded.
     """
 
     one_way: bool = False
     forget: bool = False
     choice: CodecChoice | None = None
     explain: bool = False
+    profile: str = PORTABLE
 
     @property
     def dense_choice(self) -> CodecChoice | None:
@@ -143,17 +148,37 @@ class ScannedTensor:
                 run = (min(old.words, new.words), longer.words)
                 yield _carried(RESIZE, reader, longer, run, recipe=recipe, pool=pool)
         if self.changes is not None:
-            yield encode_part(
-                self.changes,
-                recipe.op,
-                pool=pool,
-                choice=recipe.choice,
-                explain=recipe.explain,
-            )
+            yield _encoded(self.changes, recipe, pool, self._base_words(base))
+
+    def _base_words(self, base: CheckpointReader) -> BaseWords:
+        """Reads the words that changes are made to."""
+        old = self.pair.copied if self.pair.base is None else self.pair.base.name
+        assert old is not None  # noqa: S101 (changes are made to something)
+
+        def read(start: int, stop: int) -> Words:
+            spec = base.specs[old]
+            return as_words(base.read(old, start, stop), spec.word_bytes)
+
+        return read
 
     def _bare(self, op: str, reference: str | None) -> EncodedPart:
         digests = b"".join(self.copied_segments) if reference is not None else b""
         return EncodedPart(BarePart(op, reference), digests, [], bare_content(op, reference), {})
+
+
+def _encoded(
+    changes: Changes, recipe: Recipe, pool: OrderedMap, base: BaseWords
+) -> EncodedPart:
+    if recipe.profile == PORTABLE or recipe.op != DIFFERENCE:
+        return encode_part(
+            changes, recipe.op, pool=pool, choice=recipe.choice, explain=recipe.explain
+        )
+    choice = recipe.choice
+    if choice is None:
+        return encode_difference(changes, base, pool=pool, explain=recipe.explain)
+    if isinstance(choice.index, RankedIndices):
+        return encode_ranked(changes, base, pool=pool)
+    return encode_part(changes, recipe.op, pool=pool, choice=choice, explain=recipe.explain)
 
 
 def _carried(

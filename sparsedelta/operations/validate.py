@@ -52,6 +52,8 @@ class ValidationReport:
         tensors: Touched tensors of the delta; 0 if its manifest cannot be read.
         nnz: Entries of the delta; 0 if its manifest cannot be read.
         base_checked: Whether applying to a base was proven to give the target.
+        unread: Tensors of which entries can only be read with the base at hand, and were not: of
+            these the frames were checked, of the delta not its content digest.
     """
 
     path: str
@@ -59,6 +61,7 @@ class ValidationReport:
     tensors: int
     nnz: int
     base_checked: bool
+    unread: int = 0
 
     @property
     def ok(self) -> bool:
@@ -105,6 +108,7 @@ def validate(
             tensors=len(manifest.tensors),
             nnz=manifest.nnz,
             base_checked=base is not None and not of_base and not problems,
+            unread=sum(record.needs_base for record in manifest.tensors),
         )
 
 
@@ -159,7 +163,7 @@ def _problems(
             found = list(_broken_whole(reader, file, contents))
         broken = broken or bool(found)
         yield from found
-    if reader.is_set and not broken:
+    if reader.is_set and not broken and not reader.needs_base:
         try:
             reader.check_content(reader.root, contents)
         except FormatError as error:
@@ -172,9 +176,11 @@ def _broken_whole(
 ) -> Iterator[FormatError]:
     """What is broken though every block can be decoded."""
     try:
-        for record in file.manifest.tensors:
+        readable = [record for record in file.manifest.tensors if not record.needs_base]
+        for record in readable:
             reader.check_disjoint(record)
-        reader.check_content(file, contents)
+        if len(readable) == len(file.manifest.tensors):
+            reader.check_content(file, contents)
     except FormatError as error:
         yield error
 
@@ -243,11 +249,14 @@ def _broken_blocks(
 ) -> Generator[FormatError, None, None]:
     # One pass: what decodes enters the content digest, what does not is a problem.
 
-    def decode(item: tuple[TensorRecord, int, int]) -> tuple[Indices, Words] | FormatError:
+    def decode(item: tuple[TensorRecord, int, int]) -> tuple[Indices, Words] | FormatError | None:
         record, number, block = item
         part = record.parts[number]
         assert isinstance(part, PartRecord)  # noqa: S101 (only coded parts have blocks)
         try:
+            if part.encoding.needs_base:
+                reader.check_block(record, number, block)
+                return None
             indices, words = reader.read_block(record, number, block)
         except FormatError as error:
             return error
@@ -266,7 +275,7 @@ def _broken_blocks(
                 for result in decoded:
                     if isinstance(result, FormatError):
                         yield result
-                    else:
+                    elif result is not None:
                         indices, words = result
                         entries.update(indices if is_sparse else indices[:0], words)
             parts.append(

@@ -11,9 +11,10 @@ from typing import Any, cast
 import numpy as np
 from terms import Array, need
 
-ESCAPE, MAX_K, RUN_BYTES = 255, 24, 8
+ESCAPE, MAX_K, RUN_BYTES, LEAST_RANKED, MOST_RANKED = 255, 24, 8, 8, 2**15
 INDEX_STREAMS = {"gap8": 1, "gap8-split": 2, "bitmask": 1, "range": 1, "dense": 0, "raw": 1}
-VALUE_STREAMS = {"packed": 3, "zigzag": 2, "raw": 1}  # and planes: W
+INDEX_STREAMS["ranked"] = 1  # that holds the values too: see ranked.py
+VALUE_STREAMS = {"packed": 3, "zigzag": 2, "raw": 1, "ranked": 0}  # and planes: W
 # Each row: the least and greatest decoded length of a stream, and what it is a multiple of.
 Lengths = list[tuple[Array, Array, int]]
 
@@ -34,6 +35,7 @@ class Coded:
         bytes: The length of all frames.
         dtype: Of `add`: the dtype of the values.
         scale: Of `add`: the bits of a float64.
+        tensor: The dtype of the tensor.
         rows: The block table, once the tables are read.
     """
 
@@ -48,6 +50,7 @@ class Coded:
     bytes: int
     dtype: str = ""
     scale: int = 0
+    tensor: str = ""
 
     def __post_init__(self) -> None:
         """Derive the type and number of the rows of the block table."""
@@ -82,6 +85,7 @@ def index_lengths(part: Coded, count: Array, n: Array) -> Lengths:
         "bitmask": [(-(-n // 8), -(-n // 8), 1)],
         "range": [(RUN_BYTES + 0 * n, RUN_BYTES + 0 * n, 1)],
         "raw": [(4 * count, 4 * count, 1)],
+        "ranked": [(LEAST_RANKED + 0 * n, MOST_RANKED + n + 5 * count, 1)],
     }
     return rows.get(part.index, [])
 
@@ -95,7 +99,7 @@ def value_lengths(part: Coded, m: Array) -> Lengths:
         return [(m, m, 1), exceptions]
     if part.value == "raw":
         return [(m * part.W, m * part.W, 1)]
-    return [(m, m, 1)] * part.W
+    return [] if part.value == "ranked" else [(m, m, 1)] * part.W
 
 
 def lengths_fit(part: Coded, count: Array, n: Array, decoded: Array) -> bool:

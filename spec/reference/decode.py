@@ -1,4 +1,4 @@
-"""An independent reader of the sparsedelta format 1.0, to check other readers against.
+"""An independent reader of the sparsedelta format 1.1, to check other readers against.
 
 It follows SPEC.md rule by rule and holds everything in memory: made to be read, not to be fast.
 README.md lists the files beside this one in the order of reading; each imports only from those
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from beside import check_files, read_contents
-from delta import Decoded, apply, carried, files_of, revert
+from delta import Decoded, apply, carried, files_of, resolved, revert, words_of
 from files import merged, read_delta
 from header import known
 from layout import check_layout
@@ -35,7 +35,9 @@ __all__ = [
     "describe",
     "files_of",
     "fingerprint",
+    "resolved",
     "revert",
+    "words_of",
 ]
 
 LISTED = 64
@@ -43,12 +45,14 @@ WORK = 2**31  # bytes; below the 2^36 of a streaming reader, since all of it is 
 
 
 def check_work(files: list[File], work: int) -> None:
-    """Check SD504: what has to be decoded, and 16 bytes for each entry."""
+    """Check SD504: what has to be decoded, 16 bytes for each entry, 8 for each ranked word."""
     cost = 0
     for file in files:
         cost += sum(blob["size"] for blob in file.manifest["blobs"])
         for part in (part for plan in file.plans for part in plan.coded):
             cost += int(part.rows["streams"]["decoded"].sum(dtype=np.int64)) + 16 * part.nnz
+            if part.index == "ranked":  # the places of the elements are held until there is a base
+                cost += 8 * int(part.sizes()[part.rows["count"] > 0].sum())
     need("SD504", cost <= work, "more work than allowed")
 
 
@@ -99,7 +103,9 @@ def decode(path: str | Path, work: int = WORK) -> Decoded:
 
 
 def check_content(file: File, records: list[Record]) -> None:
-    """Check SD410."""
+    """Check SD410, unless entries wait for the base."""
+    if any(part.waiting for record in records for part in record.parts):
+        return
     m = file.manifest
     content = content_digest(m["base"], m["target"], records)
     need("SD410", content == m["content"], "the content digest")
@@ -122,6 +128,9 @@ def describe_part(part: Part) -> dict[str, Any]:
         out["from" if part.op == "new" else "to"] = part.of
     if part.op == "add":
         out |= {"dtype": part.dtype, "scale": f"{part.scale:016x}"}
+    if part.waiting:
+        coded, _ = part.waiting
+        return out | {"nnz": coded.nnz}
     if part.words is None:
         return out
     digits = 2 * part.words.itemsize

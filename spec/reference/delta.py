@@ -6,11 +6,12 @@ Also what lies beside the tensors: the files of a layout, and carried files.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
 from layout import weights
+from streams import check_disjoint, with_base
 from tables import Leaves
 from terms import (
     Array,
@@ -18,6 +19,7 @@ from terms import (
     Part,
     Record,
     Tensors,
+    content_digest,
     fingerprint_of,
     need,
     tensor_digests,
@@ -166,7 +168,8 @@ def apply(tensors: Tensors, delta: Decoded, *, back: bool = False) -> Tensors:
     known = delta.target_leaves if back else delta.base_leaves
     odd = [name for name in sorted(known.keys() | leaves) if known.get(name) != leaves.get(name)]
     need("SD501", found == start, f"the checkpoint is {found}, not {start}; first: {odd[:1]}")
-    words = {k: np.frombuffer(b, f"<u{word_bytes(d)}") for k, (d, _, b) in tensors.items()}
+    words = words_of(tensors)
+    delta = delta if back else resolved(delta, words)
     gone = {
         (r.name if back else r.base_name) for r in delta.records if (r.target if back else r.base)
     }
@@ -180,6 +183,35 @@ def apply(tensors: Tensors, delta: Decoded, *, back: bool = False) -> Tensors:
             result[record.base_name if back else record.name] = end.dtype, end.shape, data
     need("SD502", fingerprint_of(tensor_digests(result).items()) == goal, "another checkpoint")
     return result
+
+
+def words_of(tensors: Tensors) -> dict[str, Array]:
+    """The words of all tensors."""
+    return {k: np.frombuffer(b, f"<u{word_bytes(d)}") for k, (d, _, b) in tensors.items()}
+
+
+def resolved(delta: Decoded, base: dict[str, Array]) -> Decoded:
+    """A delta whose `ranked` parts have their entries: SD418, SD409 and SD410, with the base.
+
+    Args:
+        delta: The delta.
+        base: The words of all tensors of the base, whose digests have been checked.
+    """
+    if not any(part.waiting for record in delta.records for part in record.parts):
+        return delta
+    records = []
+    for record in delta.records:
+        parts: list[Part] = []
+        source = record.base_name
+        for part in record.parts:
+            source = part.of if part.op == "new" else source  # what follows applies to the copy
+            parts.append(with_base(part, base[source]) if part.waiting else part)
+        records.append(replace(record, parts=tuple(parts)))
+    for found in records:
+        check_disjoint(found)
+    content = content_digest(delta.base, delta.target, records)
+    need("SD410", content == delta.content, "the content digest")
+    return replace(delta, records=tuple(records))
 
 
 def check_lean(delta: Decoded, untouched: Leaves) -> None:

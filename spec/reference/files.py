@@ -7,7 +7,7 @@ from pathlib import Path
 from beside import read_blobs, read_files, read_layout, read_set
 from header import read_header
 from manifest import MAX_NAMES, read_manifest
-from operations import Plan, entries_of, inverted, read_records
+from operations import Plan, entries_of, inverted, read_compact, read_records
 from tables import File
 from terms import need
 
@@ -23,6 +23,7 @@ def read_file(path: Path) -> File:
     read_layout(manifest)
     read_files(manifest)
     read_set(manifest)
+    read_compact(manifest, plans)
     return File(meta, manifest, plans, tables, data)
 
 

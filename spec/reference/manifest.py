@@ -12,6 +12,7 @@ from header import HEX, PROFILE, VERSION, fits
 from terms import b3, need
 
 MAX_MANIFEST, MAX_NAMES, MAX_NAME = 2**26, 2**20, 1024
+FEATURES = {"ranked@1.1"}
 
 # Forms: see header.py.
 END: Any = ({"dtype": str, "shape": [int]},)
@@ -82,6 +83,7 @@ def read_manifest(meta: dict[str, str], frame: bytes) -> Any:  # noqa: ANN401 - 
     number = None if place["part"] is None else str(place["part"])
     need("SD205", place["id"] == meta.get("sd.set_id"), "header and manifest differ in the set")
     need("SD205", number == meta.get("sd.part"), "header and manifest differ in the part")
-    need("SD206", not manifest["must_understand"], f"unknown: {manifest['must_understand']}")
+    unknown = [name for name in manifest["must_understand"] if name not in FEATURES]
+    need("SD206", not unknown, f"unknown: {unknown}")
     read_names(manifest)
     return manifest

@@ -12,8 +12,10 @@ from typing import Any
 
 from block_codecs import INDEX_STREAMS, Bare, Coded
 from encoding import canonical
+from ranked import EXPONENTS
 from terms import BITS, DENSE_OPS, FLOATS, End, need, word_bytes
 
+FEATURE, PROFILE, MINOR = "ranked@1.1", "compact", 1  # what a file with `ranked` states
 MAX_WORDS, MAX_DIMS, MIN_BLOCK, MAX_BLOCK, NOT_FINITE = 2**48, 64, 8, 24, 0x7FF
 
 # Parts as letters, so that the sequences of section 5 are regular expressions.
@@ -22,7 +24,7 @@ BARE = {("new", "from"): "c", ("drop", "to"): "t", ("drop", ""): "f", ("resize",
 EDITS, COPIED, DROPPED = "d?r?", "cd?r?|n", "d?t|x|f"
 
 INDEX_CODECS: list[Any] = [{"id": name} for name in INDEX_STREAMS]
-VALUE_CODECS: list[Any] = [{"id": "zigzag"}, {"id": "planes"}, {"id": "raw"}]
+VALUE_CODECS: list[Any] = [{"id": name} for name in ("zigzag", "planes", "raw", "ranked")]
 VALUE_CODECS += [{"id": "packed", "width": width} for width in (0, 1, 2, 4, 8)]
 
 
@@ -117,16 +119,19 @@ def read_part(plan: Plan, letters: str, place: int, part: Any) -> Coded | Bare: 
     ok = canonical(index) in map(canonical, INDEX_CODECS)
     ok &= canonical(value) in map(canonical, VALUE_CODECS)
     ok &= op == "difference" or value["id"] in ("planes", "raw")
+    ok &= (index["id"] == "ranked") == (value["id"] == "ranked")
     ok &= op not in DENSE_OPS or index["id"] == "dense"
     ok &= not (index["id"] in ("range", "dense") and value["id"] == "packed")
     ok &= MIN_BLOCK <= part["block"] <= MAX_BLOCK
+    end = plan.base if re.search("[xtf]", letters[place:]) else plan.target
+    tensor = end.dtype if end else "U8"
+    ok &= index["id"] != "ranked" or tensor in EXPONENTS
     need("SD210", ok, f"the codecs or the block of {plan.name}")
     n, dtype = domain(plan, letters, place), part.get("dtype", "")
-    end = plan.base if re.search("[xtf]", letters[place:]) else plan.target
-    width = word_bytes(dtype or (end.dtype if end else "U8"))
+    width = word_bytes(dtype or tensor)
     codec = (index["id"], value["id"], value.get("width", 0))
     sizes = (n, width, part["nnz"], part["block"], part["bytes"])
-    return Coded(op, *codec, *sizes, dtype, int(part.get("scale", "0"), 16))
+    return Coded(op, *codec, *sizes, dtype, int(part.get("scale", "0"), 16), tensor)
 
 
 def read_counts(plan: Plan, letters: str) -> None:
@@ -170,15 +175,25 @@ def read_records(manifest: Any) -> list[Plan]:  # noqa: ANN401 - JSON
     return plans
 
 
+def read_compact(manifest: Any, plans: list[Plan]) -> None:  # noqa: ANN401 - JSON
+    """Check SD217."""
+    if any(part.index == "ranked" for plan in plans for part in plan.coded):
+        ok = int(manifest["version"].partition(".")[2]) >= MINOR
+        ok &= manifest["profile"] == PROFILE and FEATURE in manifest["must_understand"]
+        need("SD217", ok, "ranked, against version, profile or must_understand")
+
+
 def entries_of(plans: list[Plan]) -> int:
     """The nnz of a delta."""
     return sum(p.nnz for plan in plans for p in plan.coded if p.op not in DENSE_OPS)
 
 
 def inverted(plans: list[Plan]) -> bool:
-    """Whether all parts have an inverse."""
+    """Whether all parts have an inverse that the delta alone tells."""
     for part in (part for plan in plans for part in plan.parts):
         if part.op in ("replace", "add"):
+            return False
+        if isinstance(part, Coded) and part.index == "ranked":
             return False
         if isinstance(part, Bare) and part.op != "new" and not part.of:
             return False

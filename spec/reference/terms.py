@@ -81,6 +81,8 @@ class Part:
         of: The name in `from` or `to`, or nothing.
         dtype: Of `add`: the dtype of the words.
         scale: Of `add`: the bits of a float64.
+        waiting: Of `ranked`, as long as the base is not there: what its entries follow from. Until
+            then it has neither indices nor words.
     """
 
     op: str
@@ -89,6 +91,7 @@ class Part:
     of: str = ""
     dtype: str = ""
     scale: int = 0
+    waiting: Any = None
 
 
 @dataclass(frozen=True)

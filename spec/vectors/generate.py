@@ -15,18 +15,23 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "reference"))  # used by all the modules beside this one
 
 from decode import RuleError, decode, describe  # noqa: E402
-from invalid_operations import operations  # noqa: E402
+from invalid_operations import described, operations  # noqa: E402
 from invalid_vectors import invalid  # noqa: E402
+from invalid_with_base import ranked_operations  # noqa: E402
 from stream_encoder import MAGIC  # noqa: E402
 from terms import b3  # noqa: E402
 from valid_add import valid_add  # noqa: E402
 from valid_basics import valid_basics  # noqa: E402
 from valid_beside import valid_beside  # noqa: E402
 from valid_codecs import valid_codecs  # noqa: E402
+from valid_ranked import valid_ranked  # noqa: E402
 from valid_sets import valid_sets  # noqa: E402
 from valid_structure import valid_structure  # noqa: E402
 
-VALID = (valid_basics, valid_codecs, valid_structure, valid_add, valid_beside, valid_sets)
+VALID = (
+    *(valid_basics, valid_codecs, valid_structure, valid_add, valid_beside, valid_sets),
+    valid_ranked,
+)
 KINDS = ("valid", "invalid")
 
 
@@ -58,7 +63,7 @@ def everything() -> dict[str, bytes]:
             add(f"{folder}/{path}", data)
         expected = {"kind": "read", "rule": name[:5].upper(), "why": why}
         add(f"invalid/{name}.expected.json", dump(expected))
-    for name, expected, data in operations():
+    for name, expected, data in (*operations(), *described(ranked_operations())):
         add(f"invalid/{name}.safetensors", data)
         add(f"invalid/{name}.expected.json", dump(expected))
     return files

@@ -88,7 +88,14 @@ def invalid_manifest() -> Iterator[Invalid]:
     yield bad("sd205-profile", "another profile", meta=put("other", "sd.profile"))
     yield bad("sd205-version", "another minor version", meta=put("1.1", "sd.version"))
     yield bad("sd205-version-major", "1.0 and 2.0", manifest=put("2.0", "version"))
-    for name, feature in (("feature", "ranked@1.1"), ("known-name", "sparse@1.0"), ("odd", "rows")):
+    for name, feature in (
+        ("feature", "slice@1.1"),
+        ("known-name", "sparse@1.0"),
+        ("odd", "rows"),
+        ("ranked-of-1.2", "ranked@1.2"),
+        ("ranked-of-none", "ranked"),
+        ("profile-name", "compact@1.1"),
+    ):
         hook = put([feature], "must_understand")
         yield bad(f"sd206-{name}", f"the feature {feature}", manifest=hook)
     later = put(["ranked@1.7"], "must_understand")

@@ -7,7 +7,7 @@ that it has the tensors of a checkpoint to look at.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from expected_json import bases, targets, tensors_of
@@ -146,9 +146,14 @@ def fingerprint_in(file: bytes) -> str:
     return file[at : at + 64].decode()
 
 
+def described(rows: Iterable[Operation]) -> Iterator[tuple[str, dict[str, Any], bytes]]:
+    """Operations as name, expected JSON and file."""
+    for name, kind, why, tensors, file in rows:
+        rule = name[:5].upper()
+        yield name, {"kind": kind, "rule": rule, "why": why, "tensors": tensors_of(tensors)}, file
+
+
 def operations() -> Iterator[tuple[str, dict[str, Any], bytes]]:
     """All of them: name, expected JSON and file."""
     groups = (wrong_checkpoints, wrong_results, no_inverse, not_finite, lean_lies)
-    for name, kind, why, tensors, file in (row for group in groups for row in group()):
-        rule = name[:5].upper()
-        yield name, {"kind": kind, "rule": rule, "why": why, "tensors": tensors_of(tensors)}, file
+    return described(row for group in groups for row in group())

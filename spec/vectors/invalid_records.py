@@ -113,7 +113,7 @@ def invalid_codecs() -> Iterator[Invalid]:
     """Rule SD210."""
     for name, why, labels in (
         ("index", "an unknown index codec", {"index": {"id": "runs"}}),
-        ("reserved", "a reserved index codec", {"index": {"id": "ranked"}}),
+        ("reserved", "ranked with values of another codec", {"index": {"id": "ranked"}}),
         ("value", "an unknown value codec", {"value": {"id": "huffman"}}),
         ("upper-case", "an id in upper case", {"index": {"id": "GAP8"}}),
         ("exchanged", "a value codec for the index", {"index": {"id": "planes"}}),

@@ -9,6 +9,7 @@ from invalid_header import invalid_header, invalid_metadata
 from invalid_layout import invalid_headers, invalid_owners
 from invalid_manifest import invalid_manifest
 from invalid_parts import invalid_parts
+from invalid_ranked import invalid_ranked
 from invalid_records import invalid_records
 from invalid_sets import invalid_in_sets, invalid_sets
 from invalid_streams import (
@@ -34,7 +35,7 @@ GROUPS = (
         invalid_index,
     ),
     *(invalid_new_index, invalid_dense, invalid_value, invalid_entries),
-    *(invalid_sets, invalid_in_sets),
+    *(invalid_sets, invalid_in_sets, invalid_ranked),
 )
 
 

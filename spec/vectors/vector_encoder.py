@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from ranked_encoder import encode_ranked
 from stream_encoder import encode_index, encode_value, shrink
 from terms import Part, Record, b3, content_digest, fingerprint_of
 from vector_records import DENSE, P, R, X, identity_of, no_inverse
@@ -42,8 +43,13 @@ def encode_part(r: R, number: int, hook: Hook) -> tuple[dict[str, Any], bytes, b
         first = block * size
         inside = [(i - first, v) for i, v in entries if first <= i < first + words]
         k = part.ks[block % len(part.ks)]
-        streams = encode_block(part, inside, words, width, k)
         where = (r.name, number, block)
+        if part.index == "ranked":
+            old = r.applied_to(number)[first : first + words]
+            pieces = encode_ranked(dict(inside), old, first, r.end(number).dtype, part.plan)
+            streams = [b"".join(hook("pieces", pieces, *where).values())]
+        else:
+            streams = encode_block(part, inside, words, width, k)
         streams = hook("streams", streams, *where)
         frames = [shrink(s) if part.compress else s for s in streams]
         frames = hook("frames", frames, *where)
@@ -99,6 +105,11 @@ def identity(records: list[R], claim: dict[str, str] | None = None) -> tuple[str
     return base, target, content_digest(base, target, decoded([r for r in records if r.touched]))
 
 
+def uses_ranked(records: list[R]) -> bool:
+    """Whether a reader of 1.0 cannot read the delta."""
+    return any(part.index == "ranked" for r in records for part in r.parts)
+
+
 def encode_blobs(
     blobs: list[bytes], hook: Hook, *, compress: bool
 ) -> tuple[list[dict[str, Any]], bytes]:
@@ -124,8 +135,8 @@ def build(
     files: list[Any] | None = None,
     place: dict[str, Any] | None = None,
     lean: bool = False,
-    version: str = "1.0",
-    profile: str = "portable",
+    version: str = "",
+    profile: str = "",
     metadata: dict[str, str] | None = None,
     extra: dict[str, str] | None = None,
     shrink_manifest: bool = False,
@@ -160,8 +171,10 @@ def build(
     listed, frames = encode_blobs(blobs or [], hook, compress=shrink_manifest)
     tables, data = hook("tables", tables), hook("data", data + frames)
     manifest: dict[str, Any] = {"base": base, "target": target, "content": content}
-    manifest |= {"version": version, "profile": profile, "lean": lean, "set": place}
-    manifest |= {"must_understand": [], "metadata": metadata or {}}
+    compact = uses_ranked(records)
+    manifest |= {"version": version or ("1.1" if compact else "1.0"), "lean": lean, "set": place}
+    manifest |= {"profile": profile or ("compact" if compact else "portable")}
+    manifest |= {"must_understand": ["ranked@1.1"] * compact, "metadata": metadata or {}}
     manifest |= {"nnz": sum(r.nnz for r in touched), "blobs": listed, "layout": layout}
     manifest |= {"invertible": not any(no_inverse(p) for r in touched for p in r.parts)}
     manifest |= {"tables": b3(tables).hex(), "tensors": written, "files": files or []}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, NamedTuple
 
+from ranked_encoder import Plan
 from terms import BITS, End, b3, tensor_digest, word_bytes
 
 SEGMENT = 2**22
@@ -70,6 +71,7 @@ class P:
         copy: The tensor of that name.
         dtype: Of `add`.
         scale: Of `add`, in hex.
+        plan: Of `ranked`: classes and rows.
     """
 
     op: str
@@ -86,6 +88,7 @@ class P:
     copy: X | None = None
     dtype: str = ""
     scale: str = ""
+    plan: Plan = Plan(())  # noqa: RUF009 - it is frozen
 
     def codecs(self) -> dict[str, Any]:
         """The codecs as the manifest names them, and what an `add` has beside them."""
@@ -110,8 +113,15 @@ def bare(op: str, of: str = "", copy: X | None = None) -> P:
 
 
 def no_inverse(part: P) -> bool:
-    """Whether a part forgets words."""
-    return part.op in ("replace", "add") or (part.bare and part.op != "new" and not part.of)
+    """Whether a part forgets words, or asks for those of the base."""
+    forgets = part.bare and part.op != "new" and not part.of
+    return forgets or part.op in ("replace", "add") or part.index == "ranked"
+
+
+def ranked(given: dict[int, int], *classes: tuple[int, int, int, int], **how: Any) -> P:  # noqa: ANN401
+    """A `difference` by ranks, with the options of a plan; and `block`."""
+    block = how.pop("block", 8)
+    return P("difference", given, "ranked", "ranked", block=block, plan=Plan(classes, **how))
 
 
 @dataclass
@@ -148,6 +158,12 @@ class R:
         """The tensor that a part is about."""
         x = self.base if self.old(number) else self.target
         return x or X("U8", [0], b"")
+
+    def applied_to(self, number: int) -> list[int]:
+        """The words that a `difference` is applied to."""
+        copies = [p.copy for p in self.parts[:number] if p.op == "new" and p.copy]
+        x = copies[0] if copies and not self.old(number) else self.base
+        return x.words[: self.domain(number)] if x else []
 
     def domain(self, number: int) -> int:
         """The words that a part covers."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from expected_json import Vector, both_ends, expected
 from terms import b3
-from vector_encoder import Hook, build, identity
+from vector_encoder import Hook, build, identity, uses_ranked
 from vector_records import R
 
 SET_ID = "5e7" + "0" * 61
@@ -53,7 +53,10 @@ def build_set(
     listed = []
     for number, group in enumerate(groups, 1):
         own: Options = {"place": {"id": SET_ID, "part": number, "parts": []}, "lean": lean}
-        own |= {"claim": {"base": base, "target": target}} | (parts or {}).get(number, {})
+        own |= {"claim": {"base": base, "target": target}}
+        if uses_ranked(every):  # of the whole delta; the feature is listed by who needs it
+            own |= {"version": "1.1", "profile": "compact"}
+        own |= (parts or {}).get(number, {})
         file = files[part_name(number)] = build(group, **own)
         row = {"name": part_name(number), "size": len(file)}
         listed.append(row | {"manifest": meta_of(file).get("sd.manifest", "0" * 64)})

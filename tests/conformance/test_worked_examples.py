@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,8 @@ from block_codecs import (
 )
 from block_codecs import read_index as read_places
 from decode import decode
+from ranked import entries_of, read_ranked
+from ranked_encoder import Plan, encode_ranked
 from stream_encoder import encode_index, encode_value
 from streams import read_block
 from terms import Array, Tensors, b3, fingerprint, text, typed
@@ -33,8 +37,10 @@ PAGES = {  # how many examples: two for each codec, and `raw` is two codecs
     "packed": 2,
     "zigzag": 2,
     "planes": 2,
+    "ranked": 2,
 }
 KEYS = {"index", "value", "op", "block", "word", "width", "k", "indices", "values"}
+RANKED_KEYS = {"dtype", "first", "rows", "base", "classes"}  # of `ranked` only
 Fields = list[tuple[str, str]]
 
 
@@ -60,11 +66,16 @@ def joined(fields: Fields) -> dict[str, str]:
     return out
 
 
-EXAMPLES = [
-    pytest.param(joined(fields), id=f"{name}-{number}")
-    for name in PAGES
-    for number, fields in enumerate(blocks(SPEC / "codecs" / f"{name}.md", "worked-example"))
-]
+def examples(names: Iterable[str]) -> list[Any]:
+    """The examples of some pages."""
+    return [
+        pytest.param(joined(fields), id=f"{name}-{number}")
+        for name in names
+        for number, fields in enumerate(blocks(SPEC / "codecs" / f"{name}.md", "worked-example"))
+    ]
+
+
+EXAMPLES = examples(name for name in PAGES if name != "ranked")
 FINGERPRINTS = blocks(SPEC / "fingerprints.md", "worked-fingerprint")
 
 
@@ -116,6 +127,30 @@ def test_worked_example(example: dict[str, str]) -> None:
     for length, (low, high, unit) in zip(lengths[0], limits, strict=True):
         assert low[0] <= length <= high[0]
         assert length % unit == 0
+
+
+@pytest.mark.parametrize("example", examples(["ranked"]))
+def test_worked_example_with_a_base(example: dict[str, str]) -> None:
+    """Both ways, field by field: the names of the fields are those of the generator's encoder."""
+    assert {key for key in example if not key.isupper()} <= KEYS | RANKED_KEYS
+    fields = {key: bytes.fromhex(value) for key, value in example.items() if key.isupper()}
+    dtype, first, n = example["dtype"], int(example["first"]), int(example["block"])
+    base = np.array([int(word, 16) for word in example["base"].split()], "<u2")
+    indices = [int(i) for i in example["indices"].split()]
+    words = [int(word, 16) for word in example["values"].split()]
+    assert base.size == n
+    stream = b"".join(fields.values())
+    found = entries_of(read_ranked(stream, n, first, len(indices), dtype), base, dtype)
+    assert (found[0].tolist(), found[1].tolist()) == (indices, words)
+    low, high, index, value = zip(
+        *(map(int, each.split()) for each in example["classes"].split(",")), strict=True
+    )
+    plan = Plan(tuple(zip(low, high, index, value, strict=True)), int(example.get("rows", "0")))
+    entries = dict(zip(indices, words, strict=True))
+    assert encode_ranked(entries, base.tolist(), first, dtype, plan) == fields
+    part = Coded("difference", "ranked", "ranked", 0, n, 2, len(indices), 24, 0, tensor=dtype)
+    counts, sizes, lengths = (np.array(row) for row in ([len(indices)], [n], [[len(stream)]]))
+    assert lengths_fit(part, counts, sizes, lengths)
 
 
 def test_there_are_three_worked_fingerprints() -> None:

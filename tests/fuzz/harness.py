@@ -1,4 +1,4 @@
-"""What the four atheris harnesses share: a seed corpus from the vectors, and the main program.
+"""What the five atheris harnesses share: a seed corpus from the vectors, and the main program.
 
 atheris is no dependency of the project. Where it is installed, ``python tests/fuzz/fuzz_codecs.py
 -max_total_time=60`` fuzzes; without it the tests still run each harness over its seeds.

@@ -267,7 +267,9 @@ def manifest_facts(rng: random.Random, draft: Draft, other: Source) -> None:
     if key in ("content", "base", "target") and rng.random() < 0.5:
         manifest[key] = digest(rng.randbytes(1))
     elif key == "must_understand":
-        manifest[key] = rng.choice((["x@1.1"], ["", "y"], ["x@2.0", "x@1.1"]))
+        manifest[key] = rng.choice(
+            ([], ["ranked@1.1"], ["ranked@1.2"], ["x@1.1"], ["", "y"], ["ranked@1.1", "x@1.1"])
+        )
     elif key == "set" and manifest["set"] is not None and rng.random() < 0.8:
         mutate_json(rng, manifest["set"])
     elif key == "untouched" and manifest[key]:
@@ -520,6 +522,7 @@ def counted(each: Sections) -> Sections:
         nnz = sum(p.get("nnz", 0) for p in parts if p["op"] in ("difference", "replace", "add"))
         lost = any(
             p["op"] in ("replace", "add")
+            or p.get("index") == {"id": "ranked"}
             or ("nnz" not in p and (p["op"] == "resize" or (p["op"] == "drop" and "to" not in p)))
             for p in parts
         )

@@ -9,6 +9,7 @@ import fuzz_codecs
 import fuzz_delta
 import fuzz_header
 import fuzz_manifest
+import fuzz_ranked
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +17,9 @@ from mutations import mutate_bytes, mutate_json
 from sections import canonical
 
 
-@pytest.mark.parametrize("harness", [fuzz_header, fuzz_manifest, fuzz_codecs, fuzz_delta])
+@pytest.mark.parametrize(
+    "harness", [fuzz_header, fuzz_manifest, fuzz_codecs, fuzz_ranked, fuzz_delta]
+)
 def test_a_harness_runs_over_its_seeds(harness: object) -> None:
     seeds = list(harness.seeds())  # type: ignore[attr-defined]
     assert len(seeds) > 100
@@ -30,6 +33,7 @@ def test_the_seeds_of_the_codecs_are_true_blocks() -> None:
     assert reached == set(range(len(fuzz_codecs.ENCODINGS)))
 
 
+RANKED_SEEDS = list(fuzz_ranked.seeds())
 CODEC_SEEDS = list(fuzz_codecs.seeds())
 HEADER_SEEDS = list(fuzz_header.seeds())
 MANIFEST_SEEDS = list(fuzz_manifest.seeds())
@@ -46,6 +50,19 @@ def test_both_readers_decode_any_block_alike(data: bytes) -> None:
 def test_both_readers_decode_a_changed_block_alike(seed: bytes, rng: random.Random) -> None:
     body = seed[fuzz_codecs.HEAD.size :]
     fuzz_codecs.one_input(seed[: fuzz_codecs.HEAD.size] + mutate_bytes(rng, body))
+
+
+@settings(max_examples=2500)
+@given(st.sampled_from(RANKED_SEEDS), st.randoms(use_true_random=False), st.integers(0, 3))
+def test_both_readers_read_a_changed_ranked_block_alike(
+    seed: bytes, rng: random.Random, times: int
+) -> None:
+    """Without its base and with it: what numbers, codes and lengths say is changed most."""
+    for _ in range(times):
+        seed = fuzz_ranked.inflated(rng, seed)
+    if not times:
+        seed = seed[: fuzz_ranked.HEAD.size] + mutate_bytes(rng, seed[fuzz_ranked.HEAD.size :])
+    fuzz_ranked.one_input(seed)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import { checkCopies, checkFingerprints, endDigests } from "./ends.js";
 import { addScaled } from "./floats.js";
 import { baseName } from "./names.js";
 import { isInvertible } from "./parts.js";
+import { resolve } from "./resolve.js";
 import { RuleError, rule } from "./rules.js";
 
 /**
@@ -84,7 +85,8 @@ function lead(delta, checkpoint, from, to) {
   }
   /** @type {Checkpoint} */
   const result = new Map([...checkpoint].filter(([name]) => !touched.has(name)));
-  for (const read of records) {
+  const known = to === "target" ? resolve(delta, checkpoint).records : records;
+  for (const read of known) {
     const shape = read.record[to];
     if (shape === null) {
       continue;

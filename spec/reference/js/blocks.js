@@ -1,5 +1,5 @@
 /**
- * Blocks: SD401 to SD408 and SD411 to SD413 (section 6).
+ * Blocks: SD401 to SD408, SD411 to SD413 and SD417 (section 6).
  */
 
 import { same } from "./bytes.js";
@@ -7,6 +7,7 @@ import { indexCodec, valueCodec } from "./codecs.js";
 import { b3 } from "./digests.js";
 import { newWords } from "./dtypes.js";
 import { isSparse } from "./parts.js";
+import { readRanked } from "./ranked.js";
 import { rule, withinMemory } from "./rules.js";
 import { unframe } from "./zstd.js";
 
@@ -100,4 +101,24 @@ export function readPart(placed, data, start) {
     }
   }
   return { indices: sparse ? indices : null, words };
+}
+
+/**
+ * All blocks of a part that is `ranked`, as far as they can be read without the base.
+ * @param {TabledPart} placed
+ * @param {Uint8Array} data
+ * @param {number} start where its first frame lies
+ * @returns {import("./ranked.js").RankedBlock[]} those with entries
+ */
+export function readRankedPart({ dtype, rows }, data, start) {
+  const blocks = [];
+  let at = start;
+  for (const row of rows) {
+    const [bytes] = readStreams(row, data, at);
+    at += row.encoded[0];
+    if (row.count > 0) {
+      blocks.push(readRanked(bytes, row, dtype));
+    }
+  }
+  return blocks;
 }

@@ -14,7 +14,9 @@ import { isDeepStrictEqual } from "node:util";
 import { fileURLToPath, pathToFileURL } from "node:url";
 
 import { fromHex, hex, same } from "./bytes.js";
-import { RuleError, apply, describe, fingerprintOf, layOut, readFile, revert, tensorDigests } from "./decode.js";
+import {
+  RuleError, apply, describe, fingerprintOf, layOut, readFile, resolve, revert, tensorDigests,
+} from "./decode.js";
 import { b3 } from "./digests.js";
 import { workedExamples } from "./examples.js";
 
@@ -53,11 +55,12 @@ function sameTensors(a, b) {
 
 /**
  * @param {import("./delta.js").Delta} delta
+ * @param {Checkpoint} base
  * @param {any} facts what it has to be, as far as they go
  * @returns {string[]} what is something else
  */
-function checkFacts(delta, facts) {
-  const found = describe(delta);
+function checkFacts(delta, base, facts) {
+  const found = describe(resolve(delta, base));
   return Object.keys(facts).filter((key) => !isDeepStrictEqual(found[key], facts[key]));
 }
 
@@ -75,12 +78,12 @@ function fileDigests(files) {
 function checkValid(file, expected) {
   const delta = readFile(file);
   const { base_tensors: given, target_tensors: results, base_files, target_files, alone = {}, ...facts } = expected;
-  const wrong = checkFacts(delta, facts);
+  const base = readCheckpoint(given);
+  const wrong = checkFacts(delta, base, facts);
   for (const [name, partFacts] of Object.entries(alone)) {
     const part = readFile(path.join(path.dirname(file), name));
-    wrong.push(...checkFacts(part, partFacts).map((what) => `${what} of ${name}`));
+    wrong.push(...checkFacts(part, base, partFacts).map((what) => `${what} of ${name}`));
   }
-  const base = readCheckpoint(given);
   const target = apply(delta, base);
   const digests = Object.fromEntries([...tensorDigests(target)].map(([name, digest]) => [name, hex(digest)]));
   const reverted = brokenRule(() => revert(delta, target));

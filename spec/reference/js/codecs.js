@@ -1,10 +1,10 @@
 /**
- * Which codec a part has. The codecs themselves: `index_codecs.js` and `value_codecs.js`, each after its page in
- * `spec/codecs/`.
+ * Which codec a part has. The codecs themselves: `index_codecs.js`, `value_codecs.js` and `ranked.js`, each after its
+ * page in `spec/codecs/`.
  */
 
-import { bitmask, dense, gap8, gap8Split, range, rawIndex } from "./index_codecs.js";
-import { packed, planes, rawValue, zigzag } from "./value_codecs.js";
+import { bitmask, dense, gap8, gap8Split, range, ranked, rawIndex } from "./index_codecs.js";
+import { packed, planes, rankedValue, rawValue, zigzag } from "./value_codecs.js";
 
 /** @typedef {import("./dtypes.js").Words} Words */
 
@@ -27,8 +27,10 @@ import { packed, planes, rawValue, zigzag } from "./value_codecs.js";
  *   decode: (streams: Uint8Array[], held: number, width: number) => Words}} ValueCodec
  */
 
-const INDEX = Object.fromEntries([gap8, gap8Split, bitmask, range, dense, rawIndex].map((codec) => [codec.id, codec]));
-const VALUE = Object.fromEntries([zigzag, planes, rawValue].map((codec) => [codec.id, codec]));
+const INDEX = Object.fromEntries(
+  [gap8, gap8Split, bitmask, range, dense, rawIndex, ranked].map((codec) => [codec.id, codec]),
+);
+const VALUE = Object.fromEntries([zigzag, planes, rawValue, rankedValue].map((codec) => [codec.id, codec]));
 
 /** @param {import("./schema.js").Part} part @returns {IndexCodec} */
 export function indexCodec(part) {

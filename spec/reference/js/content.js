@@ -2,7 +2,7 @@
  * The content digest: SD410 (section 8). SD409 on the way.
  */
 
-import { concat, fromHex, readU64, text, u32, u64 } from "./bytes.js";
+import { concat, fromHex, hex, readU64, text, u32, u64 } from "./bytes.js";
 import { b3, hasher, shaped } from "./digests.js";
 import { bytesOf } from "./dtypes.js";
 import { rule } from "./rules.js";
@@ -13,8 +13,9 @@ import { rule } from "./rules.js";
  * @typedef {import("./tables.js").TabledRecord} TabledRecord
  * @typedef {import("./schema.js").Shaped} Shaped
  *
- * A part with what it carries; null for a bare part.
- * @typedef {TabledPart & {carried: Carried | null}} ReadPart
+ * A part with what it carries; null for a bare part. A part that is `ranked` carries nothing as long as the base is not
+ * there: `waiting` are its blocks until then.
+ * @typedef {TabledPart & {carried: Carried | null, waiting: import("./ranked.js").RankedBlock[] | null}} ReadPart
  *
  * @typedef {Omit<TabledRecord, "parts"> & {parts: ReadPart[]}} ReadRecord
  */
@@ -23,10 +24,13 @@ const NOT_COUNTED = 2n ** 64n - 1n;
 const CHUNK = 2 ** 16;
 
 /**
- * SD409: the `difference` and the `replace` of the same words have no index in common.
+ * SD409: the `difference` and the `replace` of the same words have no index in common. Not of a record that waits.
  * @param {ReadRecord} read
  */
 export function checkDisjoint(read) {
+  if (isWaiting([read])) {
+    return;
+  }
   for (const side of ["D", "N", "T"]) {
     const [first, second] = read.parts
       .filter((placed) => placed.side === side && placed.carried?.indices)
@@ -75,13 +79,28 @@ function partBytes({ part, carried }) {
   ]);
 }
 
+/** @param {ReadRecord[]} records @returns {boolean} whether entries are not known yet */
+export function isWaiting(records) {
+  return records.some(({ parts }) => parts.some(({ waiting }) => waiting !== null));
+}
+
+/**
+ * SD410, unless entries wait for the base.
+ * @param {{base: string, target: string, content: string}} manifest
+ * @param {ReadRecord[]} records
+ */
+export function checkContent({ base, target, content }, records) {
+  const known = !isWaiting(records);
+  rule(!known || hex(contentDigest(base, target, records)) === content, "SD410", "the content digest is another one");
+}
+
 /**
  * @param {string} base fingerprint
  * @param {string} target fingerprint
  * @param {ReadRecord[]} records
  * @returns {Uint8Array}
  */
-export function contentDigest(base, target, records) {
+function contentDigest(base, target, records) {
   const state = hasher("sparsedelta 1 content");
   state.update(concat([fromHex(base), fromHex(target), u64(records.length)]));
   for (const { record, parts } of records) {

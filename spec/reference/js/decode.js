@@ -18,6 +18,7 @@ export { apply, fingerprintOf, revert, tensorDigests } from "./apply.js";
 export { readDelta } from "./delta.js";
 export { describe } from "./describe.js";
 export { carriedFiles, layOut } from "./layout.js";
+export { resolve } from "./resolve.js";
 export { RuleError } from "./rules.js";
 
 /**

@@ -38,12 +38,13 @@ function describeCarried({ indices, words }) {
 }
 
 /** @param {import("./content.js").ReadPart} placed @returns {object} */
-function describePart({ part, carried }) {
+function describePart({ part, carried, waiting }) {
   const { op, dtype, scale, from, to } = part;
   const single = Object.entries({ dtype, scale, from, to }).filter(([, value]) => value !== null);
   return {
     op,
     ...Object.fromEntries(single),
+    ...(waiting === null ? {} : { nnz: part.nnz }),
     ...(carried === null ? {} : { nnz: part.nnz, ...describeCarried(carried) }),
   };
 }

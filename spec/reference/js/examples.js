@@ -8,6 +8,7 @@ import { fromHex, hex } from "./bytes.js";
 import { readBlock } from "./blocks.js";
 import { indexCodec, valueCodec } from "./codecs.js";
 import { fingerprint, segmentDigests, tensorDigest } from "./digests.js";
+import { readRanked, withBase } from "./ranked.js";
 
 /** @typedef {[string, string][]} Lines keys and values of a block, in order */
 
@@ -67,6 +68,23 @@ function holds(example) {
     && (!example.has("values") || values.join(" ") === example.get("values"));
 }
 
+/**
+ * An example of `ranked` has the base words too, and its streams are the fields of the one that there is.
+ * @param {Map<string, string>} example
+ * @returns {boolean}
+ */
+function rankedHolds(example) {
+  const hexed = (/** @type {string} */ key) => (example.get(key) ?? "").split(" ").map((word) => Number.parseInt(word, 16));
+  const [first, words, dtype] = [Number(example.get("first")), Number(example.get("block")), example.get("dtype") ?? ""];
+  const pieces = [...example].filter(([key]) => /^[A-Z]/.test(key)).map(([, digits]) => digits);
+  const count = hexed("values").length;
+  const block = readRanked(bytes(pieces.join(" ")), { words, first, count }, dtype);
+  const base = Uint16Array.from([...new Array(first).fill(0), ...hexed("base")]);
+  const found = withBase(block, base, dtype);
+  return found.indices.map((index) => index - first).join(" ") === example.get("indices")
+    && [...found.words].join() === hexed("values").join();
+}
+
 /** @param {Lines} lines @returns {boolean} */
 function fingerprintHolds(lines) {
   const stated = lines.filter(([key]) => key.endsWith("digest") && key !== "segment digest").map(([, value]) => value);
@@ -92,7 +110,10 @@ export function workedExamples(spec) {
   const folder = new URL("codecs/", spec);
   const codecs = readdirSync(folder).filter((name) => name.endsWith(".md")).flatMap((name) =>
     fenced(new URL(name, folder), "worked-example").map((lines, i) =>
-      ({ name: `codecs/${name} example ${i + 1}`, holds: () => holds(joined(lines)) })));
+      ({
+        name: `codecs/${name} example ${i + 1}`,
+        holds: () => (name === "ranked.md" ? rankedHolds : holds)(joined(lines)),
+      })));
   const fingerprints = fenced(new URL("fingerprints.md", spec), "worked-fingerprint").map((lines, i) =>
     ({ name: `fingerprints.md example ${i + 1}`, holds: () => fingerprintHolds(lines) }));
   return [...codecs, ...fingerprints];

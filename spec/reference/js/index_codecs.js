@@ -1,5 +1,5 @@
 /**
- * The index codecs: `gap8`, `gap8-split`, `bitmask`, `range`, `dense`, `raw`.
+ * The index codecs: `gap8`, `gap8-split`, `bitmask`, `range`, `dense`, `raw`. Of `ranked`, the lengths only.
  */
 
 import { readU32 } from "./bytes.js";
@@ -14,7 +14,7 @@ import { rule } from "./rules.js";
  * @param {string} code
  * @returns {Float64Array} each below 2^33
  */
-function readGaps(stream, count, code) {
+export function readGaps(stream, count, code) {
   const gaps = new Float64Array(count);
   let found = 0;
   let full = 0;
@@ -40,7 +40,7 @@ function readGaps(stream, count, code) {
  * @param {string} code
  * @returns {Uint32Array}
  */
-function sumGaps(gaps, words, code) {
+export function sumGaps(gaps, words, code) {
   const indices = new Uint32Array(gaps.length);
   let next = 0;
   gaps.forEach((gap, i) => {
@@ -166,5 +166,19 @@ export const rawIndex = {
     }
     rule(indices[count - 1] < words, "SD413", `index ${indices[count - 1]} in a block of ${words} words`);
     return indices;
+  },
+};
+
+/**
+ * Its one stream is read by `ranked.js`, which needs more than a block.
+ * @type {IndexCodec}
+ */
+export const ranked = {
+  id: "ranked",
+  streams: 1,
+  allows: ([length], count, words) => length >= 8 && length <= 2 ** 15 + words + 5 * count,
+  held: perEntry,
+  decode: () => {
+    throw new Error("a block of ranked has no index streams of its own");
   },
 };

@@ -1,5 +1,5 @@
 /**
- * From the header to the manifest: SD201 to SD216.
+ * From the header to the manifest: SD201 to SD217.
  */
 
 import { checkBeside } from "./beside.js";
@@ -7,7 +7,7 @@ import { hex } from "./bytes.js";
 import { b3 } from "./digests.js";
 import { parseCanonical } from "./json.js";
 import { checkNames } from "./names.js";
-import { checkRecords } from "./parts.js";
+import { RANKED, checkCompact, checkRecords } from "./parts.js";
 import { rule } from "./rules.js";
 import { readManifestTypes } from "./schema.js";
 import { unframe } from "./zstd.js";
@@ -32,11 +32,12 @@ export function readManifest(container) {
   const bytes = unframe(frame, Number(size), "SD202");
   const manifest = readManifestTypes(parseCanonical(bytes, "SD203"));
   checkAgreement(metadata, manifest);
-  // No feature is defined in 1.0, so none is known.
-  rule(manifest.must_understand.length === 0, "SD206", `needs ${manifest.must_understand.join(", ")}`);
+  const unknown = manifest.must_understand.filter((feature) => feature !== RANKED);
+  rule(unknown.length === 0, "SD206", `needs ${unknown.join(", ")}`);
   checkNames(manifest);
   checkRecords(manifest);
   checkBeside(manifest);
+  checkCompact(manifest);
   return manifest;
 }
 

@@ -14,8 +14,12 @@ import { rule } from "./rules.js";
  *
  * A part, and what it is for: `domain` is the number of words that it covers, `width` the bytes of its values.
  * `side` tells the parts of a record that drop its base (D) from those that make its target (N); all others are "T".
- * @typedef {{part: Part, side: "D" | "N" | "T", domain: number, width: number}} Placed
+ * `dtype` is that of the tensor.
+ * @typedef {{part: Part, side: "D" | "N" | "T", domain: number, width: number, dtype: string}} Placed
  */
+
+/** The feature that a reader of `ranked` has. */
+export const RANKED = "ranked@1.1";
 
 const OPS = ["difference", "replace", "add", "new", "drop", "resize"];
 const FLOATS = ["F16", "BF16", "F32", "F64"];
@@ -120,13 +124,14 @@ export function place(record) {
   const news = parts.findIndex((part) => part.op === "new");
   return parts.map((part, i) => {
     const side = i <= drops ? "D" : news >= 0 ? "N" : "T";
-    const end = /** @type {Shaped} */ (side === "D" ? base : target);
-    const width = wordBytes(part.op === "add" ? /** @type {string} */ (part.dtype) : end.dtype);
+    const { dtype } = /** @type {Shaped} */ (side === "D" ? base : target);
+    const width = wordBytes(part.op === "add" ? /** @type {string} */ (part.dtype) : dtype);
     if (side === "T") {
       // After a resize, only the words that both ends have are left to the other parts.
-      return { part, side, width, domain: part.op === "resize" ? Math.abs(after - before) : Math.min(before, after) };
+      const domain = part.op === "resize" ? Math.abs(after - before) : Math.min(before, after);
+      return { part, side, width, dtype, domain };
     }
-    return { part, side, width, domain: side === "D" ? before : after };
+    return { part, side, width, dtype, domain: side === "D" ? before : after };
   });
 }
 
@@ -150,12 +155,29 @@ function checkCounts(record) {
   return all;
 }
 
+/** @param {Part} part @returns {boolean} whether it can be read with its base only */
+export function isRanked(part) {
+  return part.coded && part.index.get("id") === "ranked";
+}
+
 /** @param {TensorRecord[]} records @returns {boolean} whether a delta of them can be reverted */
 export function isInvertible(records) {
   return records.every(({ parts }) => parts.every((part) => {
     const forgets = !part.coded && (part.op === "resize" || (part.op === "drop" && part.to === null));
-    return part.op !== "replace" && part.op !== "add" && !forgets;
+    return part.op !== "replace" && part.op !== "add" && !forgets && !isRanked(part);
   }));
+}
+
+/**
+ * SD217.
+ * @param {Manifest} manifest
+ */
+export function checkCompact({ tensors, version, profile, must_understand: features }) {
+  if (tensors.some(({ parts }) => parts.some(isRanked))) {
+    rule(version !== "1.0", "SD217", `ranked in version ${version}`);
+    rule(profile === "compact", "SD217", `ranked in profile ${profile}`);
+    rule(features.includes(RANKED), "SD217", `ranked, and ${RANKED} is not in must_understand`);
+  }
 }
 
 /**
@@ -169,7 +191,7 @@ export function checkRecords(manifest) {
   }
   manifest.tensors.forEach(checkParts);
   for (const record of manifest.tensors) {
-    record.parts.filter((part) => part.coded).forEach((part) => checkCodecs(record.name, part));
+    place(record).filter(({ part }) => part.coded).forEach(({ part, dtype }) => checkCodecs(record.name, part, dtype));
   }
   const entries = manifest.tensors.map(checkCounts).reduce((a, b) => a + b, 0n);
   const isRoot = manifest.set !== null && manifest.set.part === 0;

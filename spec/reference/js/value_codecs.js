@@ -1,5 +1,5 @@
 /**
- * The value codecs: `packed`, `zigzag`, `planes`, `raw`.
+ * The value codecs: `packed`, `zigzag`, `planes`, `raw`. Of `ranked`, that it has no stream.
  *
  * Words of 8 bytes are bigints, all others numbers. Typed arrays take what they are given modulo 2^(8W), negative
  * numbers too: that is the two's complement which the codecs ask for.
@@ -62,9 +62,10 @@ function isExceptionLength(length, held, width) {
  * @param {Uint8Array} stream MAG
  * @param {number} held m
  * @param {number} bits p
+ * @param {string} [code]
  * @returns {Uint8Array}
  */
-function readSymbols(stream, held, bits) {
+export function readSymbols(stream, held, bits, code = "SD406") {
   const symbols = new Uint8Array(held);
   const q = stream.length;
   for (let i = 0; bits > 0 && i < held; i += 1) {
@@ -73,7 +74,7 @@ function readSymbols(stream, held, bits) {
   // Those that would lie at or behind m are spare.
   for (let i = held; bits > 0 && i < q * (8 / bits); i += 1) {
     const spare = (stream[i % q] >> (Math.floor(i / q) * bits)) & (2 ** bits - 1);
-    rule(spare === 0, "SD406", "a spare bit of MAG is set");
+    rule(spare === 0, code, "a spare bit of a symbol is set");
   }
   return symbols;
 }
@@ -181,4 +182,19 @@ export const rawValue = {
   allows: ([length], held, width) => Number.isInteger(held) && length === held * width,
   marks: readWords,
   decode: readWords,
+};
+
+/** @returns {never} */
+const noValues = () => {
+  throw new Error("a block of ranked has no value streams of its own");
+};
+
+/** @type {ValueCodec} */
+export const rankedValue = {
+  id: "ranked",
+  streams: () => 0,
+  held: noValues,
+  allows: () => true,
+  marks: noValues,
+  decode: noValues,
 };
