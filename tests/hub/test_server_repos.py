@@ -178,7 +178,7 @@ def test_who_may_read_reads(hub: HubServer, client: Client, tmp_path: Path) -> N
         client(call, name="auth_check", token=TOKENS["bob"], repo_id="carol/gated")
     assert caught.value.type == "GatedRepoError"
     with pytest.raises(ClientError) as caught:
-        client(call, name="auth_check", token=TOKENS["bob"], repo_id="acme/secret", write=True)
+        client(commit, repo="acme/secret", token=TOKENS["bob"], files={"b": "b"})
     assert caught.value.status == 403
     told = client(about, repo="carol/gated")
     assert told["gated"] == "auto"

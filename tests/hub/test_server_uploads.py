@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,10 @@ from hubserver.process import HubServer
 from huggingface_hub import HfApi, HfFileSystem, get_safetensors_metadata, snapshot_download
 
 CARD = "---\nlicense: mit\n---\n# A model\n"
+
+
+CLIENT = tuple(int(part) for part in version("huggingface_hub").split(".")[:2])
+"""The version of the client: what it does by itself differs."""
 
 
 def upload(repo: str, folder: str, token: str, **options: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -123,7 +128,7 @@ def test_a_pinned_snapshot_costs_no_request(
     hub.clear_log()
     again = client(download, repo="org/base", cache=cache, token=TOKENS["bob"], revision=sha)
     assert first == again
-    assert hub.log() == []
+    assert len(hub.log()) == (0 if CLIENT >= (1, 31) else 1)
 
 
 def test_ranges_of_a_file(hub: HubServer, client: Client, folder: Path) -> None:
@@ -191,6 +196,7 @@ def test_xet(
     assert found == digests(folder)
 
 
+@pytest.mark.skipif(CLIENT < (1, 31), reason="this client asks whether there is Xet")
 def test_a_hub_without_xet_is_an_error_to_a_client_with_it(
     hub: HubServer, xet_client: Client, folder: Path
 ) -> None:

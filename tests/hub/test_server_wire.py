@@ -7,6 +7,7 @@ import http.client
 import struct
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,10 @@ from hubserver.people import TOKENS
 from hubserver.process import HubServer
 from hubserver.xet import XetFile, parse_shard
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
+
+CLIENT = tuple(int(part) for part in version("huggingface_hub").split(".")[:2])
+TRIES_AGAIN = CLIENT >= (1, 31)
+"""Whether the client goes on after a connection has ended."""
 
 CONTENT = bytes(range(256)) * 40
 
@@ -138,10 +143,10 @@ FAULTS: list[tuple[dict[str, Any], bool]] = [
     ({"kind": "status", "status": 429, "retry_after": 1}, True),
     ({"kind": "status", "status": 429, "ratelimit": 1}, True),
     ({"kind": "status", "status": 500, "times": None}, False),
-    ({"kind": "drop"}, True),
-    ({"kind": "cut", "after": 100}, True),
+    ({"kind": "drop"}, TRIES_AGAIN),
+    ({"kind": "cut", "after": 100}, TRIES_AGAIN),
     ({"kind": "slow", "seconds": 0.01}, True),
-    ({"kind": "lost"}, True),
+    ({"kind": "lost"}, TRIES_AGAIN),
 ]
 
 
@@ -164,7 +169,7 @@ def test_faults_of_downloads(
     else:
         with pytest.raises(ClientError) as caught:
             client(fetch, repo="org/base", cache=cache)
-        assert caught.value.status == fault["status"]
+        assert caught.value.status == fault.get("status")
         assert not [path for path in Path(cache).rglob("*") if path.name == "w.safetensors"]
     found = [entry["fault"] for entry in hub.log() if entry["method"] == "GET"]
     assert found[0] == fault["kind"]
@@ -183,7 +188,7 @@ def test_a_wrong_byte_of_the_right_length_is_not_seen_by_the_client(
 
 UPLOADS: list[tuple[dict[str, Any], bool]] = [
     ({"kind": "corrupt_upload", "match": "^PUT", "at": 5}, False),
-    ({"kind": "cut_upload", "match": "^PUT", "after": 1000}, True),
+    ({"kind": "cut_upload", "match": "^PUT", "after": 1000}, TRIES_AGAIN),
     ({"kind": "cut_upload", "match": "^PUT", "after": 1000, "times": None}, False),
     ({"kind": "status", "match": "/commit/", "status": 403}, False),
     ({"kind": "cut_upload", "match": "/commit/", "after": 100}, False),
