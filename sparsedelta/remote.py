@@ -269,7 +269,7 @@ def list_remote(url: Url, *, below: bool) -> dict[str, int]:
         RemoteError: The folder cannot be listed.
     """
     fs, path = connect(url)
-    prefix = path.rstrip("/") + "/"
+    prefix = f"{path.rstrip('/')}/" if path else ""
 
     def entries() -> list[Mapping[str, Any]]:
         fs.invalidate_cache(path)

@@ -52,6 +52,8 @@ def info(delta: Location, *, tensors: bool, as_json: bool, quiet: bool) -> None:
     """Say what DELTA is, from its header and manifest; or a checkpoint, from its headers."""
     try:
         found = sparsedelta.info(delta)
+    except sparsedelta.HubError:
+        raise  # then there is no checkpoint either
     except sparsedelta.SparseDeltaError:
         if not _print_checkpoint(delta, as_json=as_json):
             raise

@@ -93,7 +93,10 @@ class HubStore:
 
     def _list(self) -> dict[str, HubFile]:
         if is_offline():
-            return self._cached_files()
+            found = self._cached_files()
+            if not found:
+                raise self._absent(self.path or "anything")
+            return found
         subject = self.account.subject(f"list the files of {self.reference}", self.reference)
         try:
             return asked(subject, self._ask_for_list, attempts=2, token=self.account.token)
