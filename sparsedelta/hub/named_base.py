@@ -79,15 +79,23 @@ def at_named_commit(
     location = as_location(base)
     if not isinstance(location, Url) or not is_hub(location) or "commit" in location.known:
         return location
-    reference = parse_reference(location)
-    if reference.revision is not None:
+    if parse_reference(location).revision is not None:
         return location
     for delta in deltas:
         found = named_base(delta)
-        if found is not None and found.repo == reference.repo and found.commit is not None:
-            if _exists(reference, found.commit, location):
-                location.known["commit"] = found.commit
-            break
+        if found is not None and found.repo is not None:
+            return at_commit(location, found.repo, found.commit)
+    return location
+
+
+def at_commit(location: Location, repo: str | None, commit: str | None) -> Location:
+    """A location at a commit, if it lies in that repository, names no revision, and it exists."""
+    if not isinstance(location, Url) or not is_hub(location) or commit is None:
+        return location
+    reference = parse_reference(location)
+    is_meant = reference.repo == repo and reference.revision is None
+    if is_meant and "commit" not in location.known and _exists(reference, commit, location):
+        location.known["commit"] = commit
     return location
 
 
