@@ -16,8 +16,10 @@ from sparsedelta.delta import SPARSE_OPS, Delta, Part, TensorDelta, content_dige
 from sparsedelta.digests import Digest
 from sparsedelta.errors import DAMAGED, FormatError, UsageError
 from sparsedelta.header import Header
+from sparsedelta.hub.at_hand import bring, delta_location
+from sparsedelta.hub.references import is_hub
 from sparsedelta.limits import MEMORY_BUDGET_BYTES, WORK_BUDGET_BYTES
-from sparsedelta.locations import LocationLike
+from sparsedelta.locations import Location, LocationLike, as_location
 from sparsedelta.manifest import Manifest
 from sparsedelta.records import PartRecord, TensorRecord
 from sparsedelta.sets import check_merged, open_parts
@@ -33,7 +35,10 @@ class DeltaReader(Closing):
     Opening reads and checks headers and manifests (rules SD1xx, SD2xx and SD6xx), nothing else.
 
     Args:
-        path: The delta, local or by URL: a file, the root of a set, or one part file by itself.
+        path: The delta, local or by URL: a file, the root of a set, or one part file by itself; or
+            a repository on the Hub that holds one.
+        ahead: Whether more of it will be read than some parts: where it is remote, blocks that
+            follow one another are then read in one go. None: yes, but not of one on the Hub.
 
     Attributes:
         path: Where the delta file lies: a path, or a URL.
@@ -46,9 +51,11 @@ class DeltaReader(Closing):
         CheckpointError: The file cannot be read.
     """
 
-    def __init__(self, path: LocationLike) -> None:
+    def __init__(self, path: LocationLike, *, ahead: bool | None = None) -> None:
         with ExitStack() as stack:
-            root = open_file(path)
+            location = as_location(path)
+            ahead = not is_hub(location) if ahead is None else ahead
+            root = open_file(location, ahead=ahead)
             stack.callback(root.close)
             self.path = root.path
             self.header: Header = root.header
@@ -56,7 +63,7 @@ class DeltaReader(Closing):
             self.root = root
             self.files: Sequence[DeltaFile] = (root,)
             if self.is_set:
-                self.files = open_parts(root)
+                self.files = open_parts(root, ahead=ahead)
                 for file in self.files:
                     stack.callback(file.close)
                 merged = [record for file in self.files for record in file.manifest.tensors]
@@ -379,11 +386,29 @@ class DeltaReader(Closing):
         self._stack.close()
 
 
-def open_delta(delta: LocationLike | DeltaReader) -> DeltaReader:
+def open_delta(delta: LocationLike | DeltaReader, *, whole: bool = True) -> DeltaReader:
     """A reader of ``delta``, or ``delta`` itself if it is one.
+
+    Args:
+        delta: The delta.
+        whole: Whether all of it will be read: one on the Hub is then brought into the client's
+            cache, unless its location says ``stream``. If not, it is read by ranges.
 
     Raises:
         FormatError: A rule is broken.
         CheckpointError: The file cannot be read.
     """
-    return delta if isinstance(delta, DeltaReader) else DeltaReader(delta)
+    if isinstance(delta, DeltaReader):
+        return delta
+    location = as_location(delta)
+    if whole and is_hub(location):
+        _bring(location)
+    return DeltaReader(location, ahead=whole)
+
+
+def _bring(location: Location) -> None:
+    root = delta_location(location)
+    bring([root])
+    with open_file(root) as file:
+        place = file.manifest.place
+        bring([file.path.parent / part.name for part in place.parts] if place else [])

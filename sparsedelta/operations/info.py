@@ -135,7 +135,7 @@ def info(delta: LocationLike | DeltaReader) -> DeltaInfo:
         FormatError: A rule of SD1xx, SD2xx or SD6xx is broken.
         CheckpointError: The file cannot be read.
     """
-    reader = open_delta(delta)
+    reader = open_delta(delta, whole=False)
     try:
         return _describe(reader)
     finally:
