@@ -10,7 +10,7 @@ import hashlib
 from math import ceil
 
 from hubserver.blobs import pieces
-from hubserver.calls import Call
+from hubserver.calls import Call, strings
 from hubserver.errors import HubError, forbidden
 from hubserver.hub import Hub
 from hubserver.messages import Answer, of_json
@@ -38,6 +38,9 @@ def batch(call: Call) -> Answer:
     objects = document.get("objects")
     if not isinstance(objects, list):
         raise HubError(400, '"objects" must be a list')
+    if call.hub.settings.xet and "xet" in strings(document.get("transfers", []), "transfers"):
+        # Clients before 1.31 leave the choice to the Hub.
+        return of_json({"transfer": "xet", "objects": objects, "hash_algo": "sha256"})
     told: list[dict[str, object]] = []
     for entry in objects:
         sha256, size = entry.get("oid"), entry.get("size")

@@ -167,7 +167,7 @@ class HubServer:
             "HF_HUB_DISABLE_UPDATE_CHECK": "1",
             "HF_HUB_DISABLE_XET": "0" if xet else "1",
             "OMP_NUM_THREADS": "1",
-            "NO_PROXY": "127.0.0.1",
+            "NO_PROXY": "127.0.0.1,localhost",
         }
         environment.pop("HF_TOKEN", None)
         if user is not None:

@@ -67,8 +67,9 @@ class Server(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Where it listens."""
-        return f"http://127.0.0.1:{self.server_address[1]}"
+        """Where it listens: two names, as some clients tell origins apart by name only."""
+        host = "127.0.0.1" if self.origin == "hub" else "localhost"
+        return f"http://{host}:{self.server_address[1]}"
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Clients go away whenever they like; anything else is shown on stderr."""

@@ -100,6 +100,14 @@ def known(folder: Path, sha256: str) -> XetFile | None:
     return None
 
 
+def link_or_copy(source: str, target: str) -> None:
+    """The same file under another name; a database is copied, as it would be locked."""
+    if source.endswith(".redb"):
+        shutil.copyfile(source, target)
+    else:
+        os.link(source, target)
+
+
 def adopt(hub: Hub, sha256: str) -> str | None:
     """Take over a content that came through Xet, for plain HTTP as well; gives its Xet hash."""
     file = known(hub.cas, sha256)
@@ -107,11 +115,11 @@ def adopt(hub: Hub, sha256: str) -> str | None:
         return file.hash if file is not None else None
     import hf_xet  # noqa: PLC0415 - a Hub without Xet has no need of it
 
-    # A client that is still running has the storage's database locked: read a view without it.
+    # A client that is still running has the storage's database locked: read one of our own.
     with tempfile.TemporaryDirectory(dir=hub.folder) as folder:
         view, target = Path(folder) / "view", Path(folder) / "content"
         shutil.copytree(
-            hub.cas, view, copy_function=os.link, ignore=shutil.ignore_patterns("*.redb", ".tmp*")
+            hub.cas / "xet" / "xorbs", view / "xet" / "xorbs", copy_function=link_or_copy
         )
         with hf_xet.XetSession().new_file_download_group(endpoint=f"local://{view}") as group:
             group.start_download_file(hf_xet.XetFileInfo(file.hash, file.size), str(target))
