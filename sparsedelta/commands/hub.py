@@ -72,7 +72,9 @@ def push(
     """
     if no_check_base and full_check_base:
         raise click.UsageError("give either --no-check-base or --full-check-base")
-    check: Literal["quick", "full", "none"] = "none" if no_check_base else "full" if full_check_base else "quick"
+    check: Literal["quick", "full", "none"] = (
+        "none" if no_check_base else "full" if full_check_base else "quick"
+    )
     with progress_bar("push", quiet=quiet) as progress:
         report = sparsedelta.push(
             delta,

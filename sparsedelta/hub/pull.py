@@ -10,12 +10,18 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from sparsedelta.checkpoint import FileCheckpoint
+from sparsedelta.container import open_file
 from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.errors import FormatError, HubError, OutputError, UsageError
 from sparsedelta.hub.at_hand import delta_locations
 from sparsedelta.hub.chains import link_number
 from sparsedelta.hub.client import Account
-from sparsedelta.hub.manifest_file import ManifestFile, read_manifest_file
+from sparsedelta.hub.manifest_file import (
+    MANIFEST_FILE,
+    ListedFile,
+    ManifestFile,
+    read_manifest_file,
+)
 from sparsedelta.hub.named_base import at_commit
 from sparsedelta.hub.references import Reference, parse_reference, repository
 from sparsedelta.hub.store import HubStore, pinned
@@ -138,10 +144,11 @@ def pull(
             "order",
             hint=f"name one: hf://{reference}/{roots[0]}; or --local-dir DIR",
         )
-    names = [name for root in roots for name in _set_names(store, listed, root)]
     if dry_run:
+        names = [name for root in roots for name in _set_names(store, listed, root)]
         return _report(store, listed, names, roots, None)
-    found = _verified(store, listed, names, roots, options)
+    found = _verified(store, listed, roots, options)
+    names = list(found)
     if local_dir is not None:
         where = _write_folder(found, output_path(local_dir), force=force)
         return _report(store, listed, names, roots, where / roots[-1])
@@ -168,35 +175,24 @@ def _set_names(store: HubStore, listed: ManifestFile | None, root: str) -> list[
     for delta in listed.deltas if listed is not None else ():
         if delta.path == root:
             return [file.path for file in delta.files]
-    with DeltaReader(store.url(root), ahead=False) as reader:
-        place = reader.manifest.place
+    with open_file(store.url(root), ahead=False) as file:  # from the cache, if it is there
+        place = file.manifest.place
         folder = PurePosixPath(root).parent
         parts = place.parts if place is not None and place.is_root else ()
         return [root, *(str(folder / part.name) for part in parts)]
 
 
 def _verified(
-    store: HubStore,
-    listed: ManifestFile | None,
-    names: Sequence[str],
-    roots: Sequence[str],
-    options: _Options,
+    store: HubStore, listed: ManifestFile | None, roots: Sequence[str], options: _Options
 ) -> dict[str, Path]:
-    """Files in the client's cache, after every check."""
+    """Files of deltas in the client's cache, after every check, by their paths."""
     told = {file.path: file for file in listed.files} if listed is not None else {}
     found: dict[str, Path] = {}
-    for name in names:
-        entry = store.files.get(name)
-        if entry is None:
-            raise HubError(
-                f"{store.reference} lacks {name}, which belongs to its delta",
-                reason="entry",
-                hint="push the delta again, or name another revision",
-            )
-        wanted = {entry.sha256} if entry.sha256 else set()
-        wanted |= {told[name].sha256} if name in told else set()
-        found[name] = _fetched(store, name, entry.size, wanted, options)
     for root in roots:
+        found[root] = _fetched(store, root, told.get(root), options)
+        for name in _set_names(store, listed, root):
+            if name not in found:
+                found[name] = _fetched(store, name, told.get(name), options)
         report = validate(found[root], threads=options.threads, progress=options.progress)
         if not report.ok:
             problem = report.problems[0]
@@ -208,24 +204,23 @@ def _verified(
     return found
 
 
-def _fetched(store: HubStore, name: str, size: int, wanted: set[str], options: _Options) -> Path:
-    # Twice at most: what came damaged, or was so in the cache, is got again.
-    for attempt in range(2):
-        path = store.fetch(name, again=attempt > 0, quiet=options.quiet)
-        is_whole = path.stat().st_size == size
-        sha256 = _sha256(path)
-        if is_whole and wanted <= {sha256}:
-            return path
-        # The client would take it for the file from now on.
-        path.resolve().unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
-    expected = " and ".join(sorted(wanted))
-    raise HubError(
-        f"{name} of {store.reference} came damaged, twice: its SHA-256 is {sha256}, expected "
-        f"{expected} (of {size} bytes)",
-        reason="corrupt",
-        hint="the network or a proxy changes what it carries: use another one, or try again later",
-    )
+def _fetched(store: HubStore, name: str, told: ListedFile | None, options: _Options) -> Path:
+    entry = store.files.get(name)
+    if entry is None:
+        raise HubError(
+            f"{store.reference} lacks {name}, which belongs to its delta",
+            reason="entry",
+            hint="push the delta again, or name another revision",
+        )
+    path = store.fetch(name, is_doubted=True, quiet=options.quiet)
+    if told is not None and (told.size, told.sha256) != (entry.size, entry.sha256 or _sha256(path)):
+        raise HubError(
+            f"{name} of {store.reference} is not the file that {MANIFEST_FILE} lists: its SHA-256 "
+            f"is {entry.sha256 or _sha256(path)}, expected {told.sha256}",
+            reason="corrupt",
+            hint="it was replaced by itself: push the delta again",
+        )
+    return path
 
 
 def _sha256(path: Path) -> str:
@@ -295,7 +290,7 @@ def _pull_chain(way: _Way, options: _Options, *, dry_run: bool) -> PullReport:
     if dry_run or path is None:
         return _report(store, listed, names, roots, None, links=links)
     check_output(path, force=options.force, directory=start is not None)
-    found = _verified(store, listed, names, roots, options)
+    found = _verified(store, listed, roots, options)
     deltas = [found[root] for root in roots]
     applied = None
     if start is not None:

@@ -147,7 +147,10 @@ def push(
         _refuse_invalid(reader, threads, progress)
         state = look(account, target)
         if chain and state.listed is not None:
-            found, notes = None, []  # its base is the target of the last link, or it is refused
+            found, notes = (
+                None,
+                list[str](),
+            )  # its base is the target of the last link, or it is refused
         else:
             found, notes = _checked_base(reader, base, account, check)
         pushed = _Pushed(

@@ -6,6 +6,7 @@ the commit and the list of its files are kept with the location that a user has 
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from sparsedelta.locations import Url
 
 _TIMEOUT: Final = 30
 _REDIRECTS_KEPT: Final = 256
+_DOWNLOADS: Final = 2
+_PIECE_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,39 +147,75 @@ class HubStore:
         )
         return Path(found) if isinstance(found, str) else None
 
-    def fetch(self, path: str, *, again: bool = False, quiet: bool = False) -> Path:
-        """Bring a file into the client's cache, as the client does it.
+    def fetch(self, path: str, *, is_doubted: bool = False, quiet: bool = False) -> Path:
+        """Bring a file into the client's cache, as the client does it, and verify it.
+
+        The client compares sizes only: what comes otherwise than it was pushed is got once more.
 
         Args:
             path: The file.
-            again: Also if there is one already: it was found damaged.
+            is_doubted: Whether a file that is there already is verified, too.
             quiet: Without a progress bar.
 
         Returns:
             Where it lies there.
 
         Raises:
-            HubError: It cannot be had.
+            HubError: It cannot be had, or comes damaged every time.
         """
-        found = None if again else self.cached(path)
-        if found is not None:
+        found = self.cached(path)
+        if found is not None and (not is_doubted or self._is_sound(path, found)):
             return found
+        if found is not None:
+            _remove(found)
+        for attempt in range(_DOWNLOADS):
+            found = self._download(path, again=attempt > 0, quiet=quiet)
+            if self._is_sound(path, found):
+                return found
+            _remove(found)  # the client would take it for the file from now on
+        entry = self.files[path]
+        expected = f"SHA-256 {entry.sha256}" if entry.sha256 else f"git blob {entry.blob}"
+        raise HubError(
+            f"{path} of {self.reference} came damaged, {_DOWNLOADS} times: expected {entry.size} "
+            f"bytes of {expected}, found other ones",
+            reason="corrupt",
+            hint="the network or a proxy changes what it carries: use another one, or try later",
+        )
+
+    def _is_sound(self, path: str, found: Path) -> bool:
+        entry = self.files.get(path)
+        if entry is None:
+            return True  # the list is that of the cache
+        if found.stat().st_size != entry.size:
+            return False
+        with found.open("rb") as file:
+            if entry.sha256 is not None:
+                return hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
+            blob = hashlib.sha1(b"blob %d\0" % entry.size, usedforsecurity=False)
+            while data := file.read(_PIECE_BYTES):
+                blob.update(data)
+            return entry.blob is None or blob.hexdigest() == entry.blob
+
+    def _download(self, path: str, *, again: bool, quiet: bool) -> Path:
+        hub = self.account.api()
         subject = self.account.subject(f"read {path}", self.reference, is_short=self._is_short)
         bars = {"tqdm_class": _silent_bar()} if quiet else {}
-
-        def get() -> str:
-            return str(
-                self.account.api().hf_hub_download(
-                    self.reference.repo,
-                    path,
-                    revision=self.commit,
-                    cache_dir=self.account.cache_dir,
-                    force_download=again,
-                    **bars,
-                )
+        return Path(
+            asked(
+                subject,
+                lambda: str(
+                    hub.hf_hub_download(
+                        self.reference.repo,
+                        path,
+                        revision=self.commit,
+                        cache_dir=self.account.cache_dir,
+                        force_download=again,
+                        **bars,
+                    )
+                ),
+                token=self.account.token,
             )
-
-        return Path(asked(subject, get, token=self.account.token))
+        )
 
     # What fsspec's file systems have.
 
@@ -271,6 +310,11 @@ def _get(utils: Any, url: str, headers: dict[str, str]) -> bytes:  # noqa: ANN40
     )
     utils.hf_raise_for_status(response)
     return bytes(response.content)
+
+
+def _remove(found: Path) -> None:
+    found.resolve().unlink(missing_ok=True)
+    found.unlink(missing_ok=True)
 
 
 def _silent_bar() -> Any:  # noqa: ANN401 (a class)
