@@ -16,10 +16,9 @@ from sparsedelta.delta import SPARSE_OPS, Delta, Part, TensorDelta, content_dige
 from sparsedelta.digests import Digest
 from sparsedelta.errors import DAMAGED, FormatError, UsageError
 from sparsedelta.header import Header
-from sparsedelta.hub.at_hand import bring, delta_location
 from sparsedelta.hub.references import is_hub
 from sparsedelta.limits import MEMORY_BUDGET_BYTES, WORK_BUDGET_BYTES
-from sparsedelta.locations import Location, LocationLike, as_location
+from sparsedelta.locations import LocationLike, as_location
 from sparsedelta.manifest import Manifest
 from sparsedelta.records import PartRecord, TensorRecord
 from sparsedelta.sets import check_merged, open_parts
@@ -384,31 +383,3 @@ class DeltaReader(Closing):
     def close(self) -> None:
         """Close the files."""
         self._stack.close()
-
-
-def open_delta(delta: LocationLike | DeltaReader, *, whole: bool = True) -> DeltaReader:
-    """A reader of ``delta``, or ``delta`` itself if it is one.
-
-    Args:
-        delta: The delta.
-        whole: Whether all of it will be read: one on the Hub is then brought into the client's
-            cache, unless its location says ``stream``. If not, it is read by ranges.
-
-    Raises:
-        FormatError: A rule is broken.
-        CheckpointError: The file cannot be read.
-    """
-    if isinstance(delta, DeltaReader):
-        return delta
-    location = as_location(delta)
-    if whole and is_hub(location):
-        _bring(location)
-    return DeltaReader(location, ahead=whole)
-
-
-def _bring(location: Location) -> None:
-    root = delta_location(location)
-    bring([root])
-    with open_file(root) as file:
-        place = file.manifest.place
-        bring([file.path.parent / part.name for part in place.parts] if place else [])

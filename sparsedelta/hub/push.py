@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from importlib import import_module
-from pathlib import Path
 from typing import Any, Final, Literal
 
 from sparsedelta.console import format_bytes
-from sparsedelta.container import DeltaFile
-from sparsedelta.delta_reader import DeltaReader, open_delta
-from sparsedelta.errors import FormatError, HubError, OutputError, UsageError
-from sparsedelta.hub.at_hand import DELTA_FILE
+from sparsedelta.delta_reader import DeltaReader
+from sparsedelta.errors import FormatError, HubError, UsageError
 from sparsedelta.hub.base_check import BaseCheck, check_base
-from sparsedelta.hub.card import CARD, CardFacts, license_of, renewed_card
-from sparsedelta.hub.chains import added_link
+from sparsedelta.hub.card import license_of
 from sparsedelta.hub.client import Account
 from sparsedelta.hub.commits import Committed, RepositoryState, commit_changes, look
 from sparsedelta.hub.errors import asked
-from sparsedelta.hub.manifest_file import (
-    MANIFEST_FILE,
-    ListedBase,
-    ListedDelta,
-    ListedFile,
-    ManifestFile,
-)
 from sparsedelta.hub.named_base import named_base
+from sparsedelta.hub.plan import Plan, Pushed, added_files
 from sparsedelta.hub.references import Reference, repository
-from sparsedelta.hub.store import HubStore
-from sparsedelta.locations import LocationLike, Url
-from sparsedelta.operations.info import DeltaInfo, info
+from sparsedelta.locations import LocationLike
+from sparsedelta.open_delta import open_delta
 from sparsedelta.operations.standpoint import refuse_part
 from sparsedelta.operations.validate import validate
 from sparsedelta.progress import Progress, silent
@@ -70,17 +58,6 @@ class PushReport:
     license: str | None
     base: BaseCheck | None
     notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Pushed:
-    """A delta that is to be pushed."""
-
-    info: DeltaInfo
-    untouched: tuple[str, ...]
-    listed: ListedDelta
-    base: ListedBase
-    operations: Mapping[str, Any]
 
 
 def push(
@@ -143,7 +120,7 @@ def push(
         if reader is not delta:
             stack.enter_context(reader)
         refuse_part(reader)
-        operations = _operations(reader)
+        operations = added_files(reader)
         _refuse_invalid(reader, threads, progress)
         state = look(account, target)
         if chain and state.listed is not None:
@@ -153,16 +130,10 @@ def push(
             )  # its base is the target of the last link, or it is refused
         else:
             found, notes = _checked_base(reader, base, account, check)
-        pushed = _Pushed(
-            info(reader),
-            tuple(reader.manifest.untouched),
-            _listed(reader, operations),
-            _listed_base(reader, found),
-            operations,
-        )
+        pushed = Pushed.of(reader, operations, found)
     base_card = {} if found is None else _base_card(account, found)
     _check_tag(account, state, tag)
-    plan = _Plan(pushed, target.repo, license, base_card, is_chain=chain)
+    plan = Plan(pushed, target.repo, license, base_card, is_chain=chain)
     changes = plan.changes(state)
     is_new = not state.is_unchanged(changes)
     made: Committed | None = None
@@ -191,7 +162,7 @@ def push(
 
 
 def _commit(
-    account: Account, state: RepositoryState, plan: _Plan, how: Mapping[str, Any]
+    account: Account, state: RepositoryState, plan: Plan, how: Mapping[str, Any]
 ) -> tuple[RepositoryState, dict[str, Any], Committed | None]:
     """Commit; if another commit came first, look again, and go on if that makes sense.
 
@@ -218,67 +189,6 @@ def _commit(
                 raise
             state = again
     raise AssertionError  # the last attempt returns or raises
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What a push makes of a repository, whatever is in it when it comes to that."""
-
-    pushed: _Pushed
-    repo: str
-    license: str | None
-    base_card: Mapping[str, Any]
-    is_chain: bool
-
-    def _listed(self, state: RepositoryState) -> tuple[ManifestFile, Mapping[str, Any]]:
-        pushed, old = self.pushed, state.listed
-        if self.is_chain:
-            return added_link(state, pushed.listed, pushed.base, pushed.operations)
-        if old is not None and old.is_chain:
-            raise UsageError(
-                f"{self.repo} holds a chain of {len(old.deltas)} deltas: one delta does not "
-                "replace it",
-                hint="--chain adds it as the next link; or push it to another repository",
-            )
-        return ManifestFile(pushed.base, (pushed.listed,)), pushed.operations
-
-    def changes(self, state: RepositoryState) -> dict[str, Any]:
-        """For each path what adds it, or None where it goes.
-
-        Raises:
-            UsageError: The repository holds what this delta does not belong to.
-        """
-        listed, operations = self._listed(state)
-        old = state.listed
-        if old == listed and not operations:
-            return {}  # a link of the chain already
-        facts = CardFacts(
-            self.repo, listed, self.pushed.info, self.pushed.untouched, self.license, self.base_card
-        )
-        hub = import_module("huggingface_hub")
-        changes: dict[str, Any] = dict(operations)
-        card = renewed_card(state.card, facts).encode()
-        for path, content in ((MANIFEST_FILE, listed.to_bytes()), (CARD, card)):
-            changes[path] = hub.CommitOperationAdd(path_in_repo=path, path_or_fileobj=content)
-        kept = {file.path for file in listed.files}
-        for file in old.files if old is not None else ():
-            if file.path not in kept and file.path in state.files:
-                changes[file.path] = None
-        return changes
-
-    def message(self, state: RepositoryState) -> str:
-        """First line of the commit's message."""
-        listed = self._listed(state)[0]
-        what = f"link {len(listed.deltas)}" if listed.is_chain else "delta"
-        delta = self.pushed.listed
-        return f"Push {what}: {delta.nnz:,} words in {delta.tensors} tensors"
-
-    def goes_on(self, before: RepositoryState, now: RepositoryState) -> bool:
-        """Whether the change is still valid though another commit came first."""
-        if before.listed == now.listed:
-            return True  # somebody has edited the card, or other files
-        tip = None if now.listed is None else now.listed.target
-        return self.is_chain and tip == self.pushed.listed.base
 
 
 def _target(repo: str | Reference, revision: str | None, *, create_pr: bool) -> Reference:
@@ -312,65 +222,6 @@ def _refuse_invalid(reader: DeltaReader, threads: int | None, progress: Progress
         f"{first.message.removeprefix(f'{first.rule}: ')}{more}: it is not pushed",
         hint=f"sparsedelta validate {reader.path} lists what is wrong",
     )
-
-
-def _local(file: DeltaFile) -> Path:
-    path = HubStore(file.path).cached() if isinstance(file.path, Url) else file.path
-    if path is None:
-        raise OutputError(
-            f"cannot push {file.path}: it is not here", hint="copy it here first, and push the copy"
-        )
-    return path
-
-
-def _files(reader: DeltaReader) -> Sequence[DeltaFile]:
-    return (reader.root, *reader.files) if reader.is_set else (reader.root,)
-
-
-def _operations(reader: DeltaReader) -> dict[str, Any]:
-    """What adds each file, by its name in a repository; making it digests the file."""
-    hub = import_module("huggingface_hub")
-    found: dict[str, Any] = {}
-    for file in _files(reader):
-        path = _local(file)
-        name = DELTA_FILE if file is reader.root else file.path.name
-        found[name] = hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(path))
-    return found
-
-
-def _listed(reader: DeltaReader, operations: Mapping[str, Any]) -> ListedDelta:
-    manifest = reader.manifest
-    files = tuple(
-        ListedFile(name, each.upload_info.size, each.upload_info.sha256.hex())
-        for name, each in operations.items()
-    )
-    return ListedDelta(
-        path=DELTA_FILE,
-        base=manifest.base,
-        target=manifest.target,
-        content=manifest.content,
-        format_version=manifest.version,
-        profile=manifest.profile,
-        nnz=manifest.nnz,
-        tensors=len(manifest.tensors),
-        invertible=manifest.invertible,
-        method=_method(manifest.metadata),
-        files=files,
-    )
-
-
-def _method(metadata: Mapping[str, str]) -> str | None:
-    for prefix in ("gallop", "compose"):
-        if any(key.startswith(f"{prefix}.") for key in metadata):
-            return prefix
-    return metadata.get("method")
-
-
-def _listed_base(reader: DeltaReader, found: BaseCheck | None) -> ListedBase:
-    fingerprint = reader.manifest.base
-    if found is None:
-        return ListedBase(None, None, fingerprint)
-    return ListedBase(found.repo, found.commit, fingerprint, found.files)
 
 
 def _checked_base(

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, TypeAlias
 
-from sparsedelta.delta_reader import DeltaReader, open_delta
+from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.errors import FormatError, UsageError
 from sparsedelta.hub.at_hand import delta_locations
 from sparsedelta.hub.references import is_hub
 from sparsedelta.locations import LocationLike, as_location
+from sparsedelta.open_delta import open_delta
 from sparsedelta.operations.standpoint import refuse_part
 
 DeltaLike: TypeAlias = LocationLike | DeltaReader
@@ -45,7 +46,7 @@ def open_all(
     Args:
         deltas: The deltas; a repository on the Hub may hold a chain of them.
         stack: Closes them.
-        whole: See :func:`~sparsedelta.delta_reader.open_delta`.
+        whole: See :func:`~sparsedelta.open_delta.open_delta`.
 
     Raises:
         FormatError: A rule is broken.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sparsedelta.checkpoint import FileCheckpoint
 from sparsedelta.checkpoint_files import find_files
-from sparsedelta.delta_reader import DeltaReader, open_delta
+from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.errors import CheckpointError, DeltaGivenError, HubError, UsageError
 from sparsedelta.locations import Location, LocationLike, Url, as_location, output_path
 from sparsedelta.merging.gradients import Depths, Value, resolve
@@ -18,6 +18,7 @@ from sparsedelta.merging.methods import BoundMethod, check_settings, checked
 from sparsedelta.merging.outcome import TensorMethod
 from sparsedelta.merging.recipes import DTYPES, ModelEntry, Recipe, read_recipe
 from sparsedelta.merging.settings import Settings, TaskSettings
+from sparsedelta.open_delta import open_delta
 from sparsedelta.operations.compose import ComposeReport
 from sparsedelta.operations.composed_checkpoint import ComposedReport, write_checkpoint
 from sparsedelta.operations.composed_delta import write_composed

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from sparsedelta.checkpoint import CheckpointReader, open_checkpoint, segment_digests
-from sparsedelta.delta_reader import DeltaReader, open_delta
+from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.digests import tensor_digest
 from sparsedelta.errors import UsageError, WrongBaseError
 from sparsedelta.hub.named_base import at_named_commit
 from sparsedelta.locations import LocationLike, Url, streamed
+from sparsedelta.open_delta import open_delta
 from sparsedelta.operations.arrows import Arrow, DiffersError, arrows_of, follow, stays
 from sparsedelta.operations.standpoint import refuse_part
 from sparsedelta.words import Bytes, TensorSpec, Words, as_words

@@ -15,7 +15,7 @@ from sparsedelta.delta import (
     bare_content,
     tensor_content,
 )
-from sparsedelta.delta_reader import DeltaReader, open_delta
+from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.digests import plain_digest
 from sparsedelta.errors import (
     FormatError,
@@ -26,6 +26,7 @@ from sparsedelta.errors import (
 )
 from sparsedelta.limits import MAX_PROBLEMS
 from sparsedelta.locations import LocationLike, as_location
+from sparsedelta.open_delta import open_delta
 from sparsedelta.operations.apply import prove
 from sparsedelta.operations.result_files import check_carried, misfit, read_layouts
 from sparsedelta.operations.standpoint import refuse_part, touched_specs
