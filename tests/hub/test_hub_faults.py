@@ -7,8 +7,6 @@ is the real one, in processes that live for many runs; only the pauses between t
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import io
 import json
 import os
 import shutil
@@ -19,80 +17,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from hub_material import BASE, DELTA_FILES, REPO, Material, command, sha256
 from hubserver.client import Client
 from hubserver.people import TOKENS
 from hubserver.process import HubServer
-from safetensors.numpy import save_file
-
-import sparsedelta
-from sparsedelta.cli import main
 
 LANES = 2
 """Servers, each with a client of its own, that share the runs."""
 
 RUNS = int(os.environ.get("SPARSEDELTA_FAULT_RUNS", "200"))
 """How many seeds are tried; each takes about a sixth of a second of CPU time."""
-
-BASE, REPO = "org/base", "alice/delta"
-
-DELTA_FILES = {".gitattributes", "README.md", "delta.safetensors", "sparsedelta.json"}
-
-
-def command(arguments: list[str]) -> dict[str, Any]:
-    """Run a command of ours: its exit code, and what it wrote."""
-    out, errors, code = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
-        try:
-            main(arguments)
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 1
-    return {"code": code, "out": out.getvalue(), "err": errors.getvalue()}
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-@dataclass(frozen=True)
-class Material:
-    """A base, a target, and two deltas between them: the second is a longer way."""
-
-    base: Path
-    target: Path
-    delta: Path
-    other: Path
-
-
-@pytest.fixture(scope="module")
-def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
-    """Checkpoints of 400 kB, a few per cent of whose words differ."""
-    folder = tmp_path_factory.mktemp("material")
-    rng = np.random.default_rng(7)
-    names = ["embed", "layers.0.weight", "layers.1.weight", "norm"]
-    base = {name: rng.normal(size=(160, 160)).astype(np.float32) for name in names}
-    tuned = {name: tensor.copy() for name, tensor in base.items()}
-    more = {name: tensor.copy() for name, tensor in base.items()}
-    for name in names[:3]:
-        entries = rng.integers(0, 160 * 160, 700)
-        tuned[name].reshape(-1)[entries] += 0.5
-        more[name].reshape(-1)[entries] += 1.5
-    (folder / "base").mkdir()
-    save_file(base, folder / "base" / "model.safetensors")
-    (folder / "base" / "README.md").write_text("---\nlicense: mit\n---\n# The base\n")
-    save_file(tuned, folder / "target.safetensors")
-    save_file(more, folder / "more.safetensors")
-    start = folder / "base" / "model.safetensors"
-    sparsedelta.diff(start, folder / "target.safetensors", folder / "d.safetensors")
-    sparsedelta.diff(start, folder / "more.safetensors", folder / "other.safetensors")
-    return Material(
-        folder / "base",
-        folder / "target.safetensors",
-        folder / "d.safetensors",
-        folder / "other.safetensors",
-    )
 
 
 @dataclass
