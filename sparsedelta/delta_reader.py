@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -379,6 +381,11 @@ class DeltaReader(Closing):
                 f"{self.path}: decoding needs {total} bytes, the budget without a base is {budget}",
                 hint=f"sparsedelta validate {self.path} --base BASE",
             )
+
+    def push_to_hub(self, repo: str, **options: Any) -> Any:  # noqa: ANN401 (those of push)
+        """Push the delta to the Hub; see :func:`sparsedelta.push`."""
+        # By name: what pushes stands on everything else, and this is only a door to it.
+        return import_module("sparsedelta.hub.push").push(self, repo, **options)
 
     def close(self) -> None:
         """Close the files."""

@@ -154,7 +154,7 @@ def explained(error: BaseException, subject: Subject) -> HubError:
             f"cannot {subject.what}: it is not in the cache, and offline mode forbids to ask the "
             "Hub",
             "unset HF_HUB_OFFLINE (and TRANSFORMERS_OFFLINE), or get it once while online: "
-            f"sparsedelta pull {subject.reference}",
+            f"hf download {subject.reference.repo}",
         ),
         "rate-limit": (
             f"{endpoint} allows no more requests for now (429)",

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final, Literal
 
+from sparsedelta.checkpoint import CheckpointReader
 from sparsedelta.console import format_bytes
+from sparsedelta.delta import Delta
 from sparsedelta.delta_reader import DeltaReader
-from sparsedelta.errors import FormatError, HubError, UsageError
+from sparsedelta.errors import FormatError, HubError, UsageError, WrongBaseError
+from sparsedelta.hub.at_hand import DELTA_FILE
 from sparsedelta.hub.base_check import BaseCheck, check_base
 from sparsedelta.hub.card import license_of
 from sparsedelta.hub.client import Account
@@ -17,11 +22,12 @@ from sparsedelta.hub.commits import Committed, RepositoryState, commit_changes, 
 from sparsedelta.hub.errors import asked
 from sparsedelta.hub.named_base import named_base
 from sparsedelta.hub.plan import Plan, Pushed, added_files
-from sparsedelta.hub.references import Reference, repository
-from sparsedelta.locations import LocationLike
+from sparsedelta.hub.references import Reference, is_hub, parse_reference, repository
+from sparsedelta.locations import LocationLike, Url, as_location
 from sparsedelta.open_delta import open_delta
 from sparsedelta.operations.standpoint import refuse_part
 from sparsedelta.operations.validate import validate
+from sparsedelta.operations.write_delta import write_delta
 from sparsedelta.progress import Progress, silent
 
 Check = Literal["quick", "full", "none"]
@@ -159,6 +165,38 @@ def push(
         base=found,
         notes=tuple(notes),
     )
+
+
+def push_changes(
+    delta: Delta,
+    repo: str | Reference,
+    base: LocationLike | CheckpointReader,
+    **options: Any,  # noqa: ANN401
+) -> PushReport:
+    """Write a delta in memory for its base, and push it; see :meth:`Delta.push_to_hub`.
+
+    Raises:
+        WrongBaseError: ``base`` is not its base.
+    """
+    location = None if not isinstance(base, str | Path | Url) else as_location(base)
+    named = options.pop("base_repo", None)
+    if named is None and isinstance(location, Url) and is_hub(location):
+        named = str(parse_reference(location))
+    with TemporaryDirectory(prefix="sparsedelta-") as folder:
+        path = Path(folder) / DELTA_FILE
+        written = write_delta(
+            base if location is None else location,
+            delta.tensors.values(),
+            path,
+            metadata=delta.metadata,
+        )
+        if (written.base, written.target) != (delta.base, delta.target):
+            raise WrongBaseError(
+                f"{location or 'the checkpoint'} is not the base of the delta (SD501): it leads "
+                f"from {written.base[:16]}… to {written.target[:16]}…, expected "
+                f"{delta.base[:16]}… to {delta.target[:16]}…"
+            )
+        return push(path, repo, base=named, **options)
 
 
 def _commit(
