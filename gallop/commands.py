@@ -17,8 +17,9 @@ from gallop.config import GallopConfig
 from gallop.data import Sample, encode_examples, read_examples
 from gallop.estimation import requested_entries
 from gallop.exporting import check_base, export
+from gallop.hub import check_push, push_delta
 from gallop.interrupts import stop_requests
-from gallop.loading import LoadedModel, base_path, load_model
+from gallop.loading import LoadedModel, base_path, hub_model, load_model
 from gallop.mask import Mask
 from gallop.memory import MemoryPlan
 from gallop.outcome import Outcome
@@ -93,6 +94,8 @@ def run_train(
     saved = Path(options["save_model"]) if options["save_model"] else None
     run = RunFolder(options["resume"] or options["run"] or f"{out}.run")
     _check_outputs(out, saved, run, inputs=_inputs(source, data, options["mask"]), options=options)
+    if options["push_to_hub"]:
+        check_push(options["push_to_hub"])
     training = _training(options)
     mask = None if config else Mask.load(options["mask"])
     loaded, samples, skipped = _load(source, data, options)
@@ -142,10 +145,13 @@ def run_train(
                 ),
                 start=start,
             )
+    model = hub_model(source)
     written = export(
         loaded.model,
         result.mask,
         base=base,
+        base_repo=None if model is None else model.repo,
+        base_revision=None if model is None else model.commit,
         out=out,
         metadata=recipe_metadata(result.mask, settings(training), visibility=result.visibility),
         force=options["force"],
@@ -169,6 +175,8 @@ def run_train(
     if saved:
         _save_model(loaded, saved, force=options["force"])
         document["model"] = str(saved)
+    if options["push_to_hub"]:
+        document["hub"] = push_delta(out, options["push_to_hub"], private=options["private"])
     if options["run"] is None:
         run.remove()  # nobody asked for it by name, and it has served its purpose
     return Outcome(document, [*_report_lines(result.mask), *_visibility_lines(result.visibility)])

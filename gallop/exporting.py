@@ -114,6 +114,8 @@ def export(
     base: LocationLike | CheckpointReader,
     out: LocationLike,
     metadata: Mapping[str, str] | None = None,
+    base_repo: str | None = None,
+    base_revision: str | None = None,
     force: bool = False,
 ) -> ExportReport:
     """Write the delta from the base checkpoint to the trained model.
@@ -133,6 +135,8 @@ def export(
         out: File to write.
         metadata: Further strings for the delta's metadata, over those of
             :func:`gallop.recipe.recipe_metadata`.
+        base_repo: Hint where the base can be had, ``namespace/name`` on the Hub.
+        base_revision: Hint at its commit.
         force: Whether an existing ``out`` is replaced.
 
     Returns:
@@ -167,6 +171,8 @@ def export(
             joined,
             path,
             metadata={**recipe, **(metadata or {})},
+            base_repo=base_repo,
+            base_revision=base_revision,
             force=force,
             ranks=held.ranks,
         )

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from gallop.errors import ExportError
 from gallop.exporting import JoinedCheckpoint
 from sparsedelta.checkpoint import CheckpointReader, open_checkpoint
-from sparsedelta.delta_reader import DeltaReader, open_delta
+from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.locations import LocationLike
+from sparsedelta.open_delta import open_delta
 from sparsedelta.operations.rows import read_rows
 from sparsedelta.words import Words
 

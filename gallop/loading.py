@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,33 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gallop.errors import ModelError, NotFoundError
+from sparsedelta.errors import HubError
+from sparsedelta.hub.references import is_hub
+from sparsedelta.hub.store import HubStore
+from sparsedelta.locations import as_location
 
-__all__ = ["LoadedModel", "base_path", "load_architecture", "load_model", "load_tokenizer"]
+__all__ = [
+    "HubModel",
+    "LoadedModel",
+    "base_path",
+    "hub_model",
+    "load_architecture",
+    "load_model",
+    "load_tokenizer",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class HubModel:
+    """A model on the Hub at the commit that its revision meant when it was first named.
+
+    Attributes:
+        repo: ``namespace/name``.
+        commit: 40 hex digits.
+    """
+
+    repo: str
+    commit: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,7 +62,7 @@ def load_model(source: str, dtype: str = "auto") -> LoadedModel:
     """Load with transformers.
 
     Args:
-        source: A local folder, or a repository on the Hub.
+        source: A local folder, or a repository on the Hub: ``ns/name`` or ``ns/name@revision``.
         dtype: ``"auto"`` for the dtype of the checkpoint, or a torch dtype's name.
 
     Returns:
@@ -48,8 +74,9 @@ def load_model(source: str, dtype: str = "auto") -> LoadedModel:
     """
     wanted = "auto" if dtype == "auto" else getattr(torch, dtype)
     with _loading(source) as library:
-        tokenizer = library.AutoTokenizer.from_pretrained(source)
-        model = library.AutoModelForCausalLM.from_pretrained(source, dtype=wanted)
+        name, pinned = _named(source)
+        tokenizer = library.AutoTokenizer.from_pretrained(name, **pinned)
+        model = library.AutoModelForCausalLM.from_pretrained(name, dtype=wanted, **pinned)
     return LoadedModel(model, tokenizer, _pad_id(tokenizer))
 
 
@@ -71,7 +98,8 @@ def load_architecture(source: str, dtype: torch.dtype | None) -> tuple[nn.Module
         ModelError: As :func:`load_model`.
     """
     with _loading(source) as library:
-        config = library.AutoConfig.from_pretrained(source)
+        name, pinned = _named(source)
+        config = library.AutoConfig.from_pretrained(name, **pinned)
         with FakeTensorMode() as mode:
             model: nn.Module = library.AutoModelForCausalLM.from_config(
                 config, dtype=dtype or config.dtype or torch.float32
@@ -93,7 +121,8 @@ def load_tokenizer(source: str) -> Any:  # noqa: ANN401  (transformers has no co
         ModelError: As :func:`load_model`.
     """
     with _loading(source) as library:
-        return library.AutoTokenizer.from_pretrained(source)
+        name, pinned = _named(source)
+        return library.AutoTokenizer.from_pretrained(name, **pinned)
 
 
 @contextmanager
@@ -109,13 +138,19 @@ def _loading(source: str) -> Iterator[Any]:
         ) from error
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    if not Path(source).is_dir() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
+    is_path = source.startswith((".", "/", "~")) or source.partition("@")[0].count("/") > 1
+    if not Path(source).is_dir() and is_path and "://" not in source:
         raise NotFoundError(
             f"{source}: expected a folder with a model, found none",
             hint="give a local folder, or a Hub repository as owner/name",
         )
     try:
         yield transformers
+    except HubError as error:
+        raise NotFoundError(
+            f"{source}: expected a model in that folder or Hub repository: {error.message}",
+            hint=error.hint,
+        ) from error
     except OSError as error:
         first = str(error).strip().split("\n", maxsplit=1)[0]
         if Path(source).is_dir():
@@ -129,6 +164,32 @@ def _loading(source: str) -> Iterator[Any]:
     except (ValueError, KeyError, RuntimeError, ImportError) as error:
         first = str(error).strip().split("\n", maxsplit=1)[0]
         raise ModelError(f"{source}: expected a causal language model, found {first}") from error
+
+
+def hub_model(source: str) -> HubModel | None:
+    """The model on the Hub that a source names, or None; its revision is looked up once.
+
+    Raises:
+        HubError: There is no such model, no access, or no way to find out.
+    """
+    location = _location(source)
+    if not is_hub(location):
+        return None
+    store = HubStore(location)
+    return None if store.path else HubModel(store.reference.repo, store.commit)
+
+
+@cache
+def _location(source: str) -> Any:  # noqa: ANN401  (a location: what is found out is kept with it)
+    return as_location(source)
+
+
+def _named(source: str) -> tuple[str, dict[str, str]]:
+    # What transformers calls a source, and the revision to give it.
+    if Path(source).is_dir():
+        return source, {}
+    found = hub_model(source)
+    return (source, {}) if found is None else (found.repo, {"revision": found.commit})
 
 
 def _pad_id(tokenizer: Any) -> int:  # noqa: ANN401
@@ -150,4 +211,5 @@ def base_path(source: str) -> Path:
     # transformers has just loaded it, so that the snapshot is complete and needs no network.
     from huggingface_hub import snapshot_download  # noqa: PLC0415
 
-    return Path(snapshot_download(source, local_files_only=True))
+    name, pinned = _named(source)
+    return Path(snapshot_download(name, local_files_only=True, revision=pinned.get("revision")))

@@ -198,6 +198,16 @@ SETTINGS: Final = (
         commands=("train",), identity=False, help="Write a TensorBoard log there.",
     ),
     Setting(
+        name="push_to_hub", section="output", key="push_to_hub", kind="text", metavar="NS/NAME",
+        commands=("train",), identity=False, shown="nowhere",
+        help="Push the delta to this repository on the Hub when it is written.",
+    ),
+    Setting(
+        name="private", section="output", key="private", kind="switch",
+        flag="--private/--public", commands=("train",), identity=False, shown="the account's",
+        help="Whether a repository that is made for it is private.",
+    ),
+    Setting(
         name="eval_data", section="evaluation", key="path", kind="text", flag="argument",
         commands=("eval",), help="Evaluation data.", identity=False,
     ),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         CheckpointError,
         DeltaGivenError,
         FormatError,
+        HubError,
         IdentityError,
         NoAccessError,
         NotFiniteError,
@@ -38,6 +39,10 @@ if TYPE_CHECKING:
         VerificationError,
         WrongBaseError,
     )
+    from sparsedelta.hub.base_check import BaseCheck
+    from sparsedelta.hub.pull import PullReport, pull
+    from sparsedelta.hub.push import PushReport, push
+    from sparsedelta.hub.search import FoundDelta, RepositoryHistory, history, search
     from sparsedelta.locations import Url
     from sparsedelta.operations.apply import apply, revert
     from sparsedelta.operations.checkpoint_info import CheckpointInfo, checkpoint_info
@@ -82,6 +87,7 @@ _MODULES: Final = {
         "CheckpointError",
         "DeltaGivenError",
         "FormatError",
+        "HubError",
         "IdentityError",
         "NoAccessError",
         "NotFiniteError",
@@ -97,6 +103,10 @@ _MODULES: Final = {
         "VerificationError",
         "WrongBaseError",
     ),
+    "hub.base_check": ("BaseCheck",),
+    "hub.pull": ("PullReport", "pull"),
+    "hub.push": ("PushReport", "push"),
+    "hub.search": ("FoundDelta", "RepositoryHistory", "history", "search"),
     "locations": ("Url",),
     "operations.identity": ("Identity", "fingerprint"),
     "operations.info": ("DeltaInfo", "info"),
@@ -117,6 +127,7 @@ _HOMES: Final = {name: module for module, names in _MODULES.items() for name in 
 
 __all__ = [
     "ApplyReport",
+    "BaseCheck",
     "BusyError",
     "CheckpointError",
     "CheckpointInfo",
@@ -130,7 +141,9 @@ __all__ = [
     "Edge",
     "ExportReport",
     "FormatError",
+    "FoundDelta",
     "HistoryGraph",
+    "HubError",
     "Identity",
     "IdentityError",
     "NoAccessError",
@@ -139,8 +152,11 @@ __all__ = [
     "OutputError",
     "Part",
     "Problem",
+    "PullReport",
+    "PushReport",
     "RankError",
     "RemoteError",
+    "RepositoryHistory",
     "Snapshot",
     "SparseDeltaError",
     "SquashReport",
@@ -167,13 +183,17 @@ __all__ = [
     "export_raw",
     "fingerprint",
     "from_pretrained",
+    "history",
     "info",
     "invert",
     "load_state_dict",
     "log",
     "merge",
+    "pull",
+    "push",
     "read_rows",
     "revert",
+    "search",
     "squash",
     "validate",
     "which",

@@ -13,11 +13,13 @@ from typing import Protocol
 
 import numpy as np
 
-from sparsedelta.checkpoint_files import Index, find_files
+from sparsedelta.checkpoint_files import CheckpointFiles, Index, find_files
 from sparsedelta.closing import Closing
 from sparsedelta.digests import Digest, segment_digest
 from sparsedelta.errors import CheckpointError, DeltaGivenError, printable
 from sparsedelta.files import InputFile
+from sparsedelta.hub.at_hand import bring, checkpoint_companions
+from sparsedelta.hub.references import is_hub
 from sparsedelta.journal import refuse_unfinished, refuse_unfinished_links
 from sparsedelta.limits import SEGMENT_WORDS
 from sparsedelta.locations import LocationLike, Url, as_location
@@ -68,7 +70,8 @@ class FileCheckpoint(Closing):
 
     Args:
         path: A file; an index (``*.safetensors.index.json``); or a directory that holds one file,
-            or shards and their index. Local, or a URL.
+            or shards and their index. Local, or a URL; or a repository on the Hub, whose files are
+            brought into the client's cache unless the location says ``stream``.
 
     Attributes:
         location: The path or URL, as given but for secrets.
@@ -95,6 +98,8 @@ class FileCheckpoint(Closing):
             if isinstance(self.path, Path):
                 refuse_unfinished(self.path)
             found = find_files(self.path)
+            if is_hub(self.path):
+                _bring(found)
             index = () if found.index is None else (found.index.location,)
             refuse_unfinished_links(
                 file for file in (*found.files, *index) if isinstance(file, Path)
@@ -194,6 +199,13 @@ class FileCheckpoint(Closing):
         """Close the files."""
         for source in self._sources:
             source.close()
+
+
+def _bring(found: CheckpointFiles) -> None:
+    """Bring files of the Hub into the client's cache, unless they are to be streamed."""
+    index = () if found.index is None else (found.index.location,)
+    own = (*index, *found.files)
+    bring([*own, *(checkpoint_companions(found.root, own) if found.is_directory else ())])
 
 
 def open_checkpoint(checkpoint: LocationLike | CheckpointReader) -> CheckpointReader:

@@ -1,7 +1,8 @@
 """The command line: ``sparsedelta COMMAND …``, also as ``python -m sparsedelta``.
 
 Results go to stdout, progress and errors to stderr. Exit codes: 0 ok, 1 failure, 2 usage,
-3 verification mismatch, 4 a URL that leads to nothing, or to what may not be read.
+3 verification mismatch, 4 a URL that leads to nothing, or to what may not be read, and whatever
+the Hub refuses.
 """
 
 from __future__ import annotations
@@ -38,7 +39,13 @@ _COMMANDS: Final = {
     "validate": "looking",
     "info": "looking",
     "fingerprint": "looking",
+    "ls": "parts_of_deltas",
+    "rows": "parts_of_deltas",
     "export": "making",
+    "push": "hub",
+    "pull": "hub",
+    "search": "hub",
+    "history": "hub",
 }
 """The module of each command, in the order in which help lists them."""
 
@@ -63,7 +70,8 @@ def cli() -> None:
     """Bit-exact, invertible sparse deltas between model checkpoints.
 
     A checkpoint is a .safetensors file, or a directory with one file or with shards and an index.
-    What is only read may be a URL: s3://, gs://, hf://, https:// … (see docs/remote.md).
+    What is only read may be a URL: s3://, gs://, https:// … (see docs/remote.md), or a repository
+    on the Hub: NAMESPACE/NAME, NAMESPACE/NAME@REVISION (see docs/hub.md).
     """
 
 

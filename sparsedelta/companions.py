@@ -5,34 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Final
 
 from sparsedelta.checkpoint import FileCheckpoint
 from sparsedelta.errors import CheckpointError
-from sparsedelta.file_names import CHECKPOINT_SUFFIX
+from sparsedelta.file_names import is_weights_file
 from sparsedelta.limits import MAX_COMPANION_BYTES
 from sparsedelta.locations import Url
-
-_WEIGHT_SUFFIXES: Final = frozenset(
-    {
-        CHECKPOINT_SUFFIX,
-        ".bin",
-        ".ckpt",
-        ".gguf",
-        ".h5",
-        ".msgpack",
-        ".npz",
-        ".onnx",
-        ".ot",
-        ".pb",
-        ".pt",
-        ".pth",
-        ".pickle",
-        ".pkl",
-        ".tflite",
-    }
-)
-"""Files of these kinds hold the old weights: they would contradict the new ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +47,6 @@ def find_companions(source: FileCheckpoint) -> Companions:
         return _sorted_out(source, _local(root, root))
     except OSError as error:
         raise CheckpointError(f"cannot read {error.filename}: {error.strerror}") from None
-
-
-def is_weights_file(path: PurePath) -> bool:
-    """Whether a file holds weights, by its name."""
-    return path.suffix.lower() in _WEIGHT_SUFFIXES
 
 
 def _sorted_out(source: FileCheckpoint, found: Iterable[tuple[str, int | None]]) -> Companions:

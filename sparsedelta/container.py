@@ -17,6 +17,8 @@ from sparsedelta.codecs.frames import FrameError, decode_frame
 from sparsedelta.digests import plain_digest
 from sparsedelta.errors import DAMAGED, CheckpointError, FormatError, StructureError
 from sparsedelta.header import DATA, MANIFEST, TABLES, header_length, parse_header
+from sparsedelta.hub.at_hand import delta_location
+from sparsedelta.hub.references import is_hub
 from sparsedelta.limits import MAX_JSON_INTEGER, MAX_MANIFEST_BYTES
 from sparsedelta.locations import Location, LocationLike, as_location
 from sparsedelta.manifest import parse_manifest
@@ -287,16 +289,23 @@ def needs_base(path: Location, record: TensorRecord, part: PartRecord) -> Struct
     )
 
 
-def open_file(path: LocationLike) -> DeltaFile:
-    """Open a delta file, local or by URL; raises as :class:`DeltaFile`."""
+def open_file(path: LocationLike, *, ahead: bool = True) -> DeltaFile:
+    """Open a delta file, local or by URL; raises as :class:`DeltaFile`.
+
+    Args:
+        path: The file; of a repository on the Hub its delta.
+        ahead: Whether more of it will be read than some parts.
+    """
     location = as_location(path)
+    if is_hub(location):
+        location = delta_location(location)
     # os.path does not raise on names that are too long.
     if isinstance(location, Path) and os.path.isdir(location):  # noqa: PTH112
         raise CheckpointError(
             f"{location} is a directory, expected a delta file",
             hint="a delta is one file, made by: sparsedelta diff BASE TARGET -o DELTA",
         )
-    return DeltaFile(open_source(location, ahead=True))
+    return DeltaFile(open_source(location, ahead=ahead))
 
 
 @contextlib.contextmanager

@@ -5,7 +5,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from importlib import import_module
+from typing import Any, Final
 
 import numpy as np
 
@@ -220,6 +221,20 @@ class Delta:
     def invertible(self) -> bool:
         """Whether :meth:`invert` can work."""
         return all(tensor.invertible for tensor in self.tensors.values())
+
+    def push_to_hub(self, repo: str, base: Any, **options: Any) -> Any:  # noqa: ANN401
+        """Write the delta for its base, and push it to the Hub.
+
+        Args:
+            repo: ``namespace/name``.
+            base: The base checkpoint, as for :func:`sparsedelta.write_delta`: a delta file holds
+                digests of it.
+            **options: Those of :func:`sparsedelta.push`; ``base_repo``, a model on the Hub, is its
+                ``base``.
+        """
+        # By name: what pushes stands on everything else, and this is only a door to it.
+        push = import_module("sparsedelta.hub.push").push_changes
+        return push(self, repo, base, **options)
 
     @property
     def content(self) -> str:

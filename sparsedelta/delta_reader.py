@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,8 +18,9 @@ from sparsedelta.delta import SPARSE_OPS, Delta, Part, TensorDelta, content_dige
 from sparsedelta.digests import Digest
 from sparsedelta.errors import DAMAGED, FormatError, UsageError
 from sparsedelta.header import Header
+from sparsedelta.hub.references import is_hub
 from sparsedelta.limits import MEMORY_BUDGET_BYTES, WORK_BUDGET_BYTES
-from sparsedelta.locations import LocationLike
+from sparsedelta.locations import LocationLike, as_location
 from sparsedelta.manifest import Manifest
 from sparsedelta.records import PartRecord, TensorRecord
 from sparsedelta.sets import check_merged, open_parts
@@ -33,7 +36,10 @@ class DeltaReader(Closing):
     Opening reads and checks headers and manifests (rules SD1xx, SD2xx and SD6xx), nothing else.
 
     Args:
-        path: The delta, local or by URL: a file, the root of a set, or one part file by itself.
+        path: The delta, local or by URL: a file, the root of a set, or one part file by itself; or
+            a repository on the Hub that holds one.
+        ahead: Whether more of it will be read than some parts: where it is remote, blocks that
+            follow one another are then read in one go. None: yes, but not of one on the Hub.
 
     Attributes:
         path: Where the delta file lies: a path, or a URL.
@@ -46,9 +52,11 @@ class DeltaReader(Closing):
         CheckpointError: The file cannot be read.
     """
 
-    def __init__(self, path: LocationLike) -> None:
+    def __init__(self, path: LocationLike, *, ahead: bool | None = None) -> None:
         with ExitStack() as stack:
-            root = open_file(path)
+            location = as_location(path)
+            ahead = not is_hub(location) if ahead is None else ahead
+            root = open_file(location, ahead=ahead)
             stack.callback(root.close)
             self.path = root.path
             self.header: Header = root.header
@@ -56,7 +64,7 @@ class DeltaReader(Closing):
             self.root = root
             self.files: Sequence[DeltaFile] = (root,)
             if self.is_set:
-                self.files = open_parts(root)
+                self.files = open_parts(root, ahead=ahead)
                 for file in self.files:
                     stack.callback(file.close)
                 merged = [record for file in self.files for record in file.manifest.tensors]
@@ -398,16 +406,11 @@ class DeltaReader(Closing):
                 hint=f"sparsedelta validate {self.path} --base BASE",
             )
 
+    def push_to_hub(self, repo: str, **options: Any) -> Any:  # noqa: ANN401 (those of push)
+        """Push the delta to the Hub; see :func:`sparsedelta.push`."""
+        # By name: what pushes stands on everything else, and this is only a door to it.
+        return import_module("sparsedelta.hub.push").push(self, repo, **options)
+
     def close(self) -> None:
         """Close the files."""
         self._stack.close()
-
-
-def open_delta(delta: LocationLike | DeltaReader) -> DeltaReader:
-    """A reader of ``delta``, or ``delta`` itself if it is one.
-
-    Raises:
-        FormatError: A rule is broken.
-        CheckpointError: The file cannot be read.
-    """
-    return delta if isinstance(delta, DeltaReader) else DeltaReader(delta)

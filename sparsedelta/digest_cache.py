@@ -152,15 +152,18 @@ class KnownDigests:
         self._fresh: list[tuple[Path, FileState, list[str]]] = []
         for file in reader.files if use and isinstance(reader, FileCheckpoint) else ():
             source = file.source
-            if not isinstance(source, InputFile) or source.size < MIN_FILE_BYTES:
+            path = source.location
+            if not isinstance(source, InputFile) or not isinstance(path, Path):
+                continue  # of what lies in somebody's cache nothing is recorded
+            if source.size < MIN_FILE_BYTES:
                 continue
             names = [stored.spec.name for stored in file.layout.tensors]
-            found = recall(source.location, source.state)
+            found = recall(path, source.state)
             known = {} if found is None else found.tensors
             if all(name in known for name in names):
                 self.tensors.update((name, known[name]) for name in names)
             elif _is_written_back(source):
-                self._fresh.append((source.location, source.state, names))
+                self._fresh.append((path, source.state, names))
 
     def remember(self, leaves: Mapping[str, Digest]) -> None:
         """Record the digests of the files of which not all were known.

@@ -9,7 +9,8 @@
     ├── CheckpointError       repair or replace the checkpoint              exit 1
     │   ├── DeltaGivenError   a delta was given in the place of a checkpoint
     │   ├── RemoteError       try again, or repair what the URL leads to    exit 1
-    │   │   └── NoAccessError check the URL and the credentials             exit 4
+    │   │   ├── NoAccessError check the URL and the credentials             exit 4
+    │   │   └── HubError      what the Hub refuses or cannot give           exit 4
     │   └── UnfinishedError   end or undo the run in place that was interrupted
     ├── StructureError        the two checkpoints cannot be related         exit 1
     ├── FormatError           get the delta again: it breaks a rule         exit 3
@@ -122,6 +123,25 @@ class NoAccessError(RemoteError):
 
     code = "no-access"
     exit_code = 4
+
+
+class HubError(RemoteError):
+    """The Hub refuses a request, does not have what is asked for, or cannot be reached.
+
+    The error of its client stays as ``__cause__``.
+
+    Attributes:
+        reason: Why, as a word: ``repository``, ``gated``, ``forbidden``, ``token``, ``disabled``,
+            ``revision``, ``entry``, ``offline``, ``connection``, ``rate-limit``, ``server``,
+            ``xet``, ``stale``, ``corrupt`` or ``request``.
+    """
+
+    code = "hub"
+    exit_code = 4
+
+    def __init__(self, message: str, *, reason: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
 
 
 class StructureError(SparseDeltaError):

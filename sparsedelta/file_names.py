@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import PurePath
 from typing import Final
 
 from sparsedelta.limits import MAX_FILE_NAME_BYTES
@@ -16,6 +17,27 @@ DIGESTS_SUFFIX: Final = ".sparsedelta-digests"
 """End of the hidden files beside checkpoint files in which their digests are remembered."""
 
 INDEX_SUFFIX: Final = ".safetensors.index.json"
+
+_WEIGHT_SUFFIXES: Final = frozenset(
+    {
+        CHECKPOINT_SUFFIX,
+        ".bin",
+        ".ckpt",
+        ".gguf",
+        ".h5",
+        ".msgpack",
+        ".npz",
+        ".onnx",
+        ".ot",
+        ".pb",
+        ".pt",
+        ".pth",
+        ".pickle",
+        ".pkl",
+        ".tflite",
+    }
+)
+"""Files of these kinds hold the old weights: they would contradict the new ones."""
 
 _ALLOWED: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", re.ASCII)
 _DEVICE: Final = re.compile(r"con|prn|aux|nul|com[0-9]|lpt[0-9]", re.ASCII)
@@ -32,6 +54,11 @@ def file_name_problem(name: str) -> str | None:
     if _DEVICE.fullmatch(name.partition(".")[0].lower()):
         return "is the name of a device on some systems"
     return None
+
+
+def is_weights_file(path: PurePath) -> bool:
+    """Whether a file holds weights, in whatever format, by its name."""
+    return path.suffix.lower() in _WEIGHT_SUFFIXES
 
 
 def is_weights_name(name: str) -> bool:

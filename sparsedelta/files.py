@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from sparsedelta.closing import Closing
 from sparsedelta.errors import CheckpointError
+from sparsedelta.locations import Location
 
 OPEN_FILES: Final = "more files than this process may have open: raise the limit with ulimit -n"
 
@@ -53,13 +54,17 @@ class InputFile(Closing):
 
     Args:
         path: The file; symbolic links are followed (Hub snapshots consist of them).
+        location: What it is a copy of, in a cache; None: it is itself what is read.
+
+    Attributes:
+        location: Where it lies.
 
     Raises:
         CheckpointError: No such file, no permission, or no regular file.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.location = path
+    def __init__(self, path: Path, location: Location | None = None) -> None:
+        self.location: Location = path if location is None else location
         self._fd = -1
         try:
             if not stat.S_ISREG(path.stat().st_mode):

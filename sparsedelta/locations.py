@@ -1,7 +1,12 @@
-"""Where files lie: a local path, or a URL whose secrets are never shown."""
+"""Where files lie: a local path, or a URL whose secrets are never shown.
+
+``ns/name`` and ``ns/name@revision`` are short for a repository on the Hugging Face Hub, unless
+there is a local file or folder of that name.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +19,13 @@ _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _WITHIN_TEXT: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://[^\s'\"<>]*")
 _LOCAL: Final = frozenset({"file", "local"})
 _WEB: Final = frozenset({"http", "https"})
+_REPOSITORY: Final = re.compile(
+    r"(?P<repo>[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9._-]*[A-Za-z0-9_-][A-Za-z0-9._-]*)"
+    r"(@(?P<revision>[^\s:@\\]+))?"
+)
+_FILE_SUFFIXES: Final = (".safetensors", ".sparsedelta", ".json", ".yml", ".yaml")
+"""What a repository is hardly called: a name that ends so means a file, be it there or not."""
+
 _WITH_REVISIONS: Final = frozenset({"hf"})
 """Protocols in which what stands before an ``@`` is a repository, not a user."""
 
@@ -27,11 +39,16 @@ class Url:
     Args:
         text: The URL, such as ``s3://bucket/folder``.
         options: Storage options of fsspec, such as ``{"anon": True}``; what it takes from the
-            environment or its configuration need not be given. Never shown.
+            environment or its configuration need not be given. Never shown. Of the Hub:
+            ``token``, ``endpoint``, ``cache_dir``, and ``stream`` to read by ranges what is not in
+            the cache yet.
+        known: What its store has found out about it, such as the commit of a revision. It is kept
+            with the location, and shared with what lies below it: a revision is looked up once.
     """
 
     text: str = field()
     options: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    known: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def protocol(self) -> str:
@@ -57,7 +74,7 @@ class Url:
     def parent(self) -> Url:
         """The folder that it lies in; a query stays, as it may give access."""
         scheme, path, query = self._split()
-        return Url(f"{scheme}{path.rpartition('/')[0]}{query}", self.options)
+        return Url(f"{scheme}{path.rpartition('/')[0]}{query}", self.options, self.known)
 
     def __truediv__(self, relative: str | Path) -> Url:
         scheme, path, query = self._split()
@@ -66,7 +83,11 @@ class Url:
             from urllib.parse import quote  # noqa: PLC0415 (as above)
 
             below = quote(below)
-        return Url(f"{scheme}{path}/{below}{query}", self.options)
+        return Url(f"{scheme}{path}/{below}{query}", self.options, self.known)
+
+    def with_options(self, **options: Any) -> Url:  # noqa: ANN401 (of the store)
+        """The same location with further storage options."""
+        return Url(self.text, {**self.options, **options}, self.known)
 
     def redact(self, text: str) -> str:
         """Text of others about this URL, such as a message of a library, without its secrets."""
@@ -99,11 +120,45 @@ LocationLike: TypeAlias = str | Path | Url
 
 
 def as_location(given: LocationLike) -> Location:
-    """The location that a user names; ``file://`` is a local path like any other.
+    """The location that a user names, of something to read.
+
+    ``file://`` is a local path like any other. ``ns/name`` and ``ns/name@revision`` are
+    repositories on the Hub where there is no local file or folder of that name.
 
     Raises:
         UsageError: A chain of URLs.
     """
+    location = _as_named(given)
+    if isinstance(given, str) and isinstance(location, Path):
+        return _repository(given) or location
+    return location
+
+
+def output_path(given: LocationLike) -> Path:
+    """The local path of an output.
+
+    Raises:
+        OutputError: It is a URL.
+    """
+    location = _as_named(given)
+    if isinstance(location, Url):
+        raise OutputError(
+            f"the output {location} is a URL: outputs are local files",
+            hint="write it to a local path, and copy it there with the store's own tool; a delta "
+            "goes to the Hub with: sparsedelta push",
+        )
+    return location
+
+
+def streamed(given: LocationLike) -> Location:
+    """The location that a user names, of which only some parts are going to be read."""
+    location = as_location(given)
+    if isinstance(location, Url) and location.protocol in _WITH_REVISIONS:
+        return location.with_options(stream=True)
+    return location
+
+
+def _as_named(given: LocationLike) -> Location:
     if isinstance(given, Path):
         return given
     text = given.text if isinstance(given, Url) else given
@@ -120,19 +175,17 @@ def as_location(given: LocationLike) -> Location:
     return given if isinstance(given, Url) else Url(text)
 
 
-def output_path(given: LocationLike) -> Path:
-    """The local path of an output.
+def _repository(text: str) -> Url | None:
+    """The repository on the Hub that a text stands for, if it does."""
+    match = _REPOSITORY.fullmatch(text)
+    if match is None or text.lower().endswith(_FILE_SUFFIXES) or os.path.lexists(text):
+        return None
+    revision = match["revision"]
+    if revision is None:
+        return Url(f"hf://{match['repo']}", known={"short": text})
+    from urllib.parse import quote  # noqa: PLC0415 (local files do not pay for it)
 
-    Raises:
-        OutputError: It is a URL.
-    """
-    location = as_location(given)
-    if isinstance(location, Url):
-        raise OutputError(
-            f"the output {location} is a URL: outputs are local files",
-            hint="write it to a local path, and copy it there with the store's own tool",
-        )
-    return location
+    return Url(f"hf://{match['repo']}@{quote(revision, safe='')}", known={"short": text})
 
 
 def redacted(text: str) -> str:

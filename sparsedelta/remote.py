@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any, Final
 
 from sparsedelta.errors import CheckpointError, RemoteError
+from sparsedelta.hub.references import is_hub
 from sparsedelta.limits import MAX_HEADER_BYTES
 from sparsedelta.locations import Url
 from sparsedelta.stores import attempt, changed, connect
@@ -21,6 +22,9 @@ _RUN_BYTES: Final = 1 << 21
 
 _HEAD_BYTES: Final = 8 + MAX_HEADER_BYTES
 """What is read at opening: all of most headers, and of most manifests."""
+
+_HUB_HEAD_BYTES: Final = 1 << 14
+"""The same where each byte is counted: headers and most manifests of deltas fit as well."""
 
 _VERSION_KEYS: Final = (
     "size",
@@ -79,7 +83,8 @@ class RemoteFile:
         self.size = size
         self._fetch_range: Callable[[int, int], bytes] = self._reader()
         if size:
-            self._head = self._fetch(0, min(size, _HEAD_BYTES))
+            head = _HUB_HEAD_BYTES if is_hub(location) else _HEAD_BYTES
+            self._head = self._fetch(0, min(size, head))
 
     def _open(self) -> Mapping[str, Any]:
         # A listing that fsspec remembers may be older than the file.
@@ -92,6 +97,8 @@ class RemoteFile:
 
     def _reader(self) -> Callable[[int, int], bytes]:
         """What fetches a range: of an open file without a cache, where the store has such files."""
+        if is_hub(self.location):
+            return lambda start, stop: bytes(self._fs.cat_file(self._path, start, stop))
         from fsspec.spec import AbstractBufferedFile  # noqa: PLC0415 (see connect)
 
         if self._file is None and self.size:
@@ -262,7 +269,7 @@ def list_remote(url: Url, *, below: bool) -> dict[str, int]:
         RemoteError: The folder cannot be listed.
     """
     fs, path = connect(url)
-    prefix = path.rstrip("/") + "/"
+    prefix = f"{path.rstrip('/')}/" if path else ""
 
     def entries() -> list[Mapping[str, Any]]:
         fs.invalidate_cache(path)

@@ -7,7 +7,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 from sparsedelta.container import DeltaFile
-from sparsedelta.errors import CheckpointError, FormatError, NoAccessError
+from sparsedelta.errors import CheckpointError, FormatError, HubError, NoAccessError
 from sparsedelta.manifest import SetPart, are_invertible, clashes
 from sparsedelta.records import TensorRecord
 from sparsedelta.sources import Source, open_source, open_sources
@@ -16,11 +16,12 @@ _INCOMPLETE = "get all files of the set into one folder: the root lists them"
 _MIXED = "files of two deltas got mixed: get all files of the set again"
 
 
-def open_parts(root: DeltaFile) -> Sequence[DeltaFile]:
+def open_parts(root: DeltaFile, *, ahead: bool = True) -> Sequence[DeltaFile]:
     """Open the part files of a set.
 
     Args:
         root: The root file.
+        ahead: Whether more of them will be read than some parts.
 
     Raises:
         FormatError: A part file is missing, breaks a rule or belongs to another set.
@@ -28,7 +29,7 @@ def open_parts(root: DeltaFile) -> Sequence[DeltaFile]:
     """
     assert root.manifest.place is not None  # noqa: S101 (the caller has seen that it is a root)
     parts = root.manifest.place.parts
-    with ExitStack() as stack, closing(_sources(root, parts)) as sources:
+    with ExitStack() as stack, closing(_sources(root, parts, ahead=ahead)) as sources:
         files = []
         # One after the other: what is wrong with the first part is told first.
         for number, (listed, source) in enumerate(zip(parts, sources, strict=True), 1):
@@ -41,7 +42,9 @@ def open_parts(root: DeltaFile) -> Sequence[DeltaFile]:
     return files
 
 
-def _sources(root: DeltaFile, parts: Sequence[SetPart]) -> Generator[Source, None, None]:
+def _sources(
+    root: DeltaFile, parts: Sequence[SetPart], *, ahead: bool
+) -> Generator[Source, None, None]:
     """The part files: local ones opened when they are asked for, remote ones all at once."""
     folder = root.path.parent
     if isinstance(folder, Path):
@@ -50,8 +53,10 @@ def _sources(root: DeltaFile, parts: Sequence[SetPart]) -> Generator[Source, Non
             yield open_source(folder / part.name)
         return
     try:
-        sources = open_sources([folder / part.name for part in parts], ahead=True)
-    except NoAccessError as error:
+        sources = open_sources([folder / part.name for part in parts], ahead=ahead)
+    except (NoAccessError, HubError) as error:
+        if isinstance(error, HubError) and error.reason != "entry":
+            raise
         raise FormatError("SD601", f"{root.path}: {error.message}", hint=_INCOMPLETE) from None
     with ExitStack() as stack:
         for source in sources:

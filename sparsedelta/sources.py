@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 from sparsedelta.errors import CheckpointError
 from sparsedelta.files import InputFile
+from sparsedelta.hub.references import is_hub
+from sparsedelta.hub.store import HubStore
 from sparsedelta.locations import Location, Url
 
 
@@ -60,11 +62,7 @@ def open_sources(locations: Iterable[Location], *, ahead: bool = False) -> list[
     locations = list(locations)
     urls = [location for location in locations if isinstance(location, Url)]
     if urls:
-        from sparsedelta.read_ahead import ReadAhead  # noqa: PLC0415 (local files need none of it)
-        from sparsedelta.remote import open_remote  # noqa: PLC0415
-
-        files = open_remote(urls)
-        return list(map(ReadAhead, files)) if ahead else list(files)
+        return _open_urls(urls, ahead=ahead)
     opened: list[Source] = []
     try:
         for location in locations:
@@ -75,6 +73,34 @@ def open_sources(locations: Iterable[Location], *, ahead: bool = False) -> list[
             source.close()
         raise
     return opened
+
+
+def _open_urls(urls: list[Url], *, ahead: bool) -> list[Source]:
+    from sparsedelta.read_ahead import ReadAhead  # noqa: PLC0415 (local files need none of it)
+    from sparsedelta.remote import open_remote  # noqa: PLC0415
+
+    copies = {url: copy for url in urls if (copy := _cached(url)) is not None}
+    files = iter(open_remote([url for url in urls if url not in copies]))
+    opened: list[Source] = []
+    try:
+        for url in urls:
+            if url in copies:
+                opened.append(InputFile(copies[url], url))
+            else:
+                file = next(files)
+                opened.append(ReadAhead(file) if ahead else file)
+    except BaseException:
+        for source in (*opened, *files):
+            source.close()
+        raise
+    return opened
+
+
+def _cached(url: Url) -> Path | None:
+    """Where the client of the Hub has a copy of a file, if it has one."""
+    if not is_hub(url):
+        return None
+    return HubStore(url).cached()
 
 
 def open_source(location: Location, *, ahead: bool = False) -> Source:

@@ -1,4 +1,4 @@
-"""Stores of remote files: fsspec's file systems, and which of their failures are worth a retry."""
+"""Stores of remote files: fsspec's, the Hub, and which of their failures are worth a retry."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from importlib import import_module
 from typing import Any, Final, TypeVar
 
 from sparsedelta.errors import NoAccessError, RemoteError, SparseDeltaError, UsageError
+from sparsedelta.hub.client import Account
+from sparsedelta.hub.errors import explained
+from sparsedelta.hub.references import is_hub, parse_reference
+from sparsedelta.hub.store import HubStore
 from sparsedelta.locations import Url
 
 _Result = TypeVar("_Result")
@@ -81,12 +85,16 @@ def connect(url: Url) -> tuple[Any, str]:
     """The file system that a URL leads to, and the path in it.
 
     Returns:
-        An ``fsspec.AbstractFileSystem``, which fsspec keeps for the next URL, and a path.
+        An ``fsspec.AbstractFileSystem``, which fsspec keeps for the next URL, or a
+        :class:`~sparsedelta.hub.store.HubStore`; and a path.
 
     Raises:
         UsageError: The protocol is not known.
         RemoteError: The package for it is not installed; its options are wrong.
     """
+    if is_hub(url):
+        store = HubStore(url)
+        return store, store.path
     import fsspec.core  # noqa: PLC0415 (slow, and of no use to local files)
 
     try:
@@ -138,9 +146,11 @@ def attempt(url: Url, action: Callable[[], _Result]) -> _Result:
             return action()
         except SparseDeltaError:
             raise
-        except Exception as error:  # noqa: BLE001 (every package raises what it likes)
+        except Exception as error:
             fault, cause = diagnose(error)
             if fault is not Fault.TRANSIENT or pause + 1 == _ATTEMPTS:
+                if is_hub(url):
+                    raise _hub_failure(url, error) from error
                 raise _failure(url, cause, fault) from None
         # Jitter: many readers that failed together must not come back together.
         time.sleep(_FIRST_PAUSE * 2**pause * random.uniform(0.5, 1.5))  # noqa: S311
@@ -228,6 +238,12 @@ def _failure(url: Url, error: BaseException, fault: Fault) -> RemoteError:
         f"cannot read {url}: {times}{reason:.400}",
         hint="is the network up, and the store? try again later" if times else None,
     )
+
+
+def _hub_failure(url: Url, error: BaseException) -> RemoteError:
+    reference = parse_reference(url)
+    subject = Account.of(url.options).subject(f"read {reference.path}", reference)
+    return explained(error, subject)
 
 
 def changed(url: Url) -> RemoteError:

@@ -11,6 +11,7 @@ import click
 
 import sparsedelta
 from sparsedelta.commands.options import (
+    OUTPUT,
     PATH,
     as_json,
     bits,
@@ -37,7 +38,7 @@ _SHOWN: Final = 16
 _deltas = click.argument("deltas", metavar="DELTA...", type=PATH, nargs=-1, required=True)
 
 _made_delta: Final = options(
-    click.option("-o", "--out", "out", type=PATH, required=True, help="The delta to write."),
+    click.option("-o", "--out", "out", type=OUTPUT, required=True, help="The delta to write."),
     click.option(
         "--codec",
         metavar="INDEX[+VALUE]",

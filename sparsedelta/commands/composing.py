@@ -9,6 +9,7 @@ import click
 
 import sparsedelta
 from sparsedelta.commands.options import (
+    OUTPUT,
     PATH,
     bits,
     delta_files,
@@ -35,7 +36,7 @@ delta_output = options(
 @click.command()
 @click.option("--base", type=PATH, required=True, help="The base of all deltas.")
 @click.argument("deltas", metavar="DELTA[:WEIGHT]...", nargs=-1, required=True)
-@click.option("-o", "--out", "out", type=PATH, required=True, help="The delta to write.")
+@click.option("-o", "--out", "out", type=OUTPUT, required=True, help="The delta to write.")
 @click.option(
     "--method",
     type=click.Choice(list(METHODS)),
@@ -146,7 +147,7 @@ def _value(text: str) -> Any:  # noqa: ANN401 (what the parameter takes)
 
 @click.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
-@click.option("-o", "--out", "out", type=PATH, help="The checkpoint, or the delta, to write.")
+@click.option("-o", "--out", "out", type=OUTPUT, help="The checkpoint, or the delta, to write.")
 @click.option("--as-delta", is_flag=True, help="Write the delta from the base, not a checkpoint.")
 @click.option("--seed", type=int, help="Of random methods. [default: the recipe's, or 0]")
 @writing

@@ -23,18 +23,32 @@ _EXIT_MISMATCH: Final = 3
 @click.command()
 @click.argument("delta", type=PATH)
 @click.option("--base", type=PATH, help="Also prove that applying to this base gives the target.")
+@click.option(
+    "--headers",
+    is_flag=True,
+    help="Headers and manifests only: of a remote delta nothing else is read.",
+)
 @reading
 def validate(
-    delta: Location, base: Location | None, threads: int | None, *, as_json: bool, quiet: bool
+    delta: Location,
+    base: Location | None,
+    threads: int | None,
+    *,
+    headers: bool,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Check DELTA against every rule of the format; exit 3 if one is broken."""
     with progress_bar("validate", quiet=quiet) as progress:
-        report = sparsedelta.validate(delta, base=base, threads=threads, progress=progress)
+        report = sparsedelta.validate(
+            delta, base=base, headers=headers, threads=threads, progress=progress
+        )
+    only = " by its headers" if headers else ""
     checked = f"{report.nnz:,} entries in {report.tensors} tensors"
     proven = ", applying to the base gives the target" if report.base_checked else ""
     print_result(
         {**asdict(report), "ok": report.ok},
-        f"{delta} is {'valid' if report.ok else 'NOT valid'}: {checked}{proven}",
+        f"{delta} is {'valid' if report.ok else 'NOT valid'}{only}: {checked}{proven}",
         *(f"  {problem.message}" for problem in report.problems),
         as_json=as_json,
         quiet=quiet and report.ok,
@@ -52,6 +66,8 @@ def info(delta: Location, *, tensors: bool, as_json: bool, quiet: bool) -> None:
     """Say what DELTA is, from its header and manifest; or a checkpoint, from its headers."""
     try:
         found = sparsedelta.info(delta)
+    except sparsedelta.HubError:
+        raise  # then there is no checkpoint either
     except sparsedelta.SparseDeltaError:
         if not _print_checkpoint(delta, as_json=as_json):
             raise

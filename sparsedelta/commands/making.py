@@ -10,6 +10,7 @@ import click
 
 import sparsedelta
 from sparsedelta.commands.options import (
+    OUTPUT,
     PATH,
     as_json,
     bits,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("base", type=PATH)
 @click.argument("target", type=PATH)
-@click.option("-o", "--out", "out", type=PATH, required=True, help="The delta to write.")
+@click.option("-o", "--out", "out", type=OUTPUT, required=True, help="The delta to write.")
 @click.option(
     "--profile",
     type=click.Choice(["portable", "compact"]),
@@ -205,7 +206,7 @@ def _explained(report: DiffReport) -> list[str]:
 @click.argument("delta", type=PATH)
 @click.option("--raw", "is_raw", is_flag=True, required=True, help="As plain tensors.")
 @click.option("--base", type=PATH, help="Its base: values are then the new elements themselves.")
-@click.option("-o", "--out", "out", type=PATH, required=True, help="The file to write.")
+@click.option("-o", "--out", "out", type=OUTPUT, required=True, help="The file to write.")
 @as_json
 @quiet
 @force

@@ -14,7 +14,7 @@ import click
 from sparsedelta.console import progress_bar
 from sparsedelta.errors import printable
 from sparsedelta.launch import launched
-from sparsedelta.locations import Location, as_location
+from sparsedelta.locations import Location, as_location, output_path
 from sparsedelta.progress import Progress
 from sparsedelta.ranks import Ranks
 
@@ -58,7 +58,7 @@ threads = click.option(
 
 
 class _Place(click.ParamType[Location]):
-    """A local path or a URL, as it is: whether it can be read or written, our own errors say."""
+    """A local path, a URL or a repository: whether it can be read, our own errors say."""
 
     name = "path"
 
@@ -71,6 +71,19 @@ class _Place(click.ParamType[Location]):
         return as_location(value)
 
 
+class _Output(_Place):
+    """A local path to write: a name is never taken for a repository on the Hub."""
+
+    def convert(
+        self,
+        value: Any,  # noqa: ANN401 (as click has it)
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Location:
+        del param, ctx
+        return output_path(value)
+
+
 cache = click.option(
     "--cache/--no-cache",
     default=True,
@@ -78,6 +91,7 @@ cache = click.option(
     help="Remember digests of large files beside them.",
 )
 PATH: Final = _Place()
+OUTPUT: Final = _Output()
 delta_files = options(
     click.option(
         "--max-shard-size",

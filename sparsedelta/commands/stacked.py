@@ -48,6 +48,7 @@ def stacked(
         ("resume", False),
         ("verify", "full"),
         ("to", None),
+        ("stream", False),
     ):
         if other.get(option, usual) != usual:
             raise UsageError(

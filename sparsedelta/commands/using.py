@@ -10,6 +10,7 @@ import click
 
 import sparsedelta
 from sparsedelta.commands.options import (
+    OUTPUT,
     PATH,
     cache,
     one_of_many,
@@ -48,6 +49,11 @@ _following: Final = options(
         metavar="FINGERPRINT",
         help="The checkpoint to lead to, where deltas fork; its first hex digits will do.",
     ),
+    click.option(
+        "--stream",
+        is_flag=True,
+        help="Read what lies on the Hub by ranges, without a copy in its cache.",
+    ),
     cache,
 )
 
@@ -55,7 +61,7 @@ _following: Final = options(
 @click.command()
 @click.argument("base", type=PATH)
 @click.argument("deltas", metavar="DELTA...", nargs=-1, required=True)
-@click.option("-o", "--out", "out", type=PATH, help="The new checkpoint.")
+@click.option("-o", "--out", "out", type=OUTPUT, help="The new checkpoint.")
 @click.option(
     "--stack",
     is_flag=True,
@@ -80,7 +86,7 @@ def apply(base: Location, deltas: tuple[str, ...], *, stack: bool, **options: An
 @click.command()
 @click.argument("target", type=PATH)
 @click.argument("deltas", metavar="DELTA...", type=PATH, nargs=-1, required=True)
-@click.option("-o", "--out", "out", type=PATH, help="The old checkpoint.")
+@click.option("-o", "--out", "out", type=OUTPUT, help="The old checkpoint.")
 @_following
 @writing
 def revert(target: Location, deltas: tuple[Location, ...], **options: Any) -> None:  # noqa: ANN401 (passed on)

@@ -33,6 +33,7 @@ def apply(
     cache: bool = True,
     ranks: Ranks = ALONE,
     to: str | None = None,
+    stream: bool = False,
 ) -> ApplyReport:
     """Write the target of ``delta``: ``base`` with its changes, bit for bit.
 
@@ -72,6 +73,8 @@ def apply(
             this alike; rank 0 makes the files and gives them their names.
         to: Fingerprint of the checkpoint to lead to, or its first hex digits, where the deltas fork
             or the end of the chain is not meant.
+        stream: Read what lies on the Hub by ranges, as other URLs are read, instead of bringing it
+            into the client's cache first: nothing but the output is then on disk.
 
     Raises:
         WrongBaseError: ``base`` is neither the base nor the target of the delta.
@@ -99,6 +102,7 @@ def apply(
         with_files=with_files,
         cache=cache,
         ranks=ranks,
+        stream=stream,
     )
     return transform(base, _listed(delta), request)
 
@@ -119,6 +123,7 @@ def revert(
     cache: bool = True,
     ranks: Ranks = ALONE,
     to: str | None = None,
+    stream: bool = False,
 ) -> ApplyReport:
     """Write the base of ``delta``: ``target`` with its changes undone, bit for bit.
 
@@ -142,6 +147,7 @@ def revert(
         with_files=with_files,
         cache=cache,
         ranks=ranks,
+        stream=stream,
     )
     return transform(target, _listed(delta), request)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from sparsedelta.checkpoint import FileCheckpoint
 from sparsedelta.digest_cache import Verified, recall
 from sparsedelta.digests import Digest, checkpoint_fingerprint
-from sparsedelta.locations import LocationLike
+from sparsedelta.locations import LocationLike, streamed
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def checkpoint_info(checkpoint: LocationLike) -> CheckpointInfo:
         CheckpointError: It cannot be read.
         DeltaGivenError: It is a delta.
     """
-    with FileCheckpoint(checkpoint) as opened:
+    with FileCheckpoint(streamed(checkpoint)) as opened:
         leaves: dict[str, Digest] = {}
         ways: set[Verified | None] = set()
         for file in opened.files:

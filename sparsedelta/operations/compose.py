@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from sparsedelta.checkpoint import CheckpointReader, open_checkpoint
 from sparsedelta.delta_reader import DeltaReader
+from sparsedelta.hub.named_base import at_named_commit
 from sparsedelta.locations import LocationLike, output_path
 from sparsedelta.manifest import Manifest
 from sparsedelta.merging.overlap import Overlap, by_kind, total
@@ -112,7 +113,7 @@ def compose(
     out = output_path(out)
     with ExitStack() as stack:
         stack.enter_context(ranks.together())
-        checkpoint = open_checkpoint(base)
+        checkpoint = open_checkpoint(at_named_commit(base, deltas))
         if checkpoint is not base:
             stack.callback(checkpoint.close)
         pool = stack.enter_context(OrderedMap(threads))

@@ -18,9 +18,11 @@ import numpy as np
 from sparsedelta.checkpoint import CheckpointReader, open_checkpoint
 from sparsedelta.checkpoint_writer import CheckpointWriter
 from sparsedelta.delta import ADD, DIFFERENCE, NEW, REPLACE, RESIZE
-from sparsedelta.delta_reader import DeltaReader, open_delta
+from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.errors import StructureError
+from sparsedelta.hub.named_base import at_named_commit
 from sparsedelta.locations import LocationLike, output_path
+from sparsedelta.open_delta import open_delta
 from sparsedelta.operations.rows import verified_spans
 from sparsedelta.operations.standpoint import refuse_part
 from sparsedelta.outputs import check_output, staged
@@ -87,7 +89,7 @@ def export_raw(
         reader = open_delta(delta)
         if reader is not delta:
             stack.callback(reader.close)
-        checkpoint = None if base is None else open_checkpoint(base)
+        checkpoint = None if base is None else open_checkpoint(at_named_commit(base, [reader]))
         if checkpoint is not None and checkpoint is not base:
             stack.callback(checkpoint.close)
         paths = () if checkpoint is None else checkpoint.paths

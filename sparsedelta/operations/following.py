@@ -23,7 +23,8 @@ from sparsedelta.errors import (
     WrongBaseError,
 )
 from sparsedelta.files import FileState
-from sparsedelta.locations import LocationLike, as_location, output_path
+from sparsedelta.hub.named_base import at_named_commit
+from sparsedelta.locations import LocationLike, as_location, output_path, streamed
 from sparsedelta.locked_files import LockedFiles
 from sparsedelta.operations.arrows import DiffersError
 from sparsedelta.operations.history import (
@@ -90,6 +91,9 @@ class ApplyReport:
 
 def transform(source: LocationLike, deltas: Sequence[DeltaLike], request: Request) -> ApplyReport:
     """Follow deltas from ``source``; see :func:`sparsedelta.apply` for what it raises."""
+    if request.stream:
+        source = streamed(source)
+        deltas = [each if isinstance(each, DeltaReader) else streamed(each) for each in deltas]
     with ExitStack() as stack:
         stack.enter_context(request.ranks.together())
         pool = stack.enter_context(OrderedMap(request.threads))
@@ -122,7 +126,8 @@ def _follow(
     # The checkpoint first: exchanged arguments are then told as such.
     try:
         locked = stack.enter_context(lock(output_path(source))) if request.in_place else None
-        checkpoint = stack.enter_context(FileCheckpoint(source))
+        start = source if request.reverse else at_named_commit(source, deltas)
+        checkpoint = stack.enter_context(FileCheckpoint(start))
     except DeltaGivenError as error:
         order = "revert TARGET DELTA …" if request.reverse else "apply BASE DELTA …"
         error.hint = f"the order of arguments is: sparsedelta {order} -o OUT"

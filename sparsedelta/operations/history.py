@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, TypeAlias
 
-from sparsedelta.delta_reader import DeltaReader, open_delta
+from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.errors import FormatError, UsageError
-from sparsedelta.locations import LocationLike
+from sparsedelta.hub.at_hand import delta_locations
+from sparsedelta.hub.references import is_hub
+from sparsedelta.locations import LocationLike, as_location
+from sparsedelta.open_delta import open_delta
 from sparsedelta.operations.standpoint import refuse_part
 
 DeltaLike: TypeAlias = LocationLike | DeltaReader
@@ -35,8 +38,15 @@ def short(fingerprint: str) -> str:
     return f"{fingerprint[:SHOWN]}…"
 
 
-def open_all(deltas: Iterable[DeltaLike], stack: ExitStack) -> list[DeltaReader]:
+def open_all(
+    deltas: Iterable[DeltaLike], stack: ExitStack, *, whole: bool = True
+) -> list[DeltaReader]:
     """Readers of deltas, closed with the stack if they were not open.
+
+    Args:
+        deltas: The deltas; a repository on the Hub may hold a chain of them.
+        stack: Closes them.
+        whole: See :func:`~sparsedelta.open_delta.open_delta`.
 
     Raises:
         FormatError: A rule is broken.
@@ -45,9 +55,9 @@ def open_all(deltas: Iterable[DeltaLike], stack: ExitStack) -> list[DeltaReader]
         UsageError: One behind the first is another kind of file.
     """
     readers: list[DeltaReader] = []
-    for delta in deltas:
+    for delta in _each(deltas):
         try:
-            reader = open_delta(delta)
+            reader = open_delta(delta, whole=whole)
         except FormatError as error:
             if readers and error.is_foreign:
                 raise UsageError(
@@ -61,6 +71,16 @@ def open_all(deltas: Iterable[DeltaLike], stack: ExitStack) -> list[DeltaReader]
         refuse_part(reader)
         readers.append(reader)
     return readers
+
+
+def _each(deltas: Iterable[DeltaLike]) -> Iterator[DeltaLike]:
+    for delta in deltas:
+        location = None if isinstance(delta, DeltaReader) else as_location(delta)
+        if not is_hub(location):
+            yield delta
+            continue
+        assert location is not None  # noqa: S101 (what lies on the Hub is a location)
+        yield from delta_locations(location)
 
 
 @dataclass(frozen=True, slots=True)

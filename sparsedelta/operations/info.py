@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from sparsedelta.delta import DROP, NEW, RESIZE, SPARSE_OPS
-from sparsedelta.delta_reader import DeltaReader, open_delta
+from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.locations import LocationLike
+from sparsedelta.open_delta import open_delta
 from sparsedelta.records import PartRecord, TensorRecord
 from sparsedelta.words import TensorSpec
 
@@ -135,7 +136,7 @@ def info(delta: LocationLike | DeltaReader) -> DeltaInfo:
         FormatError: A rule of SD1xx, SD2xx or SD6xx is broken.
         CheckpointError: The file cannot be read.
     """
-    reader = open_delta(delta)
+    reader = open_delta(delta, whole=False)
     try:
         return _describe(reader)
     finally:

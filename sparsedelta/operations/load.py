@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from sparsedelta.checkpoint import FileCheckpoint
 from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.errors import CheckpointError, DeltaGivenError
+from sparsedelta.hub.named_base import at_named_commit
 from sparsedelta.locations import LocationLike
 from sparsedelta.operations.made_tensors import MadeTensors, Recipe, Verify, made_tensors
 from sparsedelta.parallel import OrderedMap
@@ -78,7 +79,7 @@ def opened(base: LocationLike, recipe: Recipe, threads: int | None) -> Iterator[
     """What deltas make of a base, while the block runs; raises as :func:`load_state_dict`."""
     with ExitStack() as stack:
         try:
-            checkpoint = stack.enter_context(FileCheckpoint(base))
+            checkpoint = stack.enter_context(FileCheckpoint(at_named_commit(base, recipe.deltas)))
         except DeltaGivenError as error:
             error.hint = "the base comes first: load_state_dict(base, [delta, …])"
             raise

@@ -140,7 +140,7 @@ def log(deltas: Sequence[DeltaLike]) -> HistoryGraph:
         CheckpointError: A file cannot be read.
     """
     with ExitStack() as stack:
-        return _graph(History(open_all(deltas, stack)))
+        return _graph(History(open_all(deltas, stack, whole=False)))
 
 
 def _graph(history: History) -> HistoryGraph:

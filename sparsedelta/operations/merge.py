@@ -11,13 +11,14 @@ from pathlib import Path
 from sparsedelta.checkpoint import FileCheckpoint
 from sparsedelta.checkpoint_files import find_files
 from sparsedelta.delta_reader import DeltaReader
-from sparsedelta.errors import CheckpointError, DeltaGivenError, UsageError
-from sparsedelta.locations import Location, LocationLike, as_location, output_path
+from sparsedelta.errors import CheckpointError, DeltaGivenError, HubError, UsageError
+from sparsedelta.locations import Location, LocationLike, Url, as_location, output_path
 from sparsedelta.merging.gradients import Depths, Value, resolve
 from sparsedelta.merging.methods import BoundMethod, check_settings, checked
 from sparsedelta.merging.outcome import TensorMethod
 from sparsedelta.merging.recipes import DTYPES, ModelEntry, Recipe, read_recipe
 from sparsedelta.merging.settings import Settings, TaskSettings
+from sparsedelta.open_delta import open_delta
 from sparsedelta.operations.compose import ComposeReport
 from sparsedelta.operations.composed_checkpoint import ComposedReport, write_checkpoint
 from sparsedelta.operations.composed_delta import write_composed
@@ -248,25 +249,36 @@ class RecipePlan:
 def _open(recipe: Recipe, model: ModelEntry) -> FileCheckpoint | DeltaReader:
     location = _found(recipe, model)
     try:
-        return FileCheckpoint(location)
-    except DeltaGivenError:
-        return DeltaReader(location)
+        try:
+            return FileCheckpoint(location)
+        except DeltaGivenError:
+            return open_delta(location)
+    except HubError as error:
+        raise HubError(
+            f"{recipe.path}, line {model.line}: there is no checkpoint or delta {model.name} here, "
+            f"and {error.message}",
+            reason=error.reason,
+            hint=error.hint,
+        ) from error.__cause__
 
 
 def _found(recipe: Recipe, model: ModelEntry) -> Location:
     location = as_location(model.name)
-    if not isinstance(location, Path):
+    if isinstance(location, Url) and "://" in model.name:
         return location
-    for place in (location, Path(recipe.path).parent / location):
+    here = location if isinstance(location, Path) else Path(model.name)
+    # A file beside the recipe, too, comes before the Hub.
+    for place in (here, Path(recipe.path).parent / here):
         try:
             if place.exists():
                 return place
         except (OSError, ValueError):  # too long for a name, or a NUL in it
             break
+    if isinstance(location, Url):
+        return location
     raise CheckpointError(
         f"{recipe.path}, line {model.line}: there is no checkpoint or delta {model.name}",
-        hint="models are local paths or URLs; a model of the Hub is hf://NAMESPACE/NAME, or "
-        "downloaded first: hf download NAMESPACE/NAME --local-dir DIR"
+        hint="models are local paths, URLs, or models of the Hub as NAMESPACE/NAME[@REVISION]"
         + ("; MODEL+LORA is not supported" if "+" in model.name else ""),
     )
 

@@ -9,8 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from sparsedelta.checkpoint import FileCheckpoint
 from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.errors import CheckpointError, SparseDeltaError, UsageError
+from sparsedelta.hub.named_base import at_named_commit
+from sparsedelta.hub.references import is_hub
+from sparsedelta.hub.store import HubStore
+from sparsedelta.locations import LocationLike, Url
 from sparsedelta.operations.load import as_tensor, opened
 from sparsedelta.operations.made_tensors import MadeTensors, Recipe, Verify
 from sparsedelta.state_dict import torch_dtype
@@ -25,15 +30,15 @@ _OURS: Final = {
     "state_dict": "it is what the deltas make of the base",
     "gguf_file": "deltas are of safetensors",
     "subfolder": "name the folder itself as the base",
-    "revision": "download that revision, and name its folder as the base",
+    "revision": "name it with the base: NAMESPACE/NAME@REVISION",
     "trust_remote_code": "load with sparsedelta.load_state_dict, and give it to your class",
 }
 
 
 def from_pretrained(
     auto_class: Any,  # noqa: ANN401 (any class of transformers)
-    base: str | Path,
-    deltas: Sequence[str | Path | DeltaReader],
+    base: LocationLike,
+    deltas: Sequence[LocationLike | DeltaReader],
     *,
     weights: Sequence[float] | None = None,
     method: str = "sum",
@@ -53,7 +58,8 @@ def from_pretrained(
 
     Args:
         auto_class: ``AutoModelForCausalLM`` or its like, or a class of models.
-        base: The folder of the base: its weights and its configuration.
+        base: The folder of the base: its weights and its configuration; or a repository on the Hub,
+            ``ns/name`` or ``ns/name@revision``, at the commit that the deltas name if no other is.
         deltas: See :func:`sparsedelta.load_state_dict`, as for the next four.
         weights: A weight per delta of one base.
         method: How those are put together.
@@ -78,13 +84,7 @@ def from_pretrained(
     for name, why in _OURS.items():
         if kwargs.get(name):
             raise UsageError(f"{name} cannot be given here", hint=why)
-    folder = Path(base)
-    if not (folder / _CONFIG).is_file():
-        raise CheckpointError(
-            f"{base} is no folder with a {_CONFIG}",
-            hint="of a repository on the Hub: huggingface_hub.snapshot_download(NAME) gives its "
-            "folder",
-        )
+    folder = _folder(base, deltas)
     recipe = Recipe(deltas, weights, method, parameters or {}, seed, verify)
     with opened(folder, recipe, threads) as made, _settings(folder, made) as settings:
         placing = {"dtype": dtype, "device_map": device_map}
@@ -92,6 +92,25 @@ def from_pretrained(
         first = model[0] if isinstance(model, tuple) else model
         first.name_or_path = first.config.name_or_path = str(folder)
         return model
+
+
+def _folder(base: LocationLike, deltas: Sequence[LocationLike | DeltaReader]) -> Path:
+    """The folder of the base: of a repository on the Hub, its snapshot in the client's cache."""
+    location = at_named_commit(base, deltas)
+    if isinstance(location, Url) and is_hub(location):
+        store = HubStore(location)
+        FileCheckpoint(location).close()  # brings weights, configuration and the rest
+        folder = store.snapshot / store.path
+    elif isinstance(location, Path):
+        folder = location
+    else:
+        raise CheckpointError(f"{location} is no folder here", hint="copy it here first")
+    if not (folder / _CONFIG).is_file():
+        raise CheckpointError(
+            f"{location} is no folder with a {_CONFIG}",
+            hint="name a folder that save_pretrained has written, or a model of the Hub",
+        )
+    return folder
 
 
 def _load(

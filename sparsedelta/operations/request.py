@@ -34,6 +34,7 @@ class Request:
     cache: bool = True
     ranks: Ranks = ALONE
     to: str | None = None
+    stream: bool = False
 
     def __post_init__(self) -> None:
         if self.verify not in ("full", "touched"):

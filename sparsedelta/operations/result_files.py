@@ -10,10 +10,11 @@ from pathlib import Path
 from sparsedelta.attachments import CarriedEnd, CarriedFile, LayoutEnd
 from sparsedelta.checkpoint import FileCheckpoint
 from sparsedelta.checkpoint_writer import CheckpointWriter
-from sparsedelta.companions import Companions, is_weights_file
+from sparsedelta.companions import Companions
 from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.digests import plain_digest
 from sparsedelta.errors import DAMAGED, CheckpointError, FormatError, VerificationError
+from sparsedelta.file_names import is_weights_file
 from sparsedelta.operations.route import Route, results_of
 from sparsedelta.safetensors_header import FileLayout, build_layout, parse_layout
 from sparsedelta.strict_json import parse

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
 from sparsedelta.checkpoint import CheckpointReader, open_checkpoint, segment_digests
-from sparsedelta.delta_reader import DeltaReader, open_delta
+from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.digests import tensor_digest
 from sparsedelta.errors import UsageError, WrongBaseError
-from sparsedelta.locations import LocationLike
+from sparsedelta.hub.named_base import at_named_commit
+from sparsedelta.locations import LocationLike, Url, streamed
+from sparsedelta.open_delta import open_delta
 from sparsedelta.operations.arrows import Arrow, DiffersError, arrows_of, follow, stays
 from sparsedelta.operations.standpoint import refuse_part
 from sparsedelta.words import Bytes, TensorSpec, Words, as_words
@@ -47,9 +50,11 @@ def read_rows(
         FormatError: The delta breaks a rule.
         CheckpointError: The base cannot be read.
     """
-    checkpoint = open_checkpoint(base)
+    # Some of either is read: what lies on the Hub is not brought here for that.
+    given = streamed(base) if isinstance(base, str | Path | Url) else base
+    checkpoint = open_checkpoint(at_named_commit(given, [delta]))
     try:
-        reader = open_delta(delta)
+        reader = open_delta(delta, whole=False)
         try:
             refuse_part(reader)
             return _read(checkpoint, reader, name, start, stop)

@@ -12,12 +12,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from sparsedelta.closing import Closing
-from sparsedelta.delta_reader import DeltaReader, open_delta
+from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.errors import UsageError, WrongBaseError
 from sparsedelta.launch import threads_here
 from sparsedelta.live_tensors import LiveTensors, gathers
 from sparsedelta.locations import LocationLike, Url
 from sparsedelta.merging.settings import finite_number
+from sparsedelta.open_delta import open_delta
 from sparsedelta.operations.live_base import Candidate, Found, Verify
 from sparsedelta.operations.live_ranks import agree, verified_together
 from sparsedelta.operations.switching import BASE, Held, State, TornError, plan, repair, write

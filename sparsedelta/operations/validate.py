@@ -21,10 +21,12 @@ from sparsedelta.errors import (
     FormatError,
     IdentityError,
     NotFiniteError,
+    UsageError,
     WrongBaseError,
 )
 from sparsedelta.limits import MAX_PROBLEMS
 from sparsedelta.locations import LocationLike, as_location
+from sparsedelta.open_delta import open_delta
 from sparsedelta.operations.apply import prove
 from sparsedelta.operations.result_files import check_carried, misfit, read_layouts
 from sparsedelta.operations.standpoint import refuse_part, touched_specs
@@ -73,6 +75,7 @@ def validate(
     delta: LocationLike,
     *,
     base: LocationLike | None = None,
+    headers: bool = False,
     threads: int | None = None,
     progress: Progress = silent,
 ) -> ValidationReport:
@@ -82,18 +85,27 @@ def validate(
         delta: The delta file.
         base: Its base; if given, applying is proven to give the target, without writing it. The
             SHA-256 of files is compared only when they are written.
+        headers: Check headers and manifests only (rules SD1xx, SD2xx and SD6xx): of a remote delta
+            nothing else is read.
         threads: Worker threads; None for the cores of this process.
         progress: Told how many bytes of streams were decoded, and of how many.
 
     Raises:
         CheckpointError: A file cannot be read.
+        UsageError: Both ``base`` and ``headers``.
     """
+    if headers and base is not None:
+        raise UsageError("a proof with the base needs more than headers", hint="one or the other")
     try:
-        reader = DeltaReader(delta)
+        reader = DeltaReader(delta) if headers else open_delta(delta)
     except FormatError as error:
         problems = (_problem(error), *map(_problem, error.others))
         return ValidationReport(str(as_location(delta)), problems, 0, 0, base_checked=False)
     with reader:
+        if headers:
+            manifest = reader.manifest
+            where, count = str(as_location(delta)), len(manifest.tensors)
+            return ValidationReport(where, (), count, manifest.nnz, base_checked=False)
         of_base, is_bounded = _against_base(reader, base, threads, progress)
         with OrderedMap(threads) as pool:
             found = _problems(reader, pool, progress, is_bounded=is_bounded)

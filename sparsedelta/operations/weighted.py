@@ -9,13 +9,14 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from sparsedelta.checkpoint import CheckpointReader
-from sparsedelta.delta_reader import DeltaReader, open_delta
+from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.digests import Digest
 from sparsedelta.errors import UsageError, WrongBaseError
 from sparsedelta.locations import LocationLike
 from sparsedelta.merging.methods import BoundMethod, Method, method_named, settings_of
 from sparsedelta.merging.outcome import TensorMethod
 from sparsedelta.merging.settings import Settings, finite_number
+from sparsedelta.open_delta import open_delta
 from sparsedelta.operations.composition import Composition
 from sparsedelta.operations.moves import find_moves
 from sparsedelta.operations.standpoint import touched_specs

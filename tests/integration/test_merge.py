@@ -263,10 +263,10 @@ def test_seeds_and_names_that_are_too_long(models: Path) -> None:
 
 
 def test_a_model_that_is_not_there(models: Path) -> None:
-    """Named with its line; the hint says how models of the Hub are had."""
+    """Named with its line; what is no local path is looked up on the Hub, if that may be asked."""
     path = models / "recipe.yml"
     path.write_text(GOOD.replace("d1.safetensors", "mistralai/Mistral-7B"))
-    message = failed(call("merge", path, "-o", models / "out"), 1)
+    message = failed(call("merge", path, "-o", models / "out"), 4)
     assert "line 4: there is no checkpoint or delta mistralai/Mistral-7B" in message
     assert "hf download" in hint_of(message)
 

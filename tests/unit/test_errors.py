@@ -16,6 +16,7 @@ from sparsedelta.errors import (
     CheckpointError,
     DeltaGivenError,
     FormatError,
+    HubError,
     IdentityError,
     NoAccessError,
     NotFiniteError,
@@ -41,6 +42,7 @@ PROMISED: dict[type[SparseDeltaError], tuple[str, int]] = {
     UnfinishedError: ("unfinished", 1),
     RemoteError: ("remote", 1),
     NoAccessError: ("no-access", 4),
+    HubError: ("hub", 4),
     StructureError: ("structure", 1),
     FormatError: ("format", 3),
     UnsupportedError: ("unsupported", 3),
@@ -66,6 +68,8 @@ def make(kind: type[SparseDeltaError], message: str, hint: str | None = None) ->
     """An error of a kind."""
     if issubclass(kind, FormatError):
         return kind("SD403", message, hint=hint)
+    if issubclass(kind, HubError):
+        return kind(message, reason="repository", hint=hint)
     return kind(message, hint=hint)
 
 

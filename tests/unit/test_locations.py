@@ -13,7 +13,14 @@ from sparsedelta.locations import Url, as_location, output_path, redacted
 @pytest.mark.parametrize(
     ("given", "path"),
     [
-        ("a/b", "a/b"),
+        ("a", "a"),
+        ("./a/b", "a/b"),
+        ("a/b/c", "a/b/c"),
+        ("a/b.safetensors", "a/b.safetensors"),
+        ("a/b.SPARSEDELTA", "a/b.SPARSEDELTA"),
+        ("-a/b", "-a/b"),
+        ("a/b@", "a/b@"),
+        ("a/b@x:y", "a/b@x:y"),
         ("s3", "s3"),
         ("C:/x", "C:/x"),
         ("./s3://x", "./s3://x"),
@@ -32,6 +39,41 @@ def test_paths(given: str, path: str) -> None:
 def test_urls(given: str) -> None:
     assert as_location(given) == Url(given)
     assert str(as_location(given)) == given
+
+
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ("org/model", "hf://org/model"),
+        ("org/model.v1_2-x", "hf://org/model.v1_2-x"),
+        ("org/model@main", "hf://org/model@main"),
+        ("org/model@feat/x", "hf://org/model@feat%2Fx"),
+        ("org/model@refs/pr/1", "hf://org/model@refs%2Fpr%2F1"),
+    ],
+)
+def test_repositories(given: str, url: str) -> None:
+    assert as_location(given) == Url(url)
+    assert output_path(given) == Path(given)  # nothing is written there
+
+
+def test_a_local_path_that_exists_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "org").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert as_location("org/model") == Url("hf://org/model")
+    (tmp_path / "org" / "model").mkdir()
+    assert as_location("org/model") == Path("org/model")
+    (tmp_path / "org" / "gone").symlink_to("nowhere")
+    assert as_location("org/gone") == Path("org/gone")
+    assert as_location("hf://org/model") == Url("hf://org/model")
+    assert as_location(Path("org/other")) == Path("org/other")
+
+
+def test_what_is_found_out_is_shared_below() -> None:
+    url = as_location("org/model@main")
+    assert isinstance(url, Url)
+    (url / "x").known["commit"] = "c"
+    assert url.parent.known["commit"] == url.with_options(stream=True).known["commit"] == "c"
+    assert "commit" not in as_location("org/model@main").known  # type: ignore[union-attr]
 
 
 def test_a_location_stays_itself() -> None:
