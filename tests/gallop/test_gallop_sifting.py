@@ -52,10 +52,11 @@ def test_no_sample_changes_a_choice(
     ranking = Ranking(k)
     shown: list[float] = []
     ends = sorted(min(cut, len(tensors)) for cut in cuts)
-    for start, end in pairwise([0, *ends, len(tensors)]):
+    groups = list(pairwise([0, *ends, len(tensors)]))
+    for number, (start, end) in enumerate(groups, start=1):
         ranking.add(
             named(tensors)[start:end],
-            last=end == len(tensors) and start == max(ends, default=0),
+            last=number == len(groups),
             thinned=thinned,
             observe=lambda chunk: shown.extend(chunk.tolist()),
         )
@@ -65,7 +66,8 @@ def test_no_sample_changes_a_choice(
     ]
     assert (found.count, found.threshold) == (whole.count, whole.threshold)
     assert (found.ties, found.ties_taken) == (whole.ties, whole.ties_taken)
-    assert shown == [value for values in joined(tensors) for value in values]  # once
+    values = [value for each in joined(tensors) for value in each]
+    assert shown == torch.tensor(values).tolist()  # once
 
 
 @FEW

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
 from dense_selection import dense_choice
 from tiny_models import weights_of
 from torch import Tensor, nn
@@ -22,11 +23,11 @@ from trainer_cases import (
     RAGGED,
     logged,
     make_trainer,
-    noisy_collator,
     ragged,
     same_weights,
     samples,
     saving,
+    write_base,
 )
 from transformers import Trainer, TrainerCallback
 
@@ -34,6 +35,7 @@ import gallop
 from gallop import GallopConfig, Mask, attach
 from gallop.collectives import Peers
 from gallop.errors import ConfigError, OutsideMaskError
+from sparsedelta import apply
 from sparsedelta.errors import OutputError, RankError
 
 STEPS = 5
@@ -226,23 +228,24 @@ def checkpoints(base: Path, folder: Path) -> None:
     changes = saving() | {
         "max_steps": 6,
         "save_steps": 2,
-        "data_collator": noisy_collator,
-        "eval_dataset": samples(6),
+        "eval_dataset": samples(16),
         "eval_strategy": "steps",
         "eval_steps": 2,
         "metric_for_best_model": "score",
         "greater_is_better": True,
         "load_best_model_at_end": True,
     }
+    if rank == 0:
+        write_base(folder / "base", dropout=0.2)
+    dist.barrier()
+    base = folder / "base"
     engines = {"hook": gallop.SparseAdamW, "autograd": torch.optim.AdamW}
     for engine, kind in engines.items():
         own = folder / engine
+        own.mkdir(exist_ok=True)
         run = changes | {"optim": "adamw_torch"}
         whole = parallel(base, own / "out", compute_metrics=EvaluatesTo(), **run)
         first = attach(whole, CONFIG, selection_samples=8, out=own / "d", engine=engine)  # type: ignore[arg-type]
-        if rank == 0:
-            own.mkdir()
-        dist.barrier()
         whole.train()
         assert type(first.optimizer) is kind
         assert first.exported is not None  # on all ranks
@@ -261,8 +264,11 @@ def checkpoints(base: Path, folder: Path) -> None:
         with pytest.raises(OutputError, match="exists"):
             again.train()
     if rank == 0:
+        tuned = folder / "tuned"
+        apply(base, folder / "hook" / "d", tuned)
+        found = make_trainer(tuned, folder / "unused").model
         best = make_trainer(folder / "hook" / "out" / "checkpoint-4", folder / "unused")
-        torch.save(weights_of(best.model), folder / "best.pt")
+        assert same_weights(weights_of(found), weights_of(best.model))
 
 
 def differences(base: Path, folder: Path) -> None:
@@ -336,6 +342,7 @@ def instructions(base: Path, folder: Path) -> None:
 def main(folder: Path) -> None:
     """All of it, in one start of the processes."""
     torch.set_num_threads(1)
+    PartialState(cpu=True, backend="gloo")
     tasks: list[Callable[[Path, Path], None]] = [
         *(training, selection, checkpoints, differences, refusals, instructions),
     ]

@@ -105,7 +105,7 @@ def best(base: Path, folder: Path) -> None:
         base,
         folder / "out",
         state="FULL_STATE_DICT",
-        eval_dataset=samples(6),
+        eval_dataset=samples(16),
         eval_strategy="steps",
         eval_steps=2,
         metric_for_best_model="score",
