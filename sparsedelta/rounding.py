@@ -80,6 +80,13 @@ def to_float64(words: Words, dtype: str) -> _FLOAT64:
     return words.view(kinds[dtype]).astype(np.float64)
 
 
+def is_finite(words: Words, dtype: str) -> NDArray[np.bool_]:
+    """Whether the numbers that words of F16, BF16, F32 or F64 stand for are finite."""
+    infinity = words.dtype.type(_INFINITY if dtype == "F64" else _FORMS[dtype].infinity)
+    marks: NDArray[np.bool_] = (words & infinity) != infinity
+    return marks
+
+
 @cache
 def _numbers_of_bytes(dtype: str) -> _FLOAT64:
     form, words = _FORMS[dtype], np.arange(256)

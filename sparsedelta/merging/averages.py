@@ -13,7 +13,12 @@ from sparsedelta.merging.aligned import Aligned, Marks, Numbers
 from sparsedelta.merging.keeping import Groups, columns, rows, top
 from sparsedelta.merging.outcome import Outcome
 from sparsedelta.merging.settings import Settings
-from sparsedelta.merging.summing import agreed, finite_words
+from sparsedelta.merging.summing import (
+    agreed,
+    finite_words,
+    insist_finite_sums,
+    insist_numbers,
+)
 from sparsedelta.merging.task_vectors import added, mixed_words
 from sparsedelta.rounding import FLOATS, from_float64, to_float64
 from sparsedelta.words import Words
@@ -92,6 +97,7 @@ def slerp(aligned: Aligned, settings: Settings, base_square: float) -> Outcome:
     zero = np.zeros(aligned.size)
     one, two = own if len(own) > 1 else (zero, own[0])
     squares = [base_square + float((d * (2 * base + d)).sum()) for d in (one, two)]
+    insist_finite_sums(aligned, "the norm of a task, or of the base,", *squares)
     norms = [norm if (norm := math.sqrt(max(s, 0.0))) > _NO_NORM else 1.0 for s in squares]
     dot = base_square + float((base * (one + two) + one * two).sum())
     cosine = min(1.0, max(-1.0, dot / norms[0] / norms[1]))
@@ -128,6 +134,7 @@ def nuslerp(aligned: Aligned, settings: Settings, base_square: float) -> Outcome
         aligned, by_row=not settings.nuslerp_flatten, by_column=settings.nuslerp_row_wise
     )
     norms = [np.maximum(np.sqrt(_sums(groups, d * d)), 1e-7) for d in (one, two)]
+    insist_finite_sums(aligned, "the norm of a difference", *norms)
     cosine = np.clip(_sums(groups, (one / norms[0]) * (two / norms[1])), -1, 1)
     straight = 1 - cosine * cosine <= _NO_NORM**2
     angle = np.arccos(np.where(straight, 0.0, cosine))
@@ -142,6 +149,7 @@ def model_stock(aligned: Aligned, settings: Settings, base_square: float) -> Out
     count = len(own)
     groups = _groups(aligned, by_row=settings.filter_wise and len(aligned.spec.shape) > 1)
     norms = [np.sqrt(_sums(groups, d * d)) for d in own]
+    insist_finite_sums(aligned, "the norm of a difference", *norms)
     cosines = [
         np.clip(_sums(groups, own[a] * own[b]) / np.maximum(norms[a] * norms[b], 1e-6), -1, 1)
         for a in range(count)
@@ -174,6 +182,7 @@ def sce(
         own = own * (_selected(own, settings.select_topk) if keep is None else keep[0])
     squares = [float((numbers * numbers).sum()) / aligned.spec.words for numbers in own]
     whole = sum(squares)
+    insist_finite_sums(aligned, "the energy of a task", whole)
     # Below this, and small changes of few elements are always below it, tasks count alike.
     alike = whole < _NO_WEIGHT
     weights = [1 / len(squares) if alike else square / whole for square in squares]
@@ -207,11 +216,15 @@ def max_magnitude(aligned: Aligned, settings: Settings, base_square: float) -> O
     """What the task makes of it that changes it most (Marczak et al., MagMax, arXiv:2407.06322).
 
     Of equal magnitudes the negative difference is taken: the order of tasks does not matter.
+
+    Raises:
+        NotFiniteError: A number that is compared with another is not finite.
     """
     if aligned.spec.dtype not in FLOATS:
         return Outcome(agreed(aligned, [weight == 1 for weight in settings.weights]))
+    insist_numbers(aligned.only(aligned.present.sum(axis=0) > 1))
     best: Numbers = np.full(aligned.size, -1.0)
-    chosen = np.zeros(aligned.size, np.int64)
+    chosen = aligned.present.argmax(axis=0)  # a task alone, whatever its word
     value = np.zeros(aligned.size)
     for task, weight in enumerate(settings.weights):
         numbers = aligned.differences(task) * weight

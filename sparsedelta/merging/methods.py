@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
@@ -14,7 +15,7 @@ from sparsedelta.merging import averages, task_vectors
 from sparsedelta.merging.aligned import Aligned, Marks
 from sparsedelta.merging.outcome import Outcome, TensorMethod
 from sparsedelta.merging.settings import Settings, TaskSettings, finite_number
-from sparsedelta.merging.summing import agreed, summed
+from sparsedelta.merging.summing import agreed, insist_numbers, summed
 from sparsedelta.rounding import FLOATS
 from sparsedelta.words import TensorSpec, Words
 
@@ -47,7 +48,8 @@ class Method:
         needs_norm: Whether it needs the norm of the base.
         is_ordered: Whether the order of the tasks matters.
         is_random: Whether the seed matters.
-        any_dtype: Whether it has rules of its own for what is not computed with.
+        any_dtype: Whether it copies words where it can, and has rules of its own for what is not
+            computed with; others compute every element that a task changes.
     """
 
     name: str
@@ -116,6 +118,8 @@ class BoundMethod:
             return Outcome(agreed(aligned))
         if not aligned.tasks:
             return Outcome(aligned.base)
+        if not self.method.any_dtype:
+            insist_numbers(aligned)
         # What is not finite is an error that names it, in the end.
         with np.errstate(all="ignore"):
             return self.method.function(aligned, self.settings, base_square)
@@ -310,6 +314,8 @@ def check_settings(method: Method, settings: Settings) -> None:
     Raises:
         UsageError: They do not.
     """
+    if math.isinf(sum(map(abs, (*settings.weights, settings.base_weight)))):
+        raise UsageError(f"{method.name}: the weights add up to more than float64 holds")
     if "epsilon" not in method.parameters:
         return
     for task in settings.tasks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -75,7 +76,8 @@ class Overlap:
 
 
 def _ratio(part: float, whole: float) -> float | None:
-    return float(part) / float(whole) if whole else None
+    ratio = float(part) / float(whole) if whole else math.nan
+    return ratio if math.isfinite(ratio) else None
 
 
 def overlap_of(aligned: Aligned) -> Overlap:

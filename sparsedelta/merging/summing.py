@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sparsedelta.errors import NotFiniteError, StructureError
 from sparsedelta.merging.aligned import Aligned, Marks, Numbers
-from sparsedelta.rounding import FLOATS, from_float64, to_float64
+from sparsedelta.rounding import FLOATS, from_float64, is_finite, to_float64
 from sparsedelta.words import Words
 
 _LOW_BITS: Final = np.int64((1 << 63) - 1)
@@ -130,6 +130,30 @@ def finite_words(aligned: Aligned, numbers: Numbers, finite: Marks | None = None
         whole &= finite
     insist_finite(aligned, whole)
     return words
+
+
+def insist_numbers(aligned: Aligned) -> None:
+    """Insist that what is to be computed with is finite: the base, and what tasks make of it.
+
+    Raises:
+        NotFiniteError: Something is not; names tensor and index.
+    """
+    dtype = aligned.spec.dtype
+    insist_finite(aligned, is_finite(aligned.base, dtype))
+    insist_finite(aligned, is_finite(aligned.words, dtype).all(axis=0))
+
+
+def insist_finite_sums(aligned: Aligned, what: str, *sums: Numbers | float) -> None:
+    """Insist that numbers of a whole tensor are finite: norms, say.
+
+    Raises:
+        NotFiniteError: One is not.
+    """
+    if not all(np.isfinite(each).all() for each in sums):
+        raise NotFiniteError(
+            f"tensor {aligned.spec.name!r}: {what} is more than float64 holds (SD505)",
+            hint="smaller weights, or another method: sum goes element by element",
+        )
 
 
 def insist_finite(aligned: Aligned, finite: Marks) -> None:

@@ -24,7 +24,7 @@ from sparsedelta.merging.keeping import (
 )
 from sparsedelta.merging.outcome import Outcome
 from sparsedelta.merging.settings import Settings
-from sparsedelta.merging.summing import finite_words, insist_finite
+from sparsedelta.merging.summing import finite_words, insist_finite, insist_finite_sums
 from sparsedelta.rounding import from_float64, to_float64
 from sparsedelta.words import Words
 
@@ -123,6 +123,7 @@ def thinned(
             kept = thin(aligned, settings, task, differences) if keep is None else keep[task]
             if settings.rescale:
                 differences = rescaled(differences, kept)
+                insist_finite_sums(aligned, "the sum of magnitudes", differences)
             else:
                 differences = np.where(kept, differences, 0.0)
         found.append(differences)

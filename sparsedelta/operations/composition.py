@@ -15,7 +15,7 @@ import numpy as np
 
 from sparsedelta.checkpoint import CheckpointReader
 from sparsedelta.digests import Digest, segment_digest
-from sparsedelta.errors import WrongBaseError
+from sparsedelta.errors import NotFiniteError, WrongBaseError
 from sparsedelta.limits import SEGMENT_WORDS
 from sparsedelta.merging.aligned import Aligned, align, joined
 from sparsedelta.merging.outcome import Outcome, TensorMethod
@@ -24,7 +24,7 @@ from sparsedelta.operations.moves import Move
 from sparsedelta.operations.pairing import Pair
 from sparsedelta.operations.tasks import Task
 from sparsedelta.parallel import OrderedMap
-from sparsedelta.rounding import FLOATS, to_float64
+from sparsedelta.rounding import FLOATS, is_finite, to_float64
 from sparsedelta.words import Indices, TensorSpec, Words, as_words
 
 _Result = TypeVar("_Result")
@@ -160,7 +160,7 @@ class Composition:
         def take(start: int) -> tuple[_Result, Overlap]:
             own = read(start)
             aligned = self._aligned(spec, own)
-            run = _changed(own, aligned.indices - start, method(aligned, 0.0))
+            run = _changed(spec, own, aligned.indices - start, method(aligned, 0.0))
             return work(run), overlap_of(aligned)
 
         if not self.changes(spec):
@@ -188,7 +188,7 @@ class Composition:
         def gather(start: int) -> tuple[Aligned, Overlap, float]:
             own = read(start)
             aligned = self._aligned(spec, own)
-            square = _square(own.words, spec.dtype) if method.needs_norm else 0.0
+            square = _square(spec, own) if method.needs_norm else 0.0
             return aligned, overlap_of(aligned), square
 
         with pool.mapped(gather, starts) as gathered:
@@ -202,7 +202,7 @@ class Composition:
             own = read(start)
             low, high = np.searchsorted(whole.indices, [start, start + own.words.size])
             made = Outcome(outcome.words[low:high], outcome.elsewhere)
-            return work(_changed(own, whole.indices[low:high] - start, made))
+            return work(_changed(spec, own, whole.indices[low:high] - start, made))
 
         with pool.mapped(finish, starts) as finished:
             yield from finished
@@ -238,7 +238,7 @@ class Composition:
         return align(spec, run.start, run.words, found)
 
 
-def _changed(read: _Read, at: Indices, outcome: Outcome) -> MergedRun:
+def _changed(spec: TensorSpec, read: _Read, at: Indices, outcome: Outcome) -> MergedRun:
     """A run in which the words of some elements are others."""
     old = new = read.words
     if outcome.elsewhere is not None:
@@ -247,11 +247,27 @@ def _changed(read: _Read, at: Indices, outcome: Outcome) -> MergedRun:
         new = old.copy()
     if at.size:
         new[at] = outcome.words
+    if outcome.elsewhere is not None:
+        _insist_finite(spec, read.start, new)
     return MergedRun(read.start, old, new, read.segments)
 
 
-def _square(words: Words, dtype: str) -> float:
-    if dtype not in FLOATS:
+def _square(spec: TensorSpec, read: _Read) -> float:
+    """Sum of the squares of the base in a run."""
+    if spec.dtype not in FLOATS:
         return 0.0
-    numbers = to_float64(words, dtype)
-    return float((numbers * numbers).sum())
+    _insist_finite(spec, read.start, read.words)
+    numbers = to_float64(read.words, spec.dtype)
+    with np.errstate(over="ignore"):
+        return float((numbers * numbers).sum())
+
+
+def _insist_finite(spec: TensorSpec, start: int, words: Words) -> None:
+    """Insist on numbers, where those of a whole tensor are computed with."""
+    finite = is_finite(words, spec.dtype)
+    if not finite.all():
+        raise NotFiniteError(
+            f"tensor {spec.name!r}, index {start + int(finite.argmin())}: a number that is met or "
+            f"made is not finite in {spec.dtype} (SD505)",
+            hint="this method computes with all of the tensor; sum only with what tasks change",
+        )

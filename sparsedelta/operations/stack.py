@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sparsedelta.closing import Closing
 from sparsedelta.delta_reader import DeltaReader
@@ -17,11 +17,24 @@ from sparsedelta.errors import UsageError, WrongBaseError
 from sparsedelta.launch import threads_here
 from sparsedelta.live_tensors import LiveTensors, gathers
 from sparsedelta.locations import LocationLike, Url
-from sparsedelta.merging.settings import finite_number
 from sparsedelta.open_delta import open_delta
 from sparsedelta.operations.live_base import Candidate, Found, Verify
 from sparsedelta.operations.live_ranks import agree, verified_together
-from sparsedelta.operations.switching import BASE, Held, State, TornError, plan, repair, write
+from sparsedelta.operations.switching import (
+    BASE,
+    Held,
+    Setting,
+    Standing,
+    UndoneError,
+    active,
+    all_of,
+    entries_of,
+    finite_weight,
+    plan,
+    repair,
+    touched,
+    write,
+)
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.ranks import ALONE, Ranks
 from sparsedelta.traffic import Traffic, watch
@@ -29,14 +42,6 @@ from sparsedelta.traffic import Traffic, watch
 if TYPE_CHECKING:
     import torch.distributed as dist
     from torch import nn
-
-
-@dataclass(frozen=True, slots=True)
-class _Setting:
-    """How a delta of the stack is set."""
-
-    weight: float
-    is_enabled: bool
 
 
 class Stack(Closing):
@@ -48,8 +53,10 @@ class Stack(Closing):
     under the entries are kept, and no others: memory is in proportion to the entries of the deltas.
     Weights outside them may be trained meanwhile; those under them may not.
 
-    A switch that fails leaves the model and the stack as they were. Forwards of the model and
-    switches exclude each other (docs/serving.md): of the two, the one that comes second waits for
+    A switch that fails leaves the model and the stack as they were. Where even that fails, or an
+    interrupt comes at the worst moment, no forward runs until the next switch has put all right:
+    ``enable()`` does, without a name, and so does ``close()``. Forwards of the model and switches
+    exclude each other (docs/serving.md): of the two, the one that comes second waits for
     ``patience`` seconds, and is refused then.
 
     A sharded model (FSDP2) is switched by all its ranks together, with the same calls in the same
@@ -90,9 +97,8 @@ class Stack(Closing):
         self._names = names
         self._group = group
         self._threads = threads
-        self._held: dict[str, Held] = {}
-        self._settings: dict[str, _Setting] = {}
-        self._state: State = BASE
+        self._standing = Standing({}, {}, BASE)
+        self._maybe: tuple[Held, ...] = ()
         self._traffic = Traffic(min(patience, threading.TIMEOUT_MAX))
         self._is_sharded = LiveTensors(model, names).is_sharded
         self._hooks = watch(model, self._traffic) if guard else []
@@ -127,7 +133,7 @@ class Stack(Closing):
             BusyError: See the class.
             RankError: Another rank failed.
         """
-        setting = _Setting(_finite(name, weight), enabled)
+        setting = Setting(finite_weight(name, weight), enabled)
         if not isinstance(delta, str | Path | Url | DeltaReader):
             raise UsageError(
                 f"{name!r}: the delta is {type(delta).__name__}, expected its path, URL or reader",
@@ -159,12 +165,8 @@ class Stack(Closing):
                 )
 
     def _read(self, reader: DeltaReader, verify: Verify, ranks: Ranks, pool: OrderedMap) -> Held:
-        live = self._live()
-        kept: dict[str, list[Any]] = {}
-        for other in self._held.values():
-            for own, entries in other.entries.items():
-                kept.setdefault(own, []).append(entries)
-        candidate = Candidate(reader, live, kept, verify=verify)
+        kept = entries_of(self._maybe if self._traffic.torn else self._held.values())
+        candidate = Candidate(reader, self._live(), kept, verify=verify)
         found: Found
         if ranks is ALONE:
             found = candidate.whole(pool)
@@ -185,7 +187,7 @@ class Stack(Closing):
             raise UsageError(f"weights is {kind}, expected a mapping of names to numbers")
         with self._turn() as ranks:
             changed = {
-                self._known(name): replace(self._settings[name], weight=_finite(name, weight))
+                self._known(name): replace(self._settings[name], weight=finite_weight(name, weight))
                 for name, weight in weights.items()
             }
             self._switch(ranks, self._held, {**self._settings, **changed})
@@ -245,7 +247,7 @@ class Stack(Closing):
             chosen = set(map(self._known, names))
             self._set(
                 {
-                    name: _Setting(_finite(name, own.get(name, old.weight)), name in chosen)
+                    name: Setting(finite_weight(name, own.get(name, old.weight)), name in chosen)
                     for name, old in before.items()
                 }
             )
@@ -257,7 +259,7 @@ class Stack(Closing):
                 if not self._is_closed:
                     self._set({**kept, **added})
 
-    def _set(self, settings: Mapping[str, _Setting]) -> None:
+    def _set(self, settings: Mapping[str, Setting]) -> None:
         with self._turn() as ranks:
             self._switch(ranks, self._held, settings)
 
@@ -273,7 +275,7 @@ class Stack(Closing):
     @property
     def active(self) -> dict[str, float]:
         """Weight of each delta that has part, by name: enabled, and not of weight 0."""
-        return _active(self._settings)
+        return self._standing.active
 
     @property
     def weights(self) -> dict[str, float]:
@@ -320,6 +322,14 @@ class Stack(Closing):
         if self._is_closed:
             raise UsageError("the stack is closed", hint="make a new one: Stack(model)")
 
+    @property
+    def _held(self) -> Mapping[str, Held]:
+        return self._standing.held
+
+    @property
+    def _settings(self) -> Mapping[str, Setting]:
+        return self._standing.settings
+
     def _known(self, name: str) -> str:
         if name not in self._held:
             near = get_close_matches(name, list(self._held), 1)
@@ -354,38 +364,35 @@ class Stack(Closing):
         return LiveTensors(self.model, self._names)
 
     def _switch(
-        self, ranks: Ranks, held: Mapping[str, Held], settings: Mapping[str, _Setting]
+        self, ranks: Ranks, held: Mapping[str, Held], settings: Mapping[str, Setting]
     ) -> None:
-        """Write what a set makes of the model, and take it over; or leave all as it was."""
-        before, torn = self._state, self._traffic.torn
-        after = plan(_active(settings), held, before)
+        """Write what a set makes of the model, and take it over; or leave all as it was.
+
+        It counts as torn until all is known again: whatever ends this in between, no forward runs
+        until the next switch, which writes over the entries of all deltas that may be there.
+        """
+        before = self._standing.state
+        after = plan(active(settings), held, before)
         agree(ranks)
         with self._traffic.switch():
             live = self._live()
-            try:
-                if torn:
-                    repair(live, (*self._held.values(), *held.values()), after)
-                else:
-                    write(live, before, after)
+            if self._traffic.torn:
+                self._maybe = (*self._maybe, *held.values())
+                repair(all_of(live, self._maybe), after)
+            else:
+                tensors = touched(live, before, after)
+                self._maybe, self._traffic.torn = (*self._held.values(), *held.values()), True
                 try:
-                    agree(ranks)
-                except BaseException:
-                    write(live, after, before)
-                    raise
-            except TornError as error:
-                self._traffic.torn = True
-                raise error.__cause__ or error from None
-            self._traffic.torn = False
-            self._held, self._settings = dict(held), dict(settings)
-            self._state = after
-
-
-def _active(settings: Mapping[str, _Setting]) -> dict[str, float]:
-    return {n: own.weight for n, own in settings.items() if own.is_enabled and own.weight != 0}
-
-
-def _finite(name: str, weight: float) -> float:
-    number = finite_number(weight)
-    if number is None:
-        raise UsageError(f"the weight of {name!r} is {weight!r:.60}, expected a finite number")
-    return number
+                    write(tensors, before, after)
+                except UndoneError as undone:
+                    self._traffic.torn, self._maybe = False, ()
+                    raise undone.cause from undone.cause.__cause__
+            try:
+                agree(ranks)
+            except BaseException:
+                with suppress(UndoneError):
+                    write(touched(live, before, after), after, before)
+                    self._traffic.torn, self._maybe = False, ()
+                raise
+            self._standing = Standing(dict(held), dict(settings), after)
+            self._traffic.torn, self._maybe = False, ()

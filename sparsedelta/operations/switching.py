@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
 from sparsedelta.boxes import Box
-from sparsedelta.errors import StructureError
+from sparsedelta.errors import StructureError, UsageError
 from sparsedelta.live_entries import LiveEntries, Patch, patches_of
 from sparsedelta.live_tensors import LiveTensor, LiveTensors
+from sparsedelta.merging.settings import finite_number
 from sparsedelta.words import TensorSpec
 
 
@@ -68,6 +69,52 @@ class TensorState:
 State: TypeAlias = Mapping[str, TensorState]
 """What the tensors hold that do not hold their base words, by the model's names."""
 
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How a delta of a stack is set."""
+
+    weight: float
+    is_enabled: bool
+
+
+def finite_weight(name: str, weight: float) -> float:
+    """A weight as float64.
+
+    Raises:
+        UsageError: It is none, or not finite.
+    """
+    number = finite_number(weight)
+    if number is None:
+        raise UsageError(f"the weight of {name!r} is {weight!r:.60}, expected a finite number")
+    return number
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Standing:
+    """What a stack knows of its model; one value, so that all of it changes at once.
+
+    Attributes:
+        held: The deltas that are on the model, by name.
+        settings: How each of them is set.
+        state: What the tensors hold.
+    """
+
+    held: Mapping[str, Held]
+    settings: Mapping[str, Setting]
+    state: State
+
+    @property
+    def active(self) -> dict[str, float]:
+        """Weight of each delta that has part, by name: enabled, and not of weight 0."""
+        return active(self.settings)
+
+
+def active(settings: Mapping[str, Setting]) -> dict[str, float]:
+    """Weight of each delta that has part, by name."""
+    return {n: own.weight for n, own in settings.items() if own.is_enabled and own.weight != 0}
+
+
 BASE: Final[State] = MappingProxyType({})
 
 
@@ -100,29 +147,41 @@ def plan(active: Mapping[str, float], held: Mapping[str, Held], before: State) -
     return after
 
 
-def write(live: LiveTensors, before: State, after: State) -> None:
+def touched(live: LiveTensors, before: State, after: State) -> Mapping[str, LiveTensor]:
+    """The tensors that are other in ``after``, by the model's names.
+
+    Raises:
+        StructureError: One of them is not what it was when deltas were added.
+    """
+    return {
+        name: _as_added(live, name, before, after)
+        for name in {**before, **after}
+        if before.get(name, _NOTHING) is not after.get(name, _NOTHING)
+    }
+
+
+def write(tensors: Mapping[str, LiveTensor], before: State, after: State) -> None:
     """Write what is other in ``after``; if that fails, what was there is put back.
 
     Time is in proportion to the entries of the deltas that come and go.
 
+    Args:
+        tensors: What :func:`touched` gives.
+        before: What they hold.
+        after: What they shall hold.
+
     Raises:
-        StructureError: A tensor is not what it was; nothing has been written.
-        TornError: It failed, and so did putting it back; its cause is what went wrong first.
+        UndoneError: It failed, and they hold ``before`` again. After any other error nobody knows
+            what they hold.
     """
-    names = [
-        name
-        for name in {**before, **after}
-        if before.get(name, _NOTHING) is not after.get(name, _NOTHING)
-    ]
-    tensors = {name: _as_added(live, name, before, after) for name in names}
     begun: list[str] = []
     try:
-        for name in names:
+        for name, tensor in tensors.items():
             begun.append(name)
             old, new = before.get(name, _NOTHING), after.get(name, _NOTHING)
             staying = {id(entries) for entries, _ in new.active}
             leaving = (entries for entries, _ in old.active if id(entries) not in staying)
-            _put(tensors[name], leaving, new)
+            _put(tensor, leaving, new)
         _finish(tensors.values())
     except BaseException as error:
         try:
@@ -130,31 +189,55 @@ def write(live: LiveTensors, before: State, after: State) -> None:
                 old, new = before.get(name, _NOTHING), after.get(name, _NOTHING)
                 _put(tensors[name], (entries for entries, _ in (*old.active, *new.active)), old)
             _finish(tensors.values())
-        except BaseException:  # noqa: BLE001 (whatever it was: the weights are of no set)
-            raise TornError from error
-        raise
+        except BaseException:  # noqa: BLE001 (what went wrong first is what is to be told)
+            raise error from None
+        raise UndoneError(error) from error
 
 
-def repair(live: LiveTensors, held: Iterable[Held], after: State) -> None:
-    """Write ``after`` over whatever is there of the entries of all deltas.
+def all_of(live: LiveTensors, held: Iterable[Held]) -> Everything:
+    """All entries of some deltas.
 
     Raises:
-        StructureError: A tensor is not what it was; nothing has been written.
+        StructureError: A tensor is not what it was when they were added.
     """
+    every = list(held)
+    specs = {name: spec for delta in every for name, spec in delta.specs.items()}
+    return {
+        name: (_unchanged(live.live(name), specs[name], entries[0].box), entries)
+        for name, entries in entries_of(every).items()
+    }
+
+
+def entries_of(held: Iterable[Held]) -> dict[str, list[LiveEntries]]:
+    """What deltas change in each tensor, by the model's names."""
     found: dict[str, list[LiveEntries]] = {}
-    specs: dict[str, TensorSpec] = {}
     for delta in held:
-        specs.update(delta.specs)
         for name, entries in delta.entries.items():
             found.setdefault(name, []).append(entries)
-    tensors = {n: _unchanged(live.live(n), specs[n], every[0].box) for n, every in found.items()}
-    for name, every in found.items():
-        _put(tensors[name], every, after.get(name, _NOTHING))
-    _finish(tensors.values())
+    return found
 
 
-class TornError(Exception):
-    """Some weights are of one set, others of another."""
+Everything: TypeAlias = Mapping[str, tuple[LiveTensor, Sequence[LiveEntries]]]
+"""Tensors and all entries in them, by the model's names."""
+
+
+def repair(everything: Everything, after: State) -> None:
+    """Write ``after`` over whatever is there of the entries of all deltas."""
+    for name, (tensor, every) in everything.items():
+        _put(tensor, every, after.get(name, _NOTHING))
+    _finish(tensor for tensor, _ in everything.values())
+
+
+class UndoneError(Exception):
+    """A write failed, and what was there has been put back.
+
+    Attributes:
+        cause: What went wrong.
+    """
+
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__(cause)
+        self.cause = cause
 
 
 _NOTHING: Final = TensorState((), ())
