@@ -148,6 +148,7 @@ def run_train(
         base=base,
         out=out,
         metadata=recipe_metadata(result.mask, settings(training), visibility=result.visibility),
+        profile=options["profile"],
         force=options["force"],
     )
     document |= _selection(result.mask)

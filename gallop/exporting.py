@@ -114,6 +114,7 @@ def export(
     base: LocationLike | CheckpointReader,
     out: LocationLike,
     metadata: Mapping[str, str] | None = None,
+    profile: str = "portable",
     force: bool = False,
 ) -> ExportReport:
     """Write the delta from the base checkpoint to the trained model.
@@ -133,6 +134,7 @@ def export(
         out: File to write.
         metadata: Further strings for the delta's metadata, over those of
             :func:`gallop.recipe.recipe_metadata`.
+        profile: ``portable``, or ``compact``: smaller, and only who has the base can read it.
         force: Whether an existing ``out`` is replaced.
 
     Returns:
@@ -167,6 +169,7 @@ def export(
             joined,
             path,
             metadata={**recipe, **(metadata or {})},
+            profile=profile,
             force=force,
             ranks=held.ranks,
         )

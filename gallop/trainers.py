@@ -193,13 +193,19 @@ class Attachment:
         self._out, self._force = output_path(out), force
 
     def export(
-        self, out: LocationLike, *, base: LocationLike | None = None, force: bool = False
+        self,
+        out: LocationLike,
+        *,
+        base: LocationLike | None = None,
+        profile: str = "portable",
+        force: bool = False,
     ) -> ExportReport:
         """Write the delta from the base to the weights as they are now.
 
         Args:
             out: File to write.
             base: The checkpoint that training started from, if another than :func:`attach` knows.
+            profile: Profile of the delta, as :func:`gallop.export` has it.
             force: Whether an existing ``out`` is replaced.
 
         Returns:
@@ -227,6 +233,7 @@ class Attachment:
                 },
                 visibility=self._visibility(),
             ),
+            profile=profile,
             force=force,
         )
 

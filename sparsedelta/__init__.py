@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from sparsedelta.operations.log import Edge, HistoryGraph, Standing, log, which
     from sparsedelta.operations.merge import merge
     from sparsedelta.operations.pretrained import from_pretrained
+    from sparsedelta.operations.recode import RecodeReport, recode
     from sparsedelta.operations.rows import read_rows
     from sparsedelta.operations.squash import SquashReport, invert, squash
     from sparsedelta.operations.stack import Stack
@@ -104,6 +105,7 @@ _MODULES: Final = {
     "operations.load": ("load_state_dict",),
     "operations.log": ("Edge", "HistoryGraph", "Standing", "log", "which"),
     "operations.pretrained": ("from_pretrained",),
+    "operations.recode": ("RecodeReport", "recode"),
     "operations.rows": ("read_rows",),
     "operations.squash": ("SquashReport", "invert", "squash"),
     "operations.stack": ("Stack",),
@@ -140,6 +142,7 @@ __all__ = [
     "Part",
     "Problem",
     "RankError",
+    "RecodeReport",
     "RemoteError",
     "Snapshot",
     "SparseDeltaError",
@@ -173,6 +176,7 @@ __all__ = [
     "log",
     "merge",
     "read_rows",
+    "recode",
     "revert",
     "squash",
     "validate",

@@ -14,6 +14,8 @@ RULE: Final = "SD417"
 """What of a block needs no base words."""
 
 _MAX_VARINT_BYTES: Final = 9
+_MORE: Final = 128
+"""The bit of a byte of a number that says that another one follows."""
 _STORED_UP_TO: Final = 24
 """Frames as short as this are stored: there is next to nothing to gain."""
 
@@ -21,8 +23,8 @@ _STORED_UP_TO: Final = 24
 def varint(number: int) -> bytes:
     """A number below 2^63 as LEB128, as short as it can be."""
     out = bytearray()
-    while number >= 128:
-        out.append(number & 127 | 128)
+    while number >= _MORE:
+        out.append(number & 127 | _MORE)
         number >>= 7
     out.append(number)
     return bytes(out)
@@ -75,7 +77,7 @@ class Cursor:
         for at in range(_MAX_VARINT_BYTES):
             byte = self.byte()
             number |= (byte & 127) << 7 * at
-            if byte < 128:
+            if byte < _MORE:
                 if not byte and at:
                     raise StreamError(RULE, "a number has more bytes than it needs")
                 return number

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +42,8 @@ FLAT: Final = Range(255, 0)
 _WORD_BYTES: Final = 2
 
 
-class ClassEntry(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ClassEntry:
     """A line of the class table: range of exponents, index code, value code, number of entries."""
 
     range: Range

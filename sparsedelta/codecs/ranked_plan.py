@@ -81,7 +81,9 @@ def index_code(size: int, count: int) -> int:
     return MASK if _MASK_FROM * count >= size else GAPS
 
 
-def value_code(found: NDArray[np.uint16], words: tuple[NDArray[np.uint8], NDArray[np.uint8]]) -> int:
+def value_code(
+    found: NDArray[np.uint16], words: tuple[NDArray[np.uint8], NDArray[np.uint8]]
+) -> int:
     """The value code of the fewest bits, by an estimate.
 
     Args:

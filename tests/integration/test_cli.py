@@ -455,7 +455,7 @@ USAGE = {
     "negative threads": ["fingerprint", "BASE", "--threads", "-1"],
     "threads in words": ["fingerprint", "BASE", "--threads", "many"],
     "unknown profile": ["diff", "BASE", "TARGET", "-o", "OUT", "--profile", "tiny"],
-    "later profile": ["diff", "BASE", "TARGET", "-o", "OUT", "--profile", "compact"],
+    "codec of another profile": ["diff", "BASE", "TARGET", "-o", "OUT", "--codec", "ranked"],
     "metadata without value": ["diff", "BASE", "TARGET", "-o", "OUT", "--meta", "key"],
     "metadata without key": ["diff", "BASE", "TARGET", "-o", "OUT", "--meta", "=value"],
 }
@@ -489,12 +489,6 @@ def test_an_unknown_command_ends_the_process_with_2() -> None:
     assert run.code == 2
     assert "No such command 'destroy'" in run.err
     assert run.out == ""
-
-
-def test_the_later_profile_names_the_one_that_is_there(pair: Pair) -> None:
-    message = failed(ask(pair, USAGE["later profile"]), 2)
-    assert "'compact'" in message
-    assert "--profile portable" in hint_of(message)
 
 
 # --- what a terminal and a pipe get ---
