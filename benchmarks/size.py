@@ -78,13 +78,14 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
         sizes[profile], nnz = found.size, found.manifest.nnz
         nbytes = found.checkpoint_bytes
     bits = {key: 8 * size / nnz for key, size in (sizes | peers(base, target, folder)).items()}
-    conditional = conditional_bits(base, target)
+    conditional, apart = conditional_bits(base, target)
     times = bits["compact"] / conditional
     return {
         "pair": name,
         "nnz": nnz,
         "density": 2 * nnz / nbytes,
         "bits": bits | {"entropy": entropy_limit(base, target), "conditional": conditional},
+        "conditional_per_tensor": apart,
         "compact_of_portable": bits["compact"] / bits["portable"],
         "compact_of_conditional": times,
         "target_bits": TARGETS[name],
