@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sparsedelta.codecs.base import StreamError
 from sparsedelta.codecs.frames import FrameError, decode_frame, encode_frame
@@ -115,13 +116,19 @@ class Cursor:
             raise StreamError(RULE, f"{rest} bytes behind the last frame of the block")
 
 
-def bits(data: Bytes, count: int, what: str, rule: str = RULE) -> np.ndarray:
+def bits(data: Bytes, count: int, what: str, rule: str = RULE) -> NDArray[np.bool_]:
     """The first ``count`` bits of some bytes, least significant first, bool ``[count]``.
+
+    Args:
+        data: As many bytes as hold them.
+        count: Number of bits.
+        what: What they are, for an error.
+        rule: The rule that is broken otherwise.
 
     Raises:
         StreamError: A bit behind them is 1.
     """
-    found = np.unpackbits(data, bitorder="little").view(np.bool_)
-    if found[count:].any():
+    if count % 8 and int(data[-1]) >> count % 8:
         raise StreamError(rule, f"a spare bit of {what} is 1")
-    return found[:count]
+    found: NDArray[np.bool_] = np.unpackbits(data, count=count, bitorder="little").view(np.bool_)
+    return found
