@@ -168,15 +168,15 @@ def on(
 
 def measure(name: str, folder: Path, *, rounds: int) -> dict[str, Any]:
     """Figures of one pair."""
-    paths = [folder / f"{name}-{end}.safetensors" for end in ("base", "target")]
-    base, target = map(StoredFile, paths)
+    before, after = (folder / f"{name}-{end}.safetensors" for end in ("base", "target"))
+    base, target = StoredFile(before), StoredFile(after)
     weights = Weights.of(base, target)
     works: dict[str, Callable[[], object]] = {"blake3": weights.digest}
     nnz = 0
     with ExitStack() as stack:
         for profile in PROFILES:
             path = folder / f"{name}.{profile}.safetensors"
-            nnz = sparsedelta.diff(*paths, path, profile=profile, force=True).manifest.nnz
+            nnz = sparsedelta.diff(before, after, path, profile=profile, force=True).manifest.nnz
             reader = stack.enter_context(sparsedelta.DeltaReader(path))
             # The largest first, so that two threads end together.
             listed = sorted(pieces(reader, base), key=lambda p: p.span.start - p.span.stop)

@@ -45,7 +45,7 @@ def peers(base: Path, target: Path, folder: Path) -> dict[str, int]:
     if shutil.which("zstd"):
         patch = folder / "patch"
         window = f"--long={max(27, base.stat().st_size.bit_length())}"
-        command = ["zstd", "-q", "-f", "-1", window, f"--patch-from={base}", target, "-o", patch]
+        command = ["zstd", "-qf1", window, f"--patch-from={base}", f"{target}", "-o", f"{patch}"]
         subprocess.run(command, check=True)
         sizes["zstd --patch-from"] = patch.stat().st_size
         tools.remove(patch)
