@@ -27,10 +27,10 @@ def weights(seed: int) -> Words:
 
 
 def stepped(words: Words, seed: int) -> Words:
-    """What a step of an optimizer makes of them: small weights move, by many words, large do not."""
+    """What a step of an optimizer makes of them: small weights move, large ones do not."""
     values = (words.astype("<u4") << 16).view("<f4")
-    moved = values + np.random.default_rng(seed).choice([-2e-5, 2e-5], values.size).astype("<f4")
-    return np.ascontiguousarray(moved.view("<u4") >> 16).astype("<u2")
+    moved = values + np.random.default_rng(seed).choice([-1e-5, 1e-5], values.size).astype("<f4")
+    return np.ascontiguousarray((moved.view("<u4") + (1 << 15)) >> 16).astype("<u2")
 
 
 def tensors(words: Words, single: int) -> Tensors:
