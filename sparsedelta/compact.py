@@ -93,10 +93,12 @@ def encode_difference(
         return encode_part(changes, DIFFERENCE, pool=pool, explain=explain)
     ranked = encode_ranked(changes, base, pool=pool)
     size = ranked.tried[RANKED]
-    if not explain and size * (_SURE + 1) < portable_bytes(changes, pool) * _SURE:
+    is_sure = size * (_SURE + 1) < portable_bytes(changes, pool) * _SURE
+    if is_sure and not explain:
         return ranked
     portable = encode_part(changes, DIFFERENCE, pool=pool, explain=explain)
-    smaller = ranked if size < portable.tried[portable.coded.encoding] else portable
+    is_smaller = size < portable.tried[portable.coded.encoding]
+    smaller = ranked if is_sure or is_smaller else portable
     return replace(smaller, tried={**portable.tried, RANKED: size})
 
 

@@ -94,10 +94,10 @@ def choose(
     sample = Sample.draw(blocks.counts)
     candidates = _candidates(blocks, op, choice, sample, pool)
     encoding = candidates[0]
-    if not encoding.holds(blocks.changes.spec.dtype):
-        raise UnfitError(f"{encoding.describe()} is not for {blocks.changes.spec.dtype}")
     if encoding.needs_base and blocks.base is None:
         raise UnfitError(f"{encoding.describe()} is of the profile 'compact' only")
+    if not encoding.holds(blocks.changes.spec.dtype):
+        raise UnfitError(f"{encoding.describe()} is not for {blocks.changes.spec.dtype}")
     sizes: dict[Encoding, int] = {}
     coded: Mapping[int, CodedBlock] = {}
     if len(candidates) > 1:

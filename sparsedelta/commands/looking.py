@@ -33,6 +33,8 @@ def validate(
         report = sparsedelta.validate(delta, base=base, threads=threads, progress=progress)
     checked = f"{report.nnz:,} entries in {report.tensors} tensors"
     proven = ", applying to the base gives the target" if report.base_checked else ""
+    if report.unread:
+        proven = f"; {report.unread} tensors are read in full with --base only"
     print_result(
         {**asdict(report), "ok": report.ok},
         f"{delta} is {'valid' if report.ok else 'NOT valid'}: {checked}{proven}",

@@ -111,7 +111,7 @@ def validate(
             tensors=len(manifest.tensors),
             nnz=manifest.nnz,
             base_checked=base is not None and not of_base and not problems,
-            unread=sum(record.needs_base for record in manifest.tensors),
+            unread=0 if base is not None else sum(r.needs_base for r in manifest.tensors),
         )
 
 

@@ -78,12 +78,15 @@ def on_a_terminal(*arguments: str | Path, env: dict[str, str] | None = None) -> 
 # --- what commands do ---
 
 
-def test_there_and_back(pair: Pair) -> None:
+@pytest.mark.parametrize("known", [[], ["--base", "BASE"]], ids=["portable", "compact"])
+def test_there_and_back(pair: Pair, known: list[str]) -> None:
     """The product in three lines: diff, apply and revert return the files, byte for byte."""
     delta, out, back = (pair.folder / name for name in ("d", "out", "back"))
-    succeeded(cli("diff", pair.base, pair.target, "-o", delta))
+    known = [word.replace("BASE", str(pair.base)) for word in known]
+    profile = "compact" if known else "portable"
+    succeeded(cli("diff", pair.base, pair.target, "-o", delta, "--profile", profile))
     succeeded(cli("apply", pair.base, delta, "-o", out))
-    succeeded(cli("revert", out, delta, "-o", back))
+    succeeded(cli("revert", out, delta, "-o", back, *known))
     assert out.read_bytes() == pair.target.read_bytes()
     assert back.read_bytes() == pair.base.read_bytes()
 
