@@ -49,7 +49,7 @@ fuzz: $(VENV)/.test
 	SPARSEDELTA_FUZZ_SEEDS=$(FUZZ_SEEDS) HF_HUB_OFFLINE=1 \
 		$(BIN)/python -m pytest -n 2 --dist worksteal tests/fuzz
 	@if $(BIN)/python -c 'import atheris' 2>/dev/null; then \
-		mkdir -p $(WORK) && for part in header manifest codecs delta; do \
+		mkdir -p $(WORK) && for part in header manifest codecs ranked delta; do \
 			$(BIN)/python tests/fuzz/fuzz_$$part.py -max_total_time=$(FUZZ_SECONDS) \
 				-verbosity=0 -artifact_prefix=$(WORK)/fuzz-$$part- || exit 1; \
 		done; \
@@ -59,10 +59,12 @@ fuzz: $(VENV)/.test
 
 bench: $(VENV)/.demo $(WORK)/reviews.zip
 	PYTHONPATH=examples $(BIN)/python benchmarks/size.py --work $(WORK)
+	PYTHONPATH=examples $(BIN)/python benchmarks/compact.py --work $(WORK)
 	$(BIN)/python benchmarks/density.py
 
 bench-quick: $(VENV)/.demo $(VENV)/.test $(WORK)/reviews.zip
 	PYTHONPATH=examples $(BIN)/python benchmarks/size.py --quick --work $(WORK)
+	PYTHONPATH=examples $(BIN)/python benchmarks/compact.py --quick --work $(WORK)
 	for script in density speed peers curves scale trainer; do \
 		$(BIN)/python benchmarks/$$script.py --quick --work $(WORK) || exit 1; \
 	done

@@ -45,7 +45,7 @@ def peers(base: Path, target: Path, folder: Path) -> dict[str, int]:
     if shutil.which("zstd"):
         patch = folder / "patch"
         window = f"--long={max(27, base.stat().st_size.bit_length())}"
-        command = ["zstd", "-q", "-f", "-1", window, f"--patch-from={base}", target, "-o", patch]
+        command = ["zstd", "-qf1", window, f"--patch-from={base}", f"{target}", "-o", f"{patch}"]
         subprocess.run(command, check=True)
         sizes["zstd --patch-from"] = patch.stat().st_size
         tools.remove(patch)
@@ -78,13 +78,14 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
         sizes[profile], nnz = found.size, found.manifest.nnz
         nbytes = found.checkpoint_bytes
     bits = {key: 8 * size / nnz for key, size in (sizes | peers(base, target, folder)).items()}
-    conditional = conditional_bits(base, target)
+    conditional, apart = conditional_bits(base, target)
     times = bits["compact"] / conditional
     return {
         "pair": name,
         "nnz": nnz,
         "density": 2 * nnz / nbytes,
         "bits": bits | {"entropy": entropy_limit(base, target), "conditional": conditional},
+        "conditional_per_tensor": apart,
         "compact_of_portable": bits["compact"] / bits["portable"],
         "compact_of_conditional": times,
         "target_bits": TARGETS[name],

@@ -183,10 +183,6 @@ def train(**options: Any) -> None:  # noqa: ANN401
         values = {**defaults(), **given}
         if values["mask"]:
             _refuse_selection(values, options)
-    if values["profile"] == "compact":
-        raise click.BadParameter(
-            "compact comes in a later release; use portable", param_hint="--profile"
-        )
     resolved = _resolved(values, options, needs=("model", "data", "out"))
     resolved["resume"] = options["resume"]
     config = None if resolved["mask"] else _config(resolved)

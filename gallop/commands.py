@@ -154,6 +154,7 @@ def run_train(
         base_revision=None if model is None else model.commit,
         out=out,
         metadata=recipe_metadata(result.mask, settings(training), visibility=result.visibility),
+        profile=options["profile"],
         force=options["force"],
     )
     document |= _selection(result.mask)

@@ -116,6 +116,7 @@ def export(
     metadata: Mapping[str, str] | None = None,
     base_repo: str | None = None,
     base_revision: str | None = None,
+    profile: str = "portable",
     force: bool = False,
 ) -> ExportReport:
     """Write the delta from the base checkpoint to the trained model.
@@ -137,6 +138,7 @@ def export(
             :func:`gallop.recipe.recipe_metadata`.
         base_repo: Hint where the base can be had, ``namespace/name`` on the Hub.
         base_revision: Hint at its commit.
+        profile: ``portable``, or ``compact``: smaller, and only who has the base can read it.
         force: Whether an existing ``out`` is replaced.
 
     Returns:
@@ -173,6 +175,7 @@ def export(
             metadata=recipe,
             base_repo=base_repo,
             base_revision=base_revision,
+            profile=profile,
             force=force,
             ranks=held.ranks,
         )

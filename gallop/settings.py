@@ -176,7 +176,7 @@ SETTINGS: Final = (
     Setting(
         name="profile", section="output", key="profile", kind="choice", default="portable",
         choices=("portable", "compact"), commands=("train",), identity=False,
-        help="Encoding of the delta.",
+        help="Encoding of the delta: compact is smaller, and only read with the base.",
     ),
     Setting(
         name="run", section="output", key="run", kind="text", metavar="DIR", commands=("train",),

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from sparsedelta.operations.log import Edge, HistoryGraph, Standing, log, which
     from sparsedelta.operations.merge import merge
     from sparsedelta.operations.pretrained import from_pretrained
+    from sparsedelta.operations.recode import RecodeReport, recode
     from sparsedelta.operations.rows import read_rows
     from sparsedelta.operations.squash import SquashReport, invert, squash
     from sparsedelta.operations.stack import Stack
@@ -114,6 +115,7 @@ _MODULES: Final = {
     "operations.load": ("load_state_dict",),
     "operations.log": ("Edge", "HistoryGraph", "Standing", "log", "which"),
     "operations.pretrained": ("from_pretrained",),
+    "operations.recode": ("RecodeReport", "recode"),
     "operations.rows": ("read_rows",),
     "operations.squash": ("SquashReport", "invert", "squash"),
     "operations.stack": ("Stack",),
@@ -155,6 +157,7 @@ __all__ = [
     "PullReport",
     "PushReport",
     "RankError",
+    "RecodeReport",
     "RemoteError",
     "RepositoryHistory",
     "Snapshot",
@@ -192,6 +195,7 @@ __all__ = [
     "pull",
     "push",
     "read_rows",
+    "recode",
     "revert",
     "search",
     "squash",

@@ -28,6 +28,7 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _COMMANDS: Final = {
     "diff": "making",
+    "recode": "recoding",
     "apply": "using",
     "revert": "using",
     "compose": "composing",

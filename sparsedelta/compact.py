@@ -1,12 +1,13 @@
 """The profile ``compact``: of each part of differences the smaller of two encodings.
 
 ``ranked`` needs the base words, to write and to read; where it does not win, or cannot hold the
-dtype, the part is written as in the profile ``portable``. The choice is by exact sizes; the portable
-encoding is only spared where one block of it shows that it is far larger.
+dtype, the part is written as in the profile ``portable``. The choice is by exact sizes; the
+portable encoding is only spared where one block of it shows that it is far larger.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -25,8 +26,9 @@ from sparsedelta.codecs import (
 )
 from sparsedelta.delta import DIFFERENCE
 from sparsedelta.encode import EncodedPart, choose_block_log2, encode_part
-from sparsedelta.measure import BaseWords, PartBlocks, Sample, measure
+from sparsedelta.measure import PartBlocks, Sample, measure, row_bytes
 from sparsedelta.parallel import OrderedMap
+from sparsedelta.words import ReadWords
 
 RANKED: Final = Encoding(DIFFERENCE, RankedIndices(), RankedValues())
 
@@ -35,6 +37,8 @@ BLOCK_ENTRIES: Final = 1 << 16
 
 _LEAST_BLOCK_LOG2: Final = 20
 """Blocks are not smaller: their classes would be."""
+
+_SAMPLED_LOG2: Final = 19
 
 _SURE: Final = 4
 """``ranked`` is taken unseen if it is smaller by more than one part in so many."""
@@ -59,7 +63,7 @@ def choose_ranked_log2(words: int, nnz: int) -> int:
 
 
 def encode_ranked(
-    changes: Changes, base: BaseWords, *, pool: OrderedMap, block_log2: int | None = None
+    changes: Changes, base: ReadWords, *, pool: OrderedMap, block_log2: int | None = None
 ) -> EncodedPart:
     """Encode differences with ``ranked``; arguments as in :func:`encode_difference`."""
     if block_log2 is None:
@@ -72,7 +76,7 @@ def encode_ranked(
 
 def encode_difference(
     changes: Changes,
-    base: BaseWords,
+    base: ReadWords,
     *,
     pool: OrderedMap,
     explain: bool = False,
@@ -89,22 +93,37 @@ def encode_difference(
         return encode_part(changes, DIFFERENCE, pool=pool, explain=explain)
     ranked = encode_ranked(changes, base, pool=pool)
     size = ranked.tried[RANKED]
-    if not explain and size * (_SURE + 1) < portable_bytes(changes, pool) * _SURE:
+    is_sure = size * (_SURE + 1) < portable_bytes(changes, pool) * _SURE
+    if is_sure and not explain:
         return ranked
     portable = encode_part(changes, DIFFERENCE, pool=pool, explain=explain)
-    smaller = ranked if size < portable.tried[portable.coded.encoding] else portable
+    is_smaller = size < portable.tried[portable.coded.encoding]
+    smaller = ranked if is_sure or is_smaller else portable
     return replace(smaller, tried={**portable.tried, RANKED: size})
 
 
 def portable_bytes(changes: Changes, pool: OrderedMap) -> int:
     """About how many bytes the portable encoding takes, from one block of it."""
     blocks = PartBlocks(changes, choose_block_log2(changes.spec.words, changes.nnz))
-    fullest = int(np.argmax(blocks.counts))
-    held = int(blocks.counts[fullest])
-    sample = Sample([fullest], [1], 1)
-    sizes = measure(blocks, sample, _PORTABLE, pool).sizes
-    rows = min(sizes.values())
-    return rows * changes.nnz // held
+    return _from_one(blocks, _PORTABLE, pool)
+
+
+def ranked_bytes(changes: Changes, base: ReadWords, pool: OrderedMap) -> int:
+    """About how many bytes ``ranked`` takes, from one block of at most 2^19 words."""
+    block_log2 = min(choose_ranked_log2(changes.spec.words, changes.nnz), _SAMPLED_LOG2)
+    return _from_one(PartBlocks(changes, block_log2, base), (RANKED,), pool)
+
+
+def _from_one(blocks: PartBlocks, encodings: Sequence[Encoding], pool: OrderedMap) -> int:
+    """Bytes of the smallest encoding of a block with about the mean of entries, as of them all."""
+    filled = np.flatnonzero(blocks.counts)
+    counts = blocks.counts[filled]
+    at = int(np.argmin(np.abs(counts - int(counts.mean()))))
+    held = int(counts[at])
+    sample = Sample([int(filled[at])], [1], 1)
+    sizes = measure(blocks, sample, encodings, pool).sizes
+    rows = {each: blocks.counts.size * row_bytes(each, blocks.word_bytes) for each in sizes}
+    return min((sizes[e] - rows[e]) * blocks.changes.nnz // held + rows[e] for e in sizes)
 
 
 __all__ = [
@@ -113,4 +132,5 @@ __all__ = [
     "encode_difference",
     "encode_ranked",
     "portable_bytes",
+    "ranked_bytes",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsedelta.budgets import check_memory, check_work
 from sparsedelta.closing import Closing
 from sparsedelta.container import DeltaFile, open_file
 from sparsedelta.delta import SPARSE_OPS, Delta, Part, TensorDelta, content_digest
@@ -27,7 +28,7 @@ from sparsedelta.sets import check_merged, open_parts
 from sparsedelta.slices import TensorSlice, check_disjoint
 from sparsedelta.table_rules import digest_problems
 from sparsedelta.tables import Tables, TensorTable, touched_leaves
-from sparsedelta.words import Indices, TensorSpec, Words
+from sparsedelta.words import Indices, ReadWords, TensorSpec, Words
 
 
 class DeltaReader(Closing):
@@ -151,17 +152,10 @@ class DeltaReader(Closing):
         home = self._homes[record.name]
         return home.read_block(record, number, block, base=base, any_order=any_order)
 
-    def read_stored(
-        self, record: TensorRecord, number: int, block: int
-    ) -> tuple[bytes, list[bytes]]:
-        """A block as it is stored: its row of the block table, and its frames."""
+    def home(self, record: TensorRecord) -> DeltaFile:
+        """The file that holds a record, after the checks of the tables."""
         self.tables  # noqa: B018 (as above)
-        return self._homes[record.name].read_stored(record, number, block)
-
-    def check_block(self, record: TensorRecord, number: int, block: int) -> None:
-        """Check what can be checked of a block without its base words."""
-        self.tables  # noqa: B018 (as above)
-        self._homes[record.name].check_block(record, number, block)
+        return self._homes[record.name]
 
     def read_blob(self, number: int) -> bytes:
         """The content of a blob; see :meth:`DeltaFile.read_blob`."""
@@ -169,9 +163,21 @@ class DeltaReader(Closing):
         return self.root.read_blob(number)
 
     def blocks(
-        self, record: TensorRecord, number: int, start: int = 0, stop: int | None = None
+        self,
+        record: TensorRecord,
+        number: int,
+        start: int = 0,
+        stop: int | None = None,
+        base: ReadWords | None = None,
     ) -> Iterator[tuple[Indices, Words]]:
         """Blocks of a coded part that meet ``[start, stop)`` of its domain, whole.
+
+        Args:
+            record: The tensor.
+            number: Number of the part.
+            start: First word.
+            stop: Word behind the last; by default that of the domain.
+            base: Reads words that the part is applied to, verified; for encodings that need them.
 
         Yields:
             Indices within the domain, and values.
@@ -181,8 +187,11 @@ class DeltaReader(Closing):
             return
         size = 1 << part.block_log2
         stop = record.domain(number) if stop is None else stop
+        domain = record.domain(number)
         for block in range(start // size, -(-stop // size) if start < stop else 0):
-            indices, words = self.read_block(record, number, block)
+            first, last = block * size, min(block * size + size, domain)
+            known = base(first, last) if base is not None and part.encoding.needs_base else None
+            indices, words = self.read_block(record, number, block, base=known)
             yield indices + block * size, words
 
     def read_tensor(self, name: str, *, budget: int = MEMORY_BUDGET_BYTES) -> TensorDelta:
@@ -197,7 +206,7 @@ class DeltaReader(Closing):
             FormatError: A rule of SD4xx is broken, or the budget is exceeded (SD504).
         """
         record = self.records[name]
-        self._check_memory([record], budget)
+        check_memory(self.path, [record], budget)
         tensor = self._read_record(record)
         self._check_entries(tensor)
         return tensor
@@ -224,19 +233,6 @@ class DeltaReader(Closing):
         indices = np.concatenate([np.empty(0, np.int64), *(indices for indices, _ in found)])
         return Part(part.op, indices, words, None, part.dtype, part.scale)
 
-    def _check_memory(self, records: Iterable[TensorRecord], budget: int) -> None:
-        needed = sum(
-            part.nnz * (record.word_bytes(number) + 8 * (part.op in SPARSE_OPS))
-            for record in records
-            for number, part in record.coded
-        )
-        if needed > budget:
-            raise FormatError(
-                "SD504",
-                f"{self.path}: the entries take {needed} bytes of memory, the budget is {budget}",
-                hint="blocks() reads a part at a time; read(budget=…) allows more",
-            )
-
     def read(self, *, budget: int = MEMORY_BUDGET_BYTES) -> Delta:
         """The whole delta in memory, after every check of the specification but those of blobs.
 
@@ -247,7 +243,7 @@ class DeltaReader(Closing):
             FormatError: A rule is broken, or the budget is exceeded (SD504).
         """
         self.check_budget()  # reads the tables, and so checks them even if nothing is touched
-        self._check_memory(self.manifest.tensors, budget)
+        check_memory(self.path, self.manifest.tensors, budget)
         tensors: dict[str, TensorDelta] = {}
         contents: dict[str, bytes] = {}
         for file in self.files:
@@ -266,13 +262,15 @@ class DeltaReader(Closing):
             metadata=self.manifest.metadata,
         )
 
-    def rows(self, name: str, start: int, stop: int) -> TensorSlice:
+    def rows(self, name: str, start: int, stop: int, base: ReadWords | None = None) -> TensorSlice:
         """What leads to rows of the target tensor: only the blocks that meet them are decoded.
 
         Args:
             name: A touched tensor of the target.
             start: First row: index of the first dimension.
             stop: Row behind the last.
+            base: Reads words that the tensor's parts are applied to, verified; for a delta that
+                is compact.
 
         Raises:
             UsageError: The target has no touched tensor of this name; the rows are out of range,
@@ -286,9 +284,9 @@ class DeltaReader(Closing):
         if rows and spec.words % rows:
             raise UsageError(f"the rows of tensor {name!r}, {spec}, are no whole words")
         width = spec.words // rows if rows else 0
-        return self.slice(name, start * width, stop * width)
+        return self.slice(name, start * width, stop * width, base)
 
-    def slice(self, name: str, start: int, stop: int) -> TensorSlice:
+    def slice(self, name: str, start: int, stop: int, base: ReadWords | None = None) -> TensorSlice:
         """What leads to the words ``[start, stop)`` of the target tensor; see :meth:`rows`."""
         spec = self._target(name)
         if not 0 <= start <= stop <= spec.words:
@@ -300,7 +298,7 @@ class DeltaReader(Closing):
         for number in range(record.split, len(record.parts)):
             part = record.parts[number]
             if part.op in SPARSE_OPS:
-                entries.append(self.entries_within(record, number, start, stop))
+                entries.append(self.entries_within(record, number, start, stop, base))
             elif isinstance(part, PartRecord) and stop > given:
                 carried = self.read_carried(record, number, max(0, start - given), stop - given)
         if len(entries) > 1:
@@ -319,11 +317,19 @@ class DeltaReader(Closing):
             )
         return record.target
 
-    def entries_within(self, record: TensorRecord, number: int, start: int, stop: int) -> Part:
+    def entries_within(
+        self,
+        record: TensorRecord,
+        number: int,
+        start: int,
+        stop: int,
+        base: ReadWords | None = None,
+    ) -> Part:
         """The entries of a sparse part with indices in ``[start, stop)``."""
         part = record.parts[number]
         indices, words = [np.empty(0, np.int64)], [np.empty(0, f"<u{record.word_bytes(number)}")]
-        for found, values in self.blocks(record, number, start, min(stop, record.domain(number))):
+        stop = min(stop, record.domain(number))
+        for found, values in self.blocks(record, number, start, stop, base):
             first, last = np.searchsorted(found, [start, stop])
             indices.append(found[first:last])
             words.append(values[first:last])
@@ -347,26 +353,6 @@ class DeltaReader(Closing):
             pieces.append(words[max(0, start - first) : stop - first])
             first += words.size
         return np.concatenate(pieces)
-
-    def check_disjoint(self, record: TensorRecord) -> None:
-        """Rule SD409 for a whole tensor, a block at a time.
-
-        Raises:
-            FormatError: Two parts hold an index, or a block breaks a rule.
-        """
-        numbers = [n for n, part in record.coded if part.op in SPARSE_OPS and n >= record.split]
-        if len(numbers) == 1 or not numbers:
-            return
-        # Blocks are aligned powers of two: the largest holds whole blocks of every part.
-        largest = max(1 << part.block_log2 for n, part in record.coded if n in numbers)
-        domain = record.domain(numbers[0])
-        for start in range(0, domain, largest):
-            stop = min(start + largest, domain)
-            found = [
-                np.concatenate([i for i, _ in self.blocks(record, number, start, stop)])
-                for number in numbers
-            ]
-            check_disjoint(self.path, record.name, found)
 
     def check_content(self, file: DeltaFile, contents: Mapping[str, bytes]) -> None:
         """Rule SD410: the content digest of a file follows from the entries.
@@ -399,12 +385,7 @@ class DeltaReader(Closing):
         total = sum(file.decoded_bytes for file in self.files)
         if self.is_set:
             total += self.root.decoded_bytes
-        if total > budget:
-            raise FormatError(
-                "SD504",
-                f"{self.path}: decoding needs {total} bytes, the budget without a base is {budget}",
-                hint=f"sparsedelta validate {self.path} --base BASE",
-            )
+        check_work(self.path, total, budget)
 
     def push_to_hub(self, repo: str, **options: Any) -> Any:  # noqa: ANN401 (those of push)
         """Push the delta to the Hub; see :func:`sparsedelta.push`."""

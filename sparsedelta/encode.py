@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -28,12 +28,12 @@ from sparsedelta.delta import EntryHasher, PartContent, tensor_content
 from sparsedelta.digests import Digest
 from sparsedelta.errors import UsageError
 from sparsedelta.limits import MAX_BLOCK_LOG2, MIN_BLOCK_LOG2
-from sparsedelta.measure import BaseWords, CodedBlock, PartBlocks, row_bytes
+from sparsedelta.measure import CodedBlock, PartBlocks, row_bytes
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.records import BarePart, PartRecord, TensorRecord
 from sparsedelta.smallest import choose
 from sparsedelta.tables import row
-from sparsedelta.words import Indices, TensorSpec, Words
+from sparsedelta.words import Indices, ReadWords, TensorSpec, Words
 
 BLOCK_ENTRIES: Final = 1 << 15
 """Entries that a block should hold: fewer cost bytes (a frame has its own entropy tables), more
@@ -41,9 +41,6 @@ cost random access."""
 
 DENSE_BLOCK_LOG2: Final = 22
 """Block size of the dense ops: a segment."""
-
-ReadWords: TypeAlias = Callable[[int, int], Words]
-"""Reads the words ``[start, stop)`` of a part's domain, in any thread."""
 
 _SMALLEST: Final = "leave the choice of codecs out: the smallest that fit are taken"
 
@@ -128,7 +125,7 @@ def encode_part(
     pool: OrderedMap,
     choice: CodecChoice | None = None,
     block_log2: int | None = None,
-    base: BaseWords | None = None,
+    base: ReadWords | None = None,
     explain: bool = False,
 ) -> EncodedPart:
     """Encode the entries of one part.

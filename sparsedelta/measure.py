@@ -6,10 +6,10 @@ block, in however many encodings it stands.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +19,7 @@ from sparsedelta.codecs import Block, Dense, Encoding, IndexCodec, Range, UnfitE
 from sparsedelta.codecs.frames import encode_frame
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.tables import block_words
-from sparsedelta.words import Bytes, Indices, Words
-
-BaseWords: TypeAlias = Callable[[int, int], Words]
-"""Reads the base words ``[start, stop)`` of a tensor."""
+from sparsedelta.words import Bytes, Indices, ReadWords, Words
 
 EXACT_BLOCKS: Final = 24
 """Up to so many blocks with entries, a sample is all of them."""
@@ -55,7 +52,7 @@ class PartBlocks:
 
     changes: Changes
     block_log2: int
-    base: BaseWords | None = None
+    base: ReadWords | None = None
     counts: NDArray[np.int64] = field(init=False)
     words: NDArray[np.int64] = field(init=False)
     _positions: NDArray[np.int64] = field(init=False)

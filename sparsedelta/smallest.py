@@ -94,10 +94,10 @@ def choose(
     sample = Sample.draw(blocks.counts)
     candidates = _candidates(blocks, op, choice, sample, pool)
     encoding = candidates[0]
-    if not encoding.holds(blocks.changes.spec.dtype):
-        raise UnfitError(f"{encoding.describe()} is not for {blocks.changes.spec.dtype}")
     if encoding.needs_base and blocks.base is None:
         raise UnfitError(f"{encoding.describe()} is of the profile 'compact' only")
+    if not encoding.holds(blocks.changes.spec.dtype):
+        raise UnfitError(f"{encoding.describe()} is not for {blocks.changes.spec.dtype}")
     sizes: dict[Encoding, int] = {}
     coded: Mapping[int, CodedBlock] = {}
     if len(candidates) > 1:
@@ -115,7 +115,7 @@ def choose(
             near = _near(measure(blocks, larger, near, pool).sizes)
         encoding = near[0]
     if explain:
-        rest = [e for e in _applicable(blocks, op) if e not in sizes]
+        rest = [e for e in _applicable(op) if e not in sizes]
         sizes |= measure(blocks, Sample.whole(blocks.counts), rest, pool).sizes
     return Chosen(encoding, sizes, coded)
 
@@ -127,7 +127,7 @@ def _near(sizes: Mapping[Encoding, int]) -> list[Encoding]:
     return [distinct[size] for size in sorted(distinct) if (size - least) * _NEAR <= least]
 
 
-def _applicable(blocks: PartBlocks, op: str) -> list[Encoding]:
+def _applicable(op: str) -> list[Encoding]:
     pairs = [_allowed(op, i(), v) for i in INDEX_CODECS.values() for v in VALUE_NAMES.values()]
     return [e for e in pairs if e is not None and not e.needs_base]
 

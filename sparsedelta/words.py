@@ -6,6 +6,7 @@ NaN payloads are kept, and the difference of two words is taken modulo 2^w.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
 from typing import Final, TypeAlias
@@ -22,6 +23,9 @@ Words: TypeAlias = NDArray[np.unsignedinteger]
 """Words of one tensor: uint8, uint16, uint32 or uint64."""
 
 Bytes: TypeAlias = NDArray[np.uint8]
+
+ReadWords: TypeAlias = Callable[[int, int], Words]
+"""Reads the words ``[start, stop)`` of a tensor, or of what a part covers of it, in any thread."""
 
 DTYPE_BITS: Final[dict[str, int]] = {
     "BOOL": 8,

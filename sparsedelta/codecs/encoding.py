@@ -25,6 +25,7 @@ from sparsedelta.codecs.packed import Packed
 from sparsedelta.codecs.planes import Planes
 from sparsedelta.codecs.range import Range
 from sparsedelta.codecs.ranked import RankedIndices, RankedValues
+from sparsedelta.codecs.ranked_classes import EXPONENTS
 from sparsedelta.codecs.raw import RawWords
 from sparsedelta.codecs.registry import (
     INDEX_CODECS,
@@ -118,7 +119,7 @@ class Encoding:
 
     def holds(self, dtype: str) -> bool:
         """Whether it may be used for tensors of a dtype (rule SD210)."""
-        return not self.is_joint or dtype in ranked.EXPONENTS
+        return not self.is_joint or dtype in EXPONENTS
 
     @property
     def needs_base(self) -> bool:

@@ -126,9 +126,15 @@ def unpack(packed: Bytes, width: int, count: int, rule: str) -> Bytes:
     """
     if not width:
         return np.zeros(count, np.uint8)
+    if width == 8:  # noqa: PLR2004 (a symbol is a byte)
+        return packed[:count]
     mask = np.uint8((1 << width) - 1)
-    slots = [(packed >> np.uint8(slot * width)) & mask for slot in range(8 // width)]
-    symbols = np.concatenate(slots)
-    if symbols[count:].any():
+    length = packed.size
+    symbols = np.empty(length * (8 // width), np.uint8)
+    for slot in range(8 // width):
+        found = symbols[slot * length : (slot + 1) * length]
+        np.right_shift(packed, np.uint8(slot * width), out=found)
+    symbols &= mask
+    if symbols.size > count and symbols[count:].any():
         raise StreamError(rule, "spare bits of MAG are not 0")
     return symbols[:count]

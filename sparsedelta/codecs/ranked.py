@@ -64,11 +64,11 @@ class RankedIndices:
         least = np.full_like(counts, _LEAST)
         return [Bounds(least, _MOST + words + _MOST_PER_ENTRY * counts)]
 
-    def encode(self, indices: Indices, block: Block) -> list[Bytes]:
+    def encode(self, indices: Indices, block: Block) -> list[Bytes]:  # noqa: ARG002
         """Not without the values."""
         raise TypeError("'ranked' writes indices and values together")
 
-    def decode(self, streams: Sequence[Bytes], count: int, block: Block) -> Indices:
+    def decode(self, streams: Sequence[Bytes], count: int, block: Block) -> Indices:  # noqa: ARG002
         """Not without the values."""
         raise TypeError("'ranked' reads indices and values together")
 
@@ -94,11 +94,11 @@ class RankedValues:
         """Nothing beside BLOCK."""
         return []
 
-    def nonzero(self, streams: Sequence[Bytes], count: int) -> NDArray[np.bool_]:
+    def nonzero(self, streams: Sequence[Bytes], count: int) -> NDArray[np.bool_]:  # noqa: ARG002
         """Never asked for: no run holds such values."""
         raise TypeError("'ranked' reads indices and values together")
 
-    def decode(self, streams: Sequence[Bytes], count: int, block: Block) -> Words:
+    def decode(self, streams: Sequence[Bytes], count: int, block: Block) -> Words:  # noqa: ARG002
         """Not without the indices."""
         raise TypeError("'ranked' reads indices and values together")
 

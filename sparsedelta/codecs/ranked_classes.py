@@ -108,8 +108,11 @@ def _light(fields: Bytes, ranges: list[tuple[int, Range]]) -> int:
 def holds(fields: Bytes, each: Range) -> NDArray[np.bool_]:
     """Whether each exponent lies in a range."""
     low = np.uint8(each.low)
+    found: NDArray[np.bool_]
     if each.low == each.high:
-        return fields == low
-    if not each.low:
-        return fields <= np.uint8(each.high)
-    return (fields - low) <= np.uint8(each.high - each.low)  # wraps around below the range
+        found = fields == low
+    elif not each.low:
+        found = fields <= np.uint8(each.high)
+    else:
+        found = (fields - low) <= np.uint8(each.high - each.low)  # wraps around below the range
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sparsedelta.codecs.base import StreamError
 from sparsedelta.codecs.frames import FrameError, decode_frame, encode_frame
@@ -14,6 +15,8 @@ RULE: Final = "SD417"
 """What of a block needs no base words."""
 
 _MAX_VARINT_BYTES: Final = 9
+_MORE: Final = 128
+"""The bit of a byte of a number that says that another one follows."""
 _STORED_UP_TO: Final = 24
 """Frames as short as this are stored: there is next to nothing to gain."""
 
@@ -21,8 +24,8 @@ _STORED_UP_TO: Final = 24
 def varint(number: int) -> bytes:
     """A number below 2^63 as LEB128, as short as it can be."""
     out = bytearray()
-    while number >= 128:
-        out.append(number & 127 | 128)
+    while number >= _MORE:
+        out.append(number & 127 | _MORE)
         number >>= 7
     out.append(number)
     return bytes(out)
@@ -75,7 +78,7 @@ class Cursor:
         for at in range(_MAX_VARINT_BYTES):
             byte = self.byte()
             number |= (byte & 127) << 7 * at
-            if byte < 128:
+            if byte < _MORE:
                 if not byte and at:
                     raise StreamError(RULE, "a number has more bytes than it needs")
                 return number
@@ -113,13 +116,19 @@ class Cursor:
             raise StreamError(RULE, f"{rest} bytes behind the last frame of the block")
 
 
-def bits(data: Bytes, count: int, what: str, rule: str = RULE) -> np.ndarray:
+def bits(data: Bytes, count: int, what: str, rule: str = RULE) -> NDArray[np.bool_]:
     """The first ``count`` bits of some bytes, least significant first, bool ``[count]``.
+
+    Args:
+        data: As many bytes as hold them.
+        count: Number of bits.
+        what: What they are, for an error.
+        rule: The rule that is broken otherwise.
 
     Raises:
         StreamError: A bit behind them is 1.
     """
-    found = np.unpackbits(data, bitorder="little").view(np.bool_)
-    if found[count:].any():
+    if count % 8 and int(data[-1]) >> count % 8:
         raise StreamError(rule, f"a spare bit of {what} is 1")
-    return found[:count]
+    found: NDArray[np.bool_] = np.unpackbits(data, count=count, bitorder="little").view(np.bool_)
+    return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,6 @@ from sparsedelta.codecs.ranked_values import (
     WIDTHS,
     check_magnitudes,
     differences,
-    is_escaped,
     join_words,
     packed_bytes,
     read_symbols,
@@ -42,7 +41,8 @@ FLAT: Final = Range(255, 0)
 _WORD_BYTES: Final = 2
 
 
-class ClassEntry(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ClassEntry:
     """A line of the class table: range of exponents, index code, value code, number of entries."""
 
     range: Range
@@ -194,10 +194,15 @@ def _differences(
     escapes: Bytes,
 ) -> Words:
     packed = [(e, found) for e, (found, low) in zip(table, values, strict=True) if low is None]
-    none = np.empty(0, np.uint8)
-    symbols = np.concatenate([none, *(found for _, found in packed)]).astype("<u2")
-    marks = [none.view(np.bool_), *(is_escaped(found, entry.value) for entry, found in packed)]
-    escaped = np.flatnonzero(np.concatenate(marks))
+    if not packed:
+        narrow = np.empty(0, np.uint8)
+    elif len(packed) == 1:
+        narrow = packed[0][1]
+    else:
+        narrow = np.concatenate([found for _, found in packed])
+    tops = np.array([(1 << WIDTHS[entry.value]) - 1 for entry, _ in packed], np.uint8)
+    escaped = np.flatnonzero(narrow == np.repeat(tops, [entry.count for entry, _ in packed]))
+    symbols = narrow.astype("<u2")
     items = decode_escapes(escapes, escaped.size, _WORD_BYTES, RULE)
     if items.size and int(items.max()) > LARGEST:
         raise StreamError(RULE, "an escaped magnitude is out of range")

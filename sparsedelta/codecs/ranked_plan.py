@@ -52,7 +52,7 @@ def divide(sizes: NDArray[np.int64], changes: NDArray[np.int64]) -> Division:
         changes: int64 ``[256]``, entries of each exponent, at least one in all.
     """
     total = int(changes.sum())
-    wanted = min(max(total // 24, 64), 512)
+    wanted = min(max(total // 12, 96), 2048)
     flat = np.zeros(_KINDS, np.bool_)
     ranges: list[Range] = []
     low: int | None = None
@@ -81,7 +81,9 @@ def index_code(size: int, count: int) -> int:
     return MASK if _MASK_FROM * count >= size else GAPS
 
 
-def value_code(found: NDArray[np.uint16], words: tuple[NDArray[np.uint8], NDArray[np.uint8]]) -> int:
+def value_code(
+    found: NDArray[np.uint16], words: tuple[NDArray[np.uint8], NDArray[np.uint8]]
+) -> int:
     """The value code of the fewest bits, by an estimate.
 
     Args:

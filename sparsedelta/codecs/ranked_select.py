@@ -56,7 +56,8 @@ def positions(mask: NDArray[np.bool_], ranks: Indices) -> Indices:
     shift = ((behind >> _SEVEN) * _ONES >> _LAST) << _THREE
     left -= ((sums << _EIGHT) >> shift) & _BYTE
     byte = (word >> shift) & _BYTE
-    return at * 64 + (shift + _NTH[(byte << _THREE) | left]).astype(np.int64)
+    found: Indices = at * 64 + (shift + _NTH[(byte << _THREE) | left]).astype(np.int64)
+    return found
 
 
 def ranks_of(mask: NDArray[np.bool_], where: Indices) -> Indices:

@@ -36,8 +36,10 @@ def magnitudes(values: Words) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
 
 def differences(found: NDArray[np.uint16], negative: NDArray[np.bool_]) -> Words:
     """The differences of some magnitudes and signs."""
-    ones = negative.astype(_U16)
-    words: Words = (found ^ np.negative(ones)) + (np.uint16(1) - ones)
+    signs = negative.astype(_U16)
+    words: Words = found + np.uint16(1)
+    words ^= np.negative(signs)  # ~d + 1 is -d
+    words += signs
     return words
 
 
@@ -60,17 +62,12 @@ def read_symbols(packed: Bytes, code: int, count: int) -> Bytes:
     return unpack(packed, WIDTHS[code], count, RULE)
 
 
-def is_escaped(found: Bytes, code: int) -> NDArray[np.bool_]:
-    """Whether each symbol is followed by an item."""
-    marks: NDArray[np.bool_] = found == np.uint8((1 << WIDTHS[code]) - 1)
-    return marks
-
-
 def check_magnitudes(found: NDArray[np.uint16], negative: NDArray[np.bool_]) -> None:
     """Every magnitude is one that its sign allows; raises StreamError."""
-    if not found.size or int(found.max()) < LARGEST:
+    largest = int(found.max()) if found.size else 0
+    if largest < LARGEST:
         return
-    if int(found.max()) > LARGEST or not negative[found == LARGEST].all():
+    if largest > LARGEST or not negative[found == LARGEST].all():
         raise StreamError(RULE, "a magnitude is out of range")
 
 

@@ -44,6 +44,9 @@ _made_delta: Final = options(
         metavar="INDEX[+VALUE]",
         help="Force codecs: gap8, bitmask+planes, raw+raw, … [default: the smallest]",
     ),
+    click.option(
+        "--base", type=PATH, help="Where DELTA starts, with which compact deltas are read."
+    ),
     delta_files,
 )
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sparsedelta.operations.info import TensorInfo
 
 _EXIT_MISMATCH: Final = 3
+_NAMED: Final = 3
 
 
 @click.command()
@@ -46,6 +47,8 @@ def validate(
     only = " by its headers" if headers else ""
     checked = f"{report.nnz:,} entries in {report.tensors} tensors"
     proven = ", applying to the base gives the target" if report.base_checked else ""
+    if report.unread:
+        proven = f"; {report.unread} tensors are read in full with --base only"
     print_result(
         {**asdict(report), "ok": report.ok},
         f"{delta} is {'valid' if report.ok else 'NOT valid'}{only}: {checked}{proven}",
@@ -113,6 +116,7 @@ def _info_lines(found: sparsedelta.DeltaInfo, *, tensors: bool) -> list[str]:
     rows = [
         ("delta", f"{found.path}  ({format_bytes(found.size)})"),
         ("format", f"sparsedelta {found.version}, profile {found.profile}"),
+        *([("compact", _compact(found))] if found.needs_base or found.fallen_back else ()),
         ("base", found.base),
         ("target", found.target),
         ("content", found.content),
@@ -145,9 +149,20 @@ def _info_lines(found: sparsedelta.DeltaInfo, *, tensors: bool) -> list[str]:
     return lines
 
 
+def _compact(found: sparsedelta.DeltaInfo) -> str:
+    text = f"{found.needs_base} tensors are read with the base at hand"
+    if not found.fallen_back:
+        return text
+    more = ", …" if len(found.fallen_back) > _NAMED else ""
+    names = ", ".join(found.fallen_back[:_NAMED])
+    return f"{text}; stored as in portable: {len(found.fallen_back)} ({names}{more})"
+
+
 def _invertible(found: sparsedelta.DeltaInfo) -> str:
     if found.invertible:
         return "yes"
+    if found.needs_base:
+        return "not without its base: sparsedelta recode, or apply --undo"
     if not found.lost:
         return "no"
     more = f" and {len(found.lost) - 1} more" if len(found.lost) > 1 else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Literal
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     type=click.Choice(["portable", "compact"]),
     default="portable",
     show_default=True,
-    help="portable: readable without the base. compact: comes with a later release.",
+    help="portable: readable without the base, and invertible. compact: about half the size.",
 )
 @click.option("--one-way", is_flag=True, help="Store new words, none of what goes: not revertible.")
 @click.option(
@@ -142,7 +142,7 @@ def diff(
         )
     if ranks.rank:
         return
-    print_notes(report.notes, quiet=quiet)
+    print_notes((*report.notes, *_advice(report)), quiet=quiet)
     manifest = report.manifest
     carried = sum(record.carried for record in manifest.tensors)
     kinds = report.kinds
@@ -162,6 +162,8 @@ def diff(
             "carried": carried,
             "kinds": kinds,
             "dry_run": dry_run,
+            "profile": manifest.profile,
+            "advice": None if report.advice is None else asdict(report.advice),
             **({"sizes": [asdict(sizes) for sizes in report.sizes]} if explain else {}),
         },
         f"{'would write' if dry_run else 'wrote'} {out}: {format_bytes(report.size)}"
@@ -172,6 +174,16 @@ def diff(
         as_json=as_json,
         quiet=quiet,
     )
+
+
+def _advice(report: DiffReport) -> Iterator[str]:
+    advice = report.advice
+    if advice is not None:
+        share = 1 - advice.size / report.size
+        yield (
+            f"--profile {advice.profile} would take about {format_bytes(advice.size)}, {share:.0%} "
+            "less; it can only be read with the base at hand (docs/profiles.md)"
+        )
 
 
 def _tensors(manifest: Manifest, kinds: Mapping[str, int]) -> str:

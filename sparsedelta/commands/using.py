@@ -67,26 +67,42 @@ _following: Final = options(
     is_flag=True,
     help="Add up deltas that all start at BASE: DELTA[:WEIGHT]..., as compose does.",
 )
+@click.option(
+    "--undo",
+    type=PATH,
+    metavar="FILE",
+    help="Also write the portable delta that leads back, while BASE is at hand.",
+)
 @_following
 @writing
-def apply(base: Location, deltas: tuple[str, ...], *, stack: bool, **options: Any) -> None:  # noqa: ANN401 (passed on)
+def apply(
+    base: Location,
+    deltas: tuple[str, ...],
+    *,
+    stack: bool,
+    undo: Location | None,
+    **options: Any,  # noqa: ANN401 (passed on)
+) -> None:
     """Write the target of DELTA: BASE with its changes, verified bit for bit.
 
     Several are a chain, in any order, and followed in one pass over BASE; a checkpoint that is at a
     link of it already is followed from there. Deltas that all start at BASE are added up if
     --stack is said, each with a weight if it is given: DELTA:0.5.
     """
+    if stack and undo is not None:
+        raise click.UsageError("--undo goes with a delta or a chain, not with --stack")
     if stack:
         stacked(base, deltas, **options)
     else:
         places = tuple(map(as_location, deltas))
-        _transform(sparsedelta.apply, "apply", base, places, **options)
+        _transform(sparsedelta.apply, "apply", base, places, undo=undo, **options)
 
 
 @click.command()
 @click.argument("target", type=PATH)
 @click.argument("deltas", metavar="DELTA...", type=PATH, nargs=-1, required=True)
 @click.option("-o", "--out", "out", type=OUTPUT, help="The old checkpoint.")
+@click.option("--base", type=PATH, help="The base, with which a compact delta is read.")
 @_following
 @writing
 def revert(target: Location, deltas: tuple[Location, ...], **options: Any) -> None:  # noqa: ANN401 (passed on)
@@ -158,6 +174,8 @@ def _notes(report: sparsedelta.ApplyReport, wrote: str) -> Iterator[str]:
         yield f"{path} is left out: another delta has the same content"
     if report.changed and report.skipped:
         yield f"the checkpoint is on the way already; skipped: {', '.join(report.skipped)}"
+    if report.undo is not None:
+        yield f"{wrote} {report.undo}: it leads back"
     if report.files:
         yield f"{wrote} from the delta: {', '.join(report.files)}"
     for name, why in report.unwritten.items():

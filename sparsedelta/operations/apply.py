@@ -6,13 +6,17 @@ How they are carried out is in :mod:`following`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 
 from sparsedelta.errors import UsageError
 from sparsedelta.locations import LocationLike, output_path
+from sparsedelta.operations.as_portable import portable
 from sparsedelta.operations.following import ApplyReport, transform
-from sparsedelta.operations.history import DeltaLike
+from sparsedelta.operations.history import DeltaLike, History, open_all
 from sparsedelta.operations.request import Request
 from sparsedelta.operations.steps import Verify
+from sparsedelta.operations.undoing import undo_written
 from sparsedelta.progress import Progress, silent
 from sparsedelta.ranks import ALONE, Ranks
 
@@ -34,6 +38,7 @@ def apply(
     ranks: Ranks = ALONE,
     to: str | None = None,
     stream: bool = False,
+    undo: LocationLike | None = None,
 ) -> ApplyReport:
     """Write the target of ``delta``: ``base`` with its changes, bit for bit.
 
@@ -75,8 +80,12 @@ def apply(
             or the end of the chain is not meant.
         stream: Read what lies on the Hub by ranges, as other URLs are read, instead of bringing it
             into the client's cache first: nothing but the output is then on disk.
+        undo: Also write the portable delta that leads from the result back to ``base``, whatever
+            the profile of the deltas: afterwards only ``base`` itself could make it. It is not
+            written if there is nothing to do.
 
     Raises:
+        NotInvertibleError: With ``undo``: a delta does not lead back.
         WrongBaseError: ``base`` is neither the base nor the target of the delta.
         VerificationError: The result is not the target: the delta lies about it.
         FormatError: The delta breaks a rule.
@@ -104,7 +113,20 @@ def apply(
         ranks=ranks,
         stream=stream,
     )
-    return transform(base, _listed(delta), request)
+    if undo is None or dry_run:
+        return transform(base, _listed(delta), request)
+    path = output_path(undo)
+    with ExitStack() as stack:
+        readers = open_all(_listed(delta), stack)
+        if ranks.rank:
+            return transform(base, readers, request)
+        written = stack.enter_context(
+            undo_written(base, readers, path, to=to, threads=threads, force=force)
+        )
+        report = transform(base, readers, request)
+        if written is not None and not report.changed:
+            written.unlink()
+        return replace(report, undo=str(path) if report.changed else None)
 
 
 def revert(
@@ -124,13 +146,15 @@ def revert(
     ranks: Ranks = ALONE,
     to: str | None = None,
     stream: bool = False,
+    base: LocationLike | None = None,
 ) -> ApplyReport:
     """Write the base of ``delta``: ``target`` with its changes undone, bit for bit.
 
-    Arguments and errors are those of :func:`apply`, with the ends exchanged.
+    Arguments and errors are those of :func:`apply`, with the ends exchanged. A compact delta is
+    read with its base, which is needed then, and only then: where the deltas start is ``base``.
 
     Raises:
-        NotInvertibleError: The delta was written one-way.
+        NotInvertibleError: The delta was written one-way; or it is compact, and ``base`` is None.
     """
     _check_output_is_named(out, in_place=in_place)
     request = Request(
@@ -149,7 +173,16 @@ def revert(
         ranks=ranks,
         stream=stream,
     )
-    return transform(target, _listed(delta), request)
+    if base is None:
+        return transform(target, _listed(delta), request)
+    with ExitStack() as stack:
+        way = History(open_all(_listed(delta), stack)).chain()
+        folder = request.out.parent if request.out is not None else output_path(target).parent
+        return transform(
+            target,
+            stack.enter_context(portable(way, base, folder, threads=threads, verb="revert")),
+            request,
+        )
 
 
 def prove(

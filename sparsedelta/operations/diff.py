@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from sparsedelta.checkpoint import CheckpointReader, check_unchanged, open_checkpoint
@@ -15,6 +15,7 @@ from sparsedelta.encode import EncodedTensor
 from sparsedelta.errors import UsageError
 from sparsedelta.locations import LocationLike, output_path
 from sparsedelta.manifest import PORTABLE, PROFILES, Manifest
+from sparsedelta.operations.advice import Advice, Adviser, advise, sampled
 from sparsedelta.operations.attach import find_carried, record_layout
 from sparsedelta.operations.info import record_kinds
 from sparsedelta.operations.pairing import Pair, pair_tensors
@@ -56,6 +57,7 @@ class DiffReport:
         checkpoint_bytes: Bytes of all tensors of the target.
         sizes: What each encoding of each part would have cost; only if it was asked for.
         notes: What the user should know: files that could not be recorded or carried.
+        advice: Another profile that would have paid by more than a quarter, or None.
     """
 
     manifest: Manifest
@@ -63,6 +65,7 @@ class DiffReport:
     checkpoint_bytes: int
     sizes: tuple[PartSizes, ...] = ()
     notes: tuple[str, ...] = ()
+    advice: Advice | None = None
 
     @property
     def kinds(self) -> dict[str, int]:
@@ -195,11 +198,14 @@ def diff(
         for name in same:
             writer.add_untouched(name, known[1].tensors[name])
         mine = [pair for pair in mine if pair.name not in same]
+        recipe = replace(recipe, sampled=sampled(mine, profile))
+        adviser = Adviser()
         sizes: list[PartSizes] = []
         told = watched(ranks, progress)
         scanned = scan_tensors(old, new, mine, recipe=recipe, pool=pool, progress=told)
         with closing(scanned) as tensors:
             for tensor in tensors:
+                adviser.add(tensor)
                 sizes += _write(tensor, writer, recipe)
         writer.collect()
 
@@ -220,7 +226,9 @@ def diff(
         total = sum(spec.nbytes for spec in new.specs.values())
         gathered = [each for found in ranks.gather(sizes) for each in found]
         every = ranks.share(sorted(gathered, key=lambda each: each.tensor))
-        return DiffReport(manifest, writer.size, total, tuple(every), notes)
+        found = ranks.gather(adviser.totals())
+        advice = ranks.share(advise(found, manifest.tensors, writer.size))
+        return DiffReport(manifest, writer.size, total, tuple(every), notes, advice)
 
 
 def plan_parts(pairs: Sequence[Pair], shards: int) -> dict[str, int]:

@@ -23,6 +23,7 @@ from sparsedelta.errors import StructureError
 from sparsedelta.hub.named_base import at_named_commit
 from sparsedelta.locations import LocationLike, output_path
 from sparsedelta.open_delta import open_delta
+from sparsedelta.operations.origins import Origins
 from sparsedelta.operations.rows import verified_spans
 from sparsedelta.operations.standpoint import refuse_part
 from sparsedelta.outputs import check_output, staged
@@ -201,8 +202,11 @@ def _pieces(
                 position += indices.size
     else:
         position = 0
+        origins = Origins(checkpoint, reader)
+        needing = [n for n, part in record.coded if part.encoding.needs_base]
+        base = origins.words(record, needing[0]) if needing else None
         for start, stop, data in verified_spans(checkpoint, reader, target.name):
-            found = reader.slice(target.name, start, min(stop, target.words)).entries
+            found = reader.slice(target.name, start, min(stop, target.words), base).entries
             indices = np.sort(
                 np.concatenate([part.indices for part in found if part.indices is not None])
             )

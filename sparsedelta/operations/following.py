@@ -17,7 +17,6 @@ from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.digest_cache import remember
 from sparsedelta.errors import (
     DeltaGivenError,
-    NotInvertibleError,
     SparseDeltaError,
     UsageError,
     WrongBaseError,
@@ -40,7 +39,12 @@ from sparsedelta.operations.result_files import ResultFiles, same_files
 from sparsedelta.operations.resuming import go_on
 from sparsedelta.operations.route import Route
 from sparsedelta.operations.settle import Settled, settle
-from sparsedelta.operations.standpoint import Standpoint, Whereabouts, changed_meanwhile
+from sparsedelta.operations.standpoint import (
+    Standpoint,
+    Whereabouts,
+    changed_meanwhile,
+    refuse_one_way,
+)
 from sparsedelta.operations.steps import Pass, Step, Verify
 from sparsedelta.outputs import check_output
 from sparsedelta.parallel import OrderedMap
@@ -70,6 +74,8 @@ class ApplyReport:
         deltas: The deltas that were followed, in their order.
         skipped: Deltas of the chain that were not: what they make was there already.
         duplicates: Deltas that were left out since another has the same content digest.
+        undo: The delta that was written to lead back, if it was asked for and there was something
+            to do.
     """
 
     fingerprint: str
@@ -87,6 +93,7 @@ class ApplyReport:
     deltas: Sequence[str] = ()
     skipped: Sequence[str] = ()
     duplicates: Sequence[str] = ()
+    undo: str | None = None
 
 
 def transform(source: LocationLike, deltas: Sequence[DeltaLike], request: Request) -> ApplyReport:
@@ -317,11 +324,4 @@ def _change(walk: Standpoint, locked: LockedFiles, files: ResultFiles, request: 
 
 def _check_direction(route: Route) -> None:
     for reader in route.readers if route.reverse else ():
-        if not reader.manifest.invertible:
-            lost = next(record for record in reader.manifest.tensors if not record.invertible)
-            raise NotInvertibleError(
-                f"{reader.path} does not lead back (SD503): it does not hold the old words of "
-                f"{lost.name!r} ({', '.join(part.op for part in lost.parts)})",
-                hint="make it again without --one-way and --forget: "
-                "sparsedelta diff BASE TARGET -o DELTA",
-            )
+        refuse_one_way(reader, "does not lead back")

@@ -10,6 +10,7 @@ from sparsedelta.delta import DROP, NEW, RESIZE, SPARSE_OPS
 from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.locations import LocationLike
 from sparsedelta.open_delta import open_delta
+from sparsedelta.manifest import COMPACT
 from sparsedelta.records import PartRecord, TensorRecord
 from sparsedelta.words import TensorSpec
 
@@ -67,12 +68,15 @@ class DeltaInfo:
         path: The file.
         size: Bytes of all its files.
         version: Format version.
-        profile: ``portable``.
+        profile: ``portable`` or ``compact``.
         base: Fingerprint of the base.
         target: Fingerprint of the target.
         content: Content digest.
         invertible: Whether it can be reverted.
         lost: What makes it impossible to revert: tensors whose old words are not stored.
+        needs_base: Number of touched tensors whose entries can only be read with the base at hand.
+        fallen_back: In the profile ``compact``, names of the touched tensors with entries that are
+            stored as in ``portable``: their dtype is no 16-bit float, or nothing would be gained.
         lean: Whether the tensors that stay are left out.
         nnz: Entries.
         carried: Words that are carried whole.
@@ -99,6 +103,8 @@ class DeltaInfo:
     content: str
     invertible: bool
     lost: tuple[str, ...]
+    needs_base: int
+    fallen_back: tuple[str, ...]
     lean: bool
     nnz: int
     carried: int
@@ -169,6 +175,12 @@ def _describe(reader: DeltaReader) -> DeltaInfo:
         content=manifest.content,
         invertible=manifest.invertible,
         lost=tuple(record.name for record in manifest.tensors if not record.invertible),
+        needs_base=sum(record.needs_base for record in manifest.tensors),
+        fallen_back=tuple(
+            record.name
+            for record in manifest.tensors
+            if manifest.profile == COMPACT and record.nnz and not record.needs_base
+        ),
         lean=manifest.lean,
         nnz=manifest.nnz,
         carried=sum(tensor.carried for tensor in tensors),

@@ -12,10 +12,11 @@ from sparsedelta.checkpoint import CheckpointReader
 from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.digests import Digest, tensor_digest
 from sparsedelta.errors import DAMAGED, StructureError, VerificationError
+from sparsedelta.operations.origins import Origins
 from sparsedelta.operations.pairing import Pair
 from sparsedelta.operations.tasks import DeltaTask, Task
 from sparsedelta.records import TensorRecord
-from sparsedelta.words import Bytes, TensorSpec, as_words
+from sparsedelta.words import Bytes, ReadWords, TensorSpec, as_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,7 @@ class MovedTensors:
     def read(self, name: str, start: int, stop: int) -> Bytes:
         """Bytes of the words ``[start, stop)``: their blocks alone are decoded."""
         move = self._moves[name]
-        piece = move.reader.slice(name, start, stop)
+        piece = move.reader.slice(name, start, stop, self._old(move))
         last = max(start, min(stop, piece.given))
         source = np.empty(0, np.uint8)
         if last > start:
@@ -161,6 +162,12 @@ class MovedTensors:
             assert old is not None  # noqa: S101 (words that are given come from somewhere)
             source = self._base.read(old, start, last)
         return piece.apply(as_words(source, piece.spec.word_bytes)).view(np.uint8)
+
+    def _old(self, move: Move) -> ReadWords | None:
+        """The words that the changes of a tensor are added to, where they are read with them."""
+        record = move.record
+        needing = [n for n, p in record.coded if p.encoding.needs_base and n >= record.split]
+        return Origins(self._base, move.reader).words(record, needing[0]) if needing else None
 
     def close(self) -> None:
         """There is nothing of its own to close."""

@@ -12,11 +12,10 @@ from sparsedelta.checkpoint import CheckpointReader
 from sparsedelta.delta import NEW
 from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.errors import WrongBaseError
-from sparsedelta.measure import BaseWords
 from sparsedelta.operations.arrows import Arrow, DiffersError, follow
 from sparsedelta.operations.route import Route
 from sparsedelta.records import TensorRecord
-from sparsedelta.words import Bytes, TensorSpec, Words, as_words
+from sparsedelta.words import Bytes, ReadWords, TensorSpec, Words, as_words
 
 
 class Origins:
@@ -47,7 +46,7 @@ class Origins:
         arrows = Route(self._before, reverse=False).arrows
         return {arrow.result.name: arrow for arrow in arrows if arrow.result is not None}
 
-    def words(self, record: TensorRecord, number: int) -> BaseWords:
+    def words(self, record: TensorRecord, number: int) -> ReadWords:
         """Reads the words that a part is applied to, in any thread.
 
         The function raises WrongBaseError (SD501) for segments that are not those of the base.

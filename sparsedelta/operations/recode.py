@@ -24,7 +24,6 @@ from sparsedelta.encode import EncodedPart, EncodedTensor, encode_part
 from sparsedelta.errors import DAMAGED, FormatError, UsageError
 from sparsedelta.locations import LocationLike, output_path
 from sparsedelta.manifest import COMPACT, PROFILES, Manifest
-from sparsedelta.measure import BaseWords
 from sparsedelta.operations.origins import Origins
 from sparsedelta.operations.parts import divide_records
 from sparsedelta.operations.standpoint import refuse_part
@@ -32,7 +31,7 @@ from sparsedelta.outputs import check_output
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress, silent
 from sparsedelta.records import PartRecord, TensorRecord
-from sparsedelta.words import Indices, Words
+from sparsedelta.words import Indices, ReadWords, Words
 from sparsedelta.writer import DeltaWriter
 
 
@@ -260,7 +259,7 @@ class _Recoder:
         return made if min(made.tried.values()) < own else self._copied(record, number, part)
 
     def _changes(
-        self, record: TensorRecord, number: int, part: PartRecord, base: BaseWords | None
+        self, record: TensorRecord, number: int, part: PartRecord, base: ReadWords | None
     ) -> Changes:
         domain, size = record.domain(number), 1 << part.block_log2
 
@@ -292,7 +291,7 @@ class _Recoder:
             stop = min(start + size, record.domain(number))
             known = None if base is None else base(start, stop)
             indices, words = self.reader.read_block(record, number, block, base=known)
-            row, frames = self.reader.read_stored(record, number, block)
+            row, frames = self.reader.home(record).read_stored(record, number, block)
             return row, frames, indices + start if is_sparse else indices[:0], words
 
         entries = EntryHasher()

@@ -13,19 +13,18 @@ from sparsedelta.changes import Changes, Run, make_run
 from sparsedelta.checkpoint import CheckpointReader, FileCheckpoint
 from sparsedelta.choice import CodecChoice
 from sparsedelta.codecs import Planes, RankedIndices, RawWords
-from sparsedelta.compact import encode_difference, encode_ranked
+from sparsedelta.compact import encode_difference, encode_ranked, ranked_bytes
 from sparsedelta.compare import differing_words
 from sparsedelta.delta import DIFFERENCE, DROP, NEW, REPLACE, RESIZE, bare_content
 from sparsedelta.digests import Digest, segment_digest
 from sparsedelta.encode import EncodedPart, EncodedTensor, encode_part, encode_words
 from sparsedelta.limits import SEGMENT_WORDS
 from sparsedelta.manifest import PORTABLE
-from sparsedelta.measure import BaseWords
 from sparsedelta.operations.pairing import Pair
 from sparsedelta.parallel import OrderedMap, Scratch
 from sparsedelta.progress import Progress
 from sparsedelta.records import BarePart
-from sparsedelta.words import TensorSpec, Words, as_words
+from sparsedelta.words import ReadWords, TensorSpec, Words, as_words
 
 _BATCH_BYTES: Final = 1 << 22
 
@@ -43,6 +42,7 @@ class Recipe:
         choice: The codecs to use; None for the smallest.
         explain: Try every codec, also those that can hardly win.
         profile: ``portable``, or ``compact``: differences may need the base to be decoded.
+        sampled: Names of the pairs of which it is estimated what ``ranked`` would take.
     """
 
     one_way: bool = False
@@ -50,6 +50,7 @@ class Recipe:
     choice: CodecChoice | None = None
     explain: bool = False
     profile: str = PORTABLE
+    sampled: frozenset[str] = frozenset()
 
     @property
     def dense_choice(self) -> CodecChoice | None:
@@ -84,6 +85,7 @@ class ScannedTensor:
         copied_segments: Segment digests of the tensor that a copy is made of, or lives on in.
         changes: The changed words, or None.
         encoded: What is to be written of it; None if it is untouched.
+        estimate: About how many bytes ``ranked`` would take for its changes, if that was asked for.
     """
 
     pair: Pair
@@ -92,6 +94,7 @@ class ScannedTensor:
     copied_segments: list[Digest] = field(default_factory=list)
     changes: Changes | None = None
     encoded: EncodedTensor | None = None
+    estimate: int | None = None
 
     def add(self, scanned: _Scan) -> None:
         """Take the next run in."""
@@ -148,9 +151,12 @@ class ScannedTensor:
                 run = (min(old.words, new.words), longer.words)
                 yield _carried(RESIZE, reader, longer, run, recipe=recipe, pool=pool)
         if self.changes is not None:
-            yield _encoded(self.changes, recipe, pool, self._base_words(base))
+            words = self._base_words(base)
+            if self.pair.name in recipe.sampled and recipe.op == DIFFERENCE:
+                self.estimate = ranked_bytes(self.changes, words, pool)
+            yield _encoded(self.changes, recipe, pool, words)
 
-    def _base_words(self, base: CheckpointReader) -> BaseWords:
+    def _base_words(self, base: CheckpointReader) -> ReadWords:
         """Reads the words that changes are made to."""
         old = self.pair.copied if self.pair.base is None else self.pair.base.name
         assert old is not None  # noqa: S101 (changes are made to something)
@@ -166,9 +172,7 @@ class ScannedTensor:
         return EncodedPart(BarePart(op, reference), digests, [], bare_content(op, reference), {})
 
 
-def _encoded(
-    changes: Changes, recipe: Recipe, pool: OrderedMap, base: BaseWords
-) -> EncodedPart:
+def _encoded(changes: Changes, recipe: Recipe, pool: OrderedMap, base: ReadWords) -> EncodedPart:
     if recipe.profile == PORTABLE or recipe.op != DIFFERENCE:
         return encode_part(
             changes, recipe.op, pool=pool, choice=recipe.choice, explain=recipe.explain

@@ -7,15 +7,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import groupby
 
+from sparsedelta.checkpoint import CheckpointReader
 from sparsedelta.choice import parse_choice
 from sparsedelta.delta import ADD
 from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.digests import Digest, checkpoint_fingerprint
 from sparsedelta.encode import EncodedTensor
-from sparsedelta.errors import DAMAGED, FormatError, NotInvertibleError, StructureError, UsageError
+from sparsedelta.errors import DAMAGED, FormatError, StructureError, UsageError
 from sparsedelta.limits import SEGMENT_WORDS
 from sparsedelta.locations import LocationLike, output_path
 from sparsedelta.manifest import Manifest
+from sparsedelta.operations.as_portable import portable
 from sparsedelta.operations.history import DeltaLike, History, are_in_order, open_all
 from sparsedelta.operations.inherit import inherit
 from sparsedelta.operations.inversion import RecordInverter
@@ -23,6 +25,7 @@ from sparsedelta.operations.parts import DeltaOutput, divide_records, part_count
 from sparsedelta.operations.route import Route
 from sparsedelta.operations.squash_parts import PartMaker
 from sparsedelta.operations.squashing import plan_squash
+from sparsedelta.operations.standpoint import refuse_one_way
 from sparsedelta.outputs import check_output
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress, silent
@@ -53,6 +56,7 @@ def squash(
     deltas: Sequence[DeltaLike],
     out: LocationLike,
     *,
+    base: LocationLike | CheckpointReader | None = None,
     forget: bool = False,
     lean: bool = False,
     codec: str | None = None,
@@ -75,6 +79,8 @@ def squash(
             same content digest one is taken. A chain that comes back to where it was has to be
             given in its order.
         out: The delta file.
+        base: Where the chain starts; needed only if one of the deltas is compact, and then
+            verified where it is needed. The result is portable.
         forget: Do not store the words of tensors and rows that go: not invertible if some do.
             Needed where a delta of the chain replaced words that a later one drops.
         lean: Leave out the digests of the tensors that stay. They are left out in any case if no
@@ -92,8 +98,9 @@ def squash(
 
     Raises:
         UsageError: The deltas are no chain: there is a gap, a fork or a circle.
-        StructureError: What happens to a tensor cannot be said without the base; an ``add``; words
-            are lost that should be stored, and ``forget`` is false.
+        StructureError: What happens to a tensor cannot be said without the base; a compact delta,
+            and no base; an ``add``; words are lost that should be stored, and ``forget`` is false.
+        WrongBaseError: ``base`` is not where the chain starts.
         FormatError: A delta breaks a rule.
         OutputError: The output exists, or cannot be written.
         RankError: Another rank failed; nothing is left behind.
@@ -116,6 +123,11 @@ def squash(
         way = history.chain() if history.readers else tuple(readers)
         for reader in way:
             _refuse_add(reader)
+        way = tuple(
+            stack.enter_context(
+                portable(way, base, output.out.parent, threads=threads, verb="squash")
+            )
+        )
         route = Route(way, reverse=False)
 
         def prepare(pool: OrderedMap) -> _Work:
@@ -143,6 +155,7 @@ def invert(
     delta: DeltaLike,
     out: LocationLike,
     *,
+    base: LocationLike | CheckpointReader | None = None,
     codec: str | None = None,
     max_shard_size: int | None = None,
     shards: int | None = None,
@@ -171,15 +184,13 @@ def invert(
     )
     with ExitStack() as stack:
         stack.enter_context(ranks.together())
-        (reader,) = open_all([delta], stack)
-        lost = next((record for record in reader.manifest.tensors if not record.invertible), None)
-        if lost is not None:
-            raise NotInvertibleError(
-                f"{reader.path} has no inverse (SD503): it does not hold the old words of "
-                f"{lost.name!r} ({', '.join(part.op for part in lost.parts)})",
-                hint="make it again without --one-way and --forget, or make the inverse from the "
-                "checkpoints: sparsedelta diff TARGET BASE -o DELTA",
-            )
+        (given,) = open_all([delta], stack)
+        if base is None:
+            refuse_one_way(given, "has no inverse")
+        (reader,) = stack.enter_context(
+            portable([given], base, output.out.parent, threads=threads, verb="invert")
+        )
+        refuse_one_way(reader, "has no inverse")
         route = Route([reader], reverse=True)
 
         def prepare(pool: OrderedMap) -> _Work:

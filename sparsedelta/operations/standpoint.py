@@ -14,6 +14,7 @@ from sparsedelta.errors import (
     DAMAGED,
     CheckpointError,
     FormatError,
+    NotInvertibleError,
     StructureError,
     WrongBaseError,
 )
@@ -41,6 +42,34 @@ def refuse_part(reader: DeltaReader) -> None:
             f"{reader.path} is part file {place.part if place else 0} of a set, a part of a delta",
             hint="name the root of the set: it lies beside it, and lists the part files",
         )
+
+
+def refuse_one_way(reader: DeltaReader, what: str) -> None:
+    """Refuse a delta that does not lead back, wherever it has to (SD503).
+
+    Args:
+        reader: The delta.
+        what: What it does not do, such as ``does not lead back``.
+
+    Raises:
+        NotInvertibleError: It does not.
+    """
+    if reader.manifest.invertible:
+        return
+    lost = next(record for record in reader.manifest.tensors if not record.invertible)
+    if lost.needs_base:
+        raise NotInvertibleError(
+            f"{reader.path} {what} (SD503): it is compact, and the entries of {lost.name!r} can "
+            "only be read with the base at hand",
+            hint=f"where it is: sparsedelta recode {reader.path} --base BASE --profile portable "
+            "-o OUT, or sparsedelta apply … --undo FILE",
+        )
+    raise NotInvertibleError(
+        f"{reader.path} {what} (SD503): it does not hold the old words of {lost.name!r} "
+        f"({', '.join(part.op for part in lost.parts)})",
+        hint="make it again without --one-way and --forget, or make the way back from the "
+        "checkpoints: sparsedelta diff TARGET BASE -o DELTA",
+    )
 
 
 def changed_meanwhile(checkpoint: FileCheckpoint) -> CheckpointError:

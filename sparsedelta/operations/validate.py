@@ -6,6 +6,8 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+import numpy as np
+
 from sparsedelta.attachments import LayoutEnd
 from sparsedelta.container import DeltaFile
 from sparsedelta.delta import (
@@ -33,6 +35,7 @@ from sparsedelta.operations.standpoint import refuse_part, touched_specs
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress, silent
 from sparsedelta.records import PartRecord, TensorRecord
+from sparsedelta.slices import check_disjoint
 from sparsedelta.words import Indices, TensorSpec, Words
 
 
@@ -120,7 +123,7 @@ def validate(
             tensors=len(manifest.tensors),
             nnz=manifest.nnz,
             base_checked=base is not None and not of_base and not problems,
-            unread=sum(record.needs_base for record in manifest.tensors),
+            unread=0 if base is not None else sum(r.needs_base for r in manifest.tensors),
         )
 
 
@@ -190,11 +193,32 @@ def _broken_whole(
     try:
         readable = [record for record in file.manifest.tensors if not record.needs_base]
         for record in readable:
-            reader.check_disjoint(record)
+            _check_disjoint(reader, record)
         if len(readable) == len(file.manifest.tensors):
             reader.check_content(file, contents)
     except FormatError as error:
         yield error
+
+
+def _check_disjoint(reader: DeltaReader, record: TensorRecord) -> None:
+    """Rule SD409 for a whole tensor, a block at a time.
+
+    Raises:
+        FormatError: Two parts hold an index, or a block breaks a rule.
+    """
+    numbers = [n for n, part in record.coded if part.op in SPARSE_OPS and n >= record.split]
+    if len(numbers) == 1 or not numbers:
+        return
+    # Blocks are aligned powers of two: the largest holds whole blocks of every part.
+    largest = max(1 << part.block_log2 for n, part in record.coded if n in numbers)
+    domain = record.domain(numbers[0])
+    for start in range(0, domain, largest):
+        stop = min(start + largest, domain)
+        found = [
+            np.concatenate([i for i, _ in reader.blocks(record, number, start, stop)])
+            for number in numbers
+        ]
+        check_disjoint(reader.path, record.name, found)
 
 
 def _broken_blobs(reader: DeltaReader) -> Iterator[FormatError]:
@@ -267,7 +291,7 @@ def _broken_blocks(
         assert isinstance(part, PartRecord)  # noqa: S101 (only coded parts have blocks)
         try:
             if part.encoding.needs_base:
-                reader.check_block(record, number, block)
+                reader.home(record).check_block(record, number, block)
                 return None
             indices, words = reader.read_block(record, number, block)
         except FormatError as error:

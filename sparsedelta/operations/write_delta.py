@@ -24,6 +24,7 @@ from sparsedelta.checkpoint import (
     segment_digests,
     segments,
 )
+from sparsedelta.compact import encode_difference
 from sparsedelta.delta import (
     ADD,
     DIFFERENCE,
@@ -40,7 +41,7 @@ from sparsedelta.encode import EncodedPart, EncodedTensor, encode_part, encode_w
 from sparsedelta.errors import FormatError, StructureError, UsageError
 from sparsedelta.limits import SEGMENT_WORDS
 from sparsedelta.locations import LocationLike, output_path
-from sparsedelta.manifest import Manifest
+from sparsedelta.manifest import COMPACT, PORTABLE, PROFILES, Manifest
 from sparsedelta.outputs import check_output
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.record_rules import check_sequence, count_problem
@@ -56,6 +57,7 @@ def write_delta(
     out: LocationLike,
     *,
     metadata: Mapping[str, str] | None = None,
+    profile: str = PORTABLE,
     lean: bool = False,
     max_shard_size: int | None = None,
     threads: int | None = None,
@@ -69,6 +71,7 @@ def write_delta(
             parts of spec section 5. A tensor of the base without a record stays.
         out: The delta file.
         metadata: Provenance, string to string.
+        profile: ``portable`` or ``compact``.
         lean: Leave out the digests of the tensors that stay.
         max_shard_size: Write a set of part files of about this many bytes; None for one file.
         threads: Worker threads; None for the cores of this process.
@@ -86,6 +89,8 @@ def write_delta(
     out = output_path(out)
     if max_shard_size is not None and max_shard_size < 1:
         raise UsageError(f"a shard size of {max_shard_size} bytes, expected at least 1")
+    if profile not in PROFILES:
+        raise UsageError(f"unknown profile {profile!r}, expected {' or '.join(PROFILES)}")
     records = sorted(tensors, key=lambda tensor: tensor.name)
     with ExitStack() as stack:
         checkpoint = open_checkpoint(base)
@@ -97,6 +102,7 @@ def write_delta(
             DeltaWriter(
                 out,
                 metadata=metadata,
+                profile=profile,
                 lean=lean,
                 max_shard_size=max_shard_size,
                 force=force,
@@ -105,7 +111,7 @@ def write_delta(
         )
         ends = _Ends(checkpoint, records)
         for tensor in records:
-            writer.add(_encoded(ends, tensor, pool))
+            writer.add(_encoded(ends, tensor, pool, profile))
         for name in sorted(checkpoint.specs.keys() - ends.touched):
             spec = checkpoint.specs[name]
             writer.add_untouched(name, tensor_digest(spec, segment_digests(checkpoint, name)))
@@ -184,9 +190,11 @@ def _within(part: Part, start: int, stop: int) -> Part:
     return replace(part, indices=part.indices[first:last], words=part.words[first:last])
 
 
-def _encoded(ends: _Ends, tensor: TensorDelta, pool: OrderedMap) -> EncodedTensor:
+def _encoded(ends: _Ends, tensor: TensorDelta, pool: OrderedMap, profile: str) -> EncodedTensor:
     _check_form(tensor)
-    parts = tuple(_encoded_part(ends, tensor, number, pool) for number in range(len(tensor.parts)))
+    parts = tuple(
+        _encoded_part(ends, tensor, number, pool, profile) for number in range(len(tensor.parts))
+    )
     record = TensorRecord(tensor.base, tensor.target, tuple(p.record for p in parts))
     problem = count_problem(record)
     if problem:
@@ -291,7 +299,9 @@ def _check_old_words(ends: _Ends, tensor: TensorDelta, record: TensorRecord) -> 
                 )
 
 
-def _encoded_part(ends: _Ends, tensor: TensorDelta, number: int, pool: OrderedMap) -> EncodedPart:
+def _encoded_part(
+    ends: _Ends, tensor: TensorDelta, number: int, pool: OrderedMap, profile: str
+) -> EncodedPart:
     part = tensor.parts[number]
     is_away = number < tensor.split
     spec = tensor.base if is_away else tensor.target
@@ -322,6 +332,9 @@ def _encoded_part(ends: _Ends, tensor: TensorDelta, number: int, pool: OrderedMa
     changes = Changes.from_entries(
         TensorSpec(tensor.name, dtype, domain.shape), part.indices, part.words
     )
+    if profile == COMPACT and part.op == DIFFERENCE:
+        old = _changed_spec(tensor, number)
+        return encode_difference(changes, lambda a, b: ends.base_words(old, a, b), pool=pool)
     encoded = encode_part(changes, part.op, pool=pool)
     if part.op != ADD:
         return encoded
@@ -330,6 +343,16 @@ def _encoded_part(ends: _Ends, tensor: TensorDelta, number: int, pool: OrderedMa
         record=replace(encoded.coded, dtype=part.dtype, scale=part.scale),
         content=replace(encoded.content, dtype=part.dtype, scale=part.scale),
     )
+
+
+def _changed_spec(tensor: TensorDelta, number: int) -> TensorSpec:
+    """The tensor of the base that a difference is added to."""
+    made = tensor.parts[tensor.split] if number >= tensor.split else None
+    target = tensor.target
+    if made is not None and made.op == NEW and made.reference is not None and target is not None:
+        return TensorSpec(made.reference, target.dtype, target.shape)
+    assert tensor.base is not None  # noqa: S101 (the form has been checked)
+    return tensor.base
 
 
 def _referred(ends: _Ends, part: Part, spec: TensorSpec) -> Iterator[Digest]:

@@ -100,7 +100,6 @@ def test_a_dry_run_writes_nothing(
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["--density", "0.1", "--profile", "compact"], 2, "later release"),
         (["--density", "0.1", "--mask", "m"], 2, "either --density"),
         (["--selector", "fisher", "--mask", "m"], 2, "either --selector"),
         (["--include-zeros", "--mask", "m"], 2, "either --exclude-zeros/--include-zeros"),

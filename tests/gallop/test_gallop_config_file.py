@@ -100,7 +100,7 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     path = tmp_path / "out.yml"
-    apart = {"profile", "mask"}  # one has no other value yet, one does not go with a density
+    apart = {"mask"}  # it does not go with a density
     own = [each for each in SETTINGS if command in each.commands and each.name not in apart]
     assert call(capsys, command, "--print-config")[1] == write_config(defaults())
     file = {each.name: other(each) for each in own}

@@ -47,8 +47,9 @@ def trained(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("drop", [("head.weight",), ("embedding.weight",), ()])
+@pytest.mark.parametrize("profile", ["portable", "compact"])
 def test_base_and_delta_give_the_trained_weights(
-    tmp_path: Path, dtype: torch.dtype, drop: tuple[str, ...]
+    tmp_path: Path, dtype: torch.dtype, drop: tuple[str, ...], profile: str
 ) -> None:
     """Law: apply(base, export(model)) equals the model bit for bit, under any stored alias."""
     base, delta, out = (
@@ -56,7 +57,8 @@ def test_base_and_delta_give_the_trained_weights(
     )
     model, mask = trained(base, dtype, drop=drop)
     assert "embedding.weight" in mask
-    report = gallop.export(model, mask, base=base, out=delta)
+    report = gallop.export(model, mask, base=base, out=delta, profile=profile)
+    assert report.diff.manifest.profile == profile
     apply(base, delta, out)
     live, base_weights, result = model.state_dict(), load_file(base), load_file(out)
     assert set(result) == set(base_weights) == set(live) - set(drop)

@@ -162,7 +162,10 @@ def codecs_of(delta: Path) -> set[str]:
         }
 
 
-@pytest.mark.parametrize("index", sorted(INDEX_CODECS))
+PORTABLE_INDEX = sorted(INDEX_CODECS.keys() - {"ranked"})
+
+
+@pytest.mark.parametrize("index", PORTABLE_INDEX)
 def test_an_index_codec_alone_leaves_the_choice_of_values(pair: Pair, index: str) -> None:
     found = codecs_of(made(pair, "--codec", index))
     assert {description.split(" + ")[0] for description in found} == {index}
@@ -235,7 +238,8 @@ def test_explain_lists_every_encoding_and_marks_the_chosen_one(pair: Pair) -> No
         marked = [line for line in lines if line.lstrip().startswith("*")]
         assert len(marked) == 1
         assert marked[0].split(" B  ")[1] in chosen
-        assert {index for index in INDEX_CODECS if f"  {index} + " in section} == set(INDEX_CODECS)
+        assert all(f"  {index} + " in section for index in PORTABLE_INDEX)
+        assert "ranked" not in section
 
 
 def test_explain_in_json_has_sizes_that_are_true(pair: Pair) -> None:
@@ -390,10 +394,15 @@ def test_auto_records_the_layout_where_the_files_differ(pair: Pair) -> None:
 # --- what else there is ---
 
 
-def test_a_profile_that_is_still_to_come_is_refused(pair: Pair) -> None:
-    message = refused(pair, 2, "--profile", "compact")
-    assert "profile 'compact' is not available in this release" in message
-    assert hint_of(message) == "hint: use --profile portable"
+def test_a_codec_of_another_profile_is_refused(pair: Pair) -> None:
+    message = refused(pair, 2, "--codec", "ranked")
+    assert "ranked is of the profile 'compact' only" in message
+
+
+def test_a_codec_of_the_profile_can_be_asked_for(pair: Pair) -> None:
+    message = refused(pair, 2, "--profile", "compact", "--codec", "ranked")
+    assert f"tensor {HALF!r}" in message or f"tensor {TUNED!r}" in message
+    assert "ranked is not for F32" in message
 
 
 def test_lean_leaves_out_what_stays(pair: Pair) -> None:

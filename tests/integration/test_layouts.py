@@ -86,6 +86,7 @@ LAYOUTS: tuple[Layout, ...] = (
     hub_snapshot,
 )
 each_layout = pytest.mark.parametrize("layout", LAYOUTS)
+each_profile = pytest.mark.parametrize("profile", ["portable", "compact"])
 FOLDERS = tuple(layout for layout in LAYOUTS if layout not in (one_file, other_order))
 each_folder = pytest.mark.parametrize("layout", FOLDERS)
 
@@ -106,17 +107,18 @@ def test_the_layout_is_no_part_of_the_identity(tmp_path: Path, layout: Layout) -
     assert str(sparsedelta.fingerprint(path)) == str(sparsedelta.fingerprint(plain))
 
 
+@each_profile
 @pytest.mark.parametrize(("old", "new"), list(itertools.product(LAYOUTS, LAYOUTS)))
 def test_the_delta_between_any_two_layouts_is_the_same(
-    tmp_path: Path, old: Layout, new: Layout
+    tmp_path: Path, old: Layout, new: Layout, profile: str
 ) -> None:
     plain = tmp_path / "a", tmp_path / "b"
     write_file(plain[0], base_tensors())
     write_file(plain[1], tuned(base_tensors()))
-    sparsedelta.diff(*plain, tmp_path / "expected", layout="never")
+    sparsedelta.diff(*plain, tmp_path / "expected", layout="never", profile=profile)
     base = old(base_tensors(), tmp_path / "base")
     target = new(tuned(base_tensors()), tmp_path / "target")
-    sparsedelta.diff(base, target, tmp_path / "delta", layout="never")
+    sparsedelta.diff(base, target, tmp_path / "delta", layout="never", profile=profile)
     assert (tmp_path / "delta").read_bytes() == (tmp_path / "expected").read_bytes()
 
 
@@ -164,15 +166,17 @@ def test_reading_changes_nothing(tmp_path: Path, layout: Layout) -> None:
 # --- writing ---
 
 
+@each_profile
 @each_layout
-def test_apply_and_revert_keep_the_layout(tmp_path: Path, layout: Layout) -> None:
+def test_apply_and_revert_keep_the_layout(tmp_path: Path, layout: Layout, profile: str) -> None:
     """Same files, same headers, same order: the output is the target as this layout has it."""
     base = layout(base_tensors(), tmp_path / "base")
     target = layout(tuned(base_tensors()), tmp_path / "target")
     delta, out, back = (tmp_path / name for name in ("delta", "out", "back"))
-    sparsedelta.diff(base, target, delta)
+    sparsedelta.diff(base, target, delta, profile=profile)
     sparsedelta.apply(base, delta, out)
-    sparsedelta.revert(target, delta, back)
+    known = base if profile == "compact" else None
+    sparsedelta.revert(target, delta, back, base=known)
     for written, model in ((out, target), (back, base)):
         folder = model.parent if model.name == INDEX else model
         if folder.is_file():

@@ -69,12 +69,14 @@ def put_tree(store: Any, prefix: str, folder: Path) -> str:  # noqa: ANN401
     return f"s3://{BUCKET}/{prefix}"
 
 
-def test_there_and_back(store: Any, pair: Pair, tmp_path: Path) -> None:  # noqa: ANN401
+@pytest.mark.parametrize("profile", ["portable", "compact"])
+def test_there_and_back(store: Any, pair: Pair, tmp_path: Path, profile: str) -> None:  # noqa: ANN401
+    sparsedelta.diff(pair.base, pair.target, pair.delta, force=True, profile=profile)
     base, target, delta = (
         put(store, f"pair/{path.name}", path.read_bytes())
         for path in (pair.base, pair.target, pair.delta)
     )
-    sparsedelta.diff(base, target, tmp_path / "d")
+    sparsedelta.diff(base, target, tmp_path / "d", profile=profile)
     assert (tmp_path / "d").read_bytes() == pair.delta.read_bytes()
     sparsedelta.apply(base, delta, tmp_path / "out")
     assert (tmp_path / "out").read_bytes() == pair.target.read_bytes()

@@ -16,6 +16,7 @@ VALUE_KINDS: Final = ("any", "steps", "small", "constant", "extreme")
 
 word_bytes = st.sampled_from(WORD_BYTES)
 seeds = st.integers(0, 2**32 - 1)
+profiles = st.sampled_from(["portable", "compact"])
 densities = st.sampled_from([0.0, 0.001, 0.01, 0.05, 0.2, 0.4, 0.7, 0.99, 1.0])
 
 tensor_names = st.text(
@@ -70,7 +71,7 @@ def some_bytes(draw: st.DrawFn, low: int, high: int, step: int) -> Bytes:
 @st.composite
 def specs(draw: st.DrawFn, name: str = "w") -> TensorSpec:
     """A tensor of any dtype: scalars, empty tensors and odd shapes included."""
-    dtype = draw(st.sampled_from(sorted(DTYPE_BITS)))
+    dtype = draw(st.sampled_from(sorted(DTYPE_BITS) + 3 * ["BF16", "F16"]))
     shape = draw(
         st.one_of(
             st.just(()),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import Tensors, checkpoint_bytes, checkpoint_pairs, random_values
+from strategies import Tensors, checkpoint_bytes, checkpoint_pairs, profiles, random_values
 
 import sparsedelta
 from sparsedelta.changes import Changes
@@ -50,13 +50,13 @@ def dense_support(pair: Pair) -> dict[str, tuple[Indices, Words, Words]]:
     return found
 
 
-@given(pair=checkpoint_pairs(), one_way=st.booleans())
+@given(pair=checkpoint_pairs(), one_way=st.booleans(), profile=profiles)
 @settings(max_examples=120)
-def test_apply_leads_from_base_to_target(pair: Pair, one_way: bool) -> None:  # noqa: FBT001
+def test_apply_leads_from_base_to_target(pair: Pair, *, one_way: bool, profile: str) -> None:
     """apply(base, diff(base, t)) = t, file for file, and no temporary file stays."""
     with files(pair) as (folder, base, target):
         delta, out = folder / "d", folder / "out"
-        report = sparsedelta.diff(base, target, delta, one_way=one_way)
+        report = sparsedelta.diff(base, target, delta, one_way=one_way, profile=profile)
         applied = sparsedelta.apply(base, delta, out)
         assert out.read_bytes() == target.read_bytes()
         assert applied.fingerprint == sparsedelta.fingerprint(target).fingerprint

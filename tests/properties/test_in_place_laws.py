@@ -17,6 +17,7 @@ from strategies import (
     Tensors,
     checkpoint_bytes,
     densities,
+    profiles,
     random_values,
     seeds,
     specs,
@@ -98,6 +99,7 @@ small_steps = st.sampled_from([(64, 16, 1), (4096, 64, 2), (1 << 20, 4096, 16)])
             "sha256": st.just(True),
             "one_way": st.just(True),
             "codec": st.sampled_from(CODECS),
+            "profile": profiles,
         },
     ),
 )

@@ -9,7 +9,7 @@ from unittest.mock import patch
 import fsspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import structured_pairs
+from strategies import profiles, structured_pairs
 from test_structure_laws import Form, Pair, forms, store
 
 import sparsedelta
@@ -41,9 +41,10 @@ def tree(path: Path) -> dict[str, bytes]:
     new=forms,
     shard=st.none() | st.integers(1, 2000),
     run_log2=st.integers(4, 21),
+    profile=profiles,
 )
 def test_remote_is_as_good_as_local(
-    pair: Pair, old: Form, new: Form, shard: int | None, run_log2: int
+    pair: Pair, old: Form, new: Form, *, shard: int | None, run_log2: int, profile: str
 ) -> None:
     """Fingerprint, diff, apply, revert, validate and rows are the same from a URL."""
     fs = fsspec.filesystem("memory")
@@ -62,7 +63,12 @@ def test_remote_is_as_good_as_local(
             for out, ends in (("near", (base, target)), ("far", there)):
                 (folder / out).mkdir()
                 sparsedelta.diff(
-                    ends[0], ends[1], folder / out / "d", unrelated=True, max_shard_size=shard
+                    ends[0],
+                    ends[1],
+                    folder / out / "d",
+                    unrelated=True,
+                    max_shard_size=shard,
+                    profile=profile,
                 )
             if shard is None:  # the files of a set have a random number in common
                 assert tree(folder / "far") == tree(folder / "near")
@@ -71,8 +77,9 @@ def test_remote_is_as_good_as_local(
             sparsedelta.apply(base, folder / "near" / "d", folder / "out")
             sparsedelta.apply(there[0], delta, folder / "far-out")
             assert tree(folder / "far-out") == tree(folder / "out")
-            sparsedelta.revert(target, folder / "near" / "d", folder / "back")
-            sparsedelta.revert(there[1], delta, folder / "far-back")
+            known = (base, there[0]) if profile == "compact" else (None, None)
+            sparsedelta.revert(target, folder / "near" / "d", folder / "back", base=known[0])
+            sparsedelta.revert(there[1], delta, folder / "far-back", base=known[1])
             assert tree(folder / "far-back") == tree(folder / "back")
             for tensor, (spec, _) in list(pair[1].items())[:2]:
                 rows = spec.shape[0] if spec.shape else 1

@@ -13,10 +13,10 @@ from typing import Any, Final
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from strategies import Tensors, checkpoint_bytes, structured_pairs
+from strategies import Tensors, checkpoint_bytes, profiles, structured_pairs
 
 import sparsedelta
-from sparsedelta import Delta, DeltaReader, NotInvertibleError
+from sparsedelta import Delta, DeltaReader, NotInvertibleError, StructureError
 from sparsedelta.delta import SPARSE_OPS
 from sparsedelta.manifest import Manifest
 from sparsedelta.records import TensorRecord
@@ -118,6 +118,11 @@ def diff(base: Path, target: Path, out: Path, **options: Any) -> Manifest:  # no
     return sparsedelta.diff(base, target, out, unrelated=True, **options).manifest
 
 
+def needs_base(manifest: Manifest) -> bool:
+    """Whether a delta can only be read with its base at hand."""
+    return any(record.needs_base for record in manifest.tensors)
+
+
 def read(path: Path) -> Delta:
     """A delta in memory, after every check."""
     with DeltaReader(path) as reader:
@@ -137,6 +142,7 @@ def read(path: Path) -> Delta:
             "max_shard_size": st.sampled_from([1, 300, 100_000]),
             "codec": st.sampled_from(CODECS),
             "explain": st.just(True),
+            "profile": profiles,
         },
     ),
 )
@@ -147,28 +153,37 @@ def test_files_come_back_byte_for_byte(
     """Section 3.6: apply gives the files of the target, revert those of the base."""
     with stored(pair, base_form, target_form) as (folder, base, target):
         manifest = diff(base, target, folder / "d", **options)
-        assert manifest.invertible
+        assert manifest.invertible == (not needs_base(manifest))
         applied = sparsedelta.apply(base, folder / "d", folder / "there")
         assert files_of(folder / "there") == files_of(target)
         assert applied.fingerprint == sparsedelta.fingerprint(target).fingerprint
-        reverted = sparsedelta.revert(target, folder / "d", folder / "back")
+        there = base if needs_base(manifest) else None
+        reverted = sparsedelta.revert(target, folder / "d", folder / "back", base=there)
         assert files_of(folder / "back") == files_of(base)
         assert reverted.fingerprint == sparsedelta.fingerprint(base).fingerprint
         assert sparsedelta.validate(folder / "d", base=base).problems == ()
         assert {item.name for item in folder.iterdir() if item.name[0] == "."} == set()
 
 
-@given(pair=structured_pairs(), base_form=forms, target_form=forms, lean=st.booleans())
+@given(
+    pair=structured_pairs(),
+    base_form=forms,
+    target_form=forms,
+    lean=st.booleans(),
+    profile=profiles,
+)
 @settings(max_examples=45)
 def test_without_a_layout_the_tensors_come_back(
-    pair: Pair, base_form: Form, target_form: Form, *, lean: bool
+    pair: Pair, base_form: Form, target_form: Form, *, lean: bool, profile: str
 ) -> None:
     """Section 7: the files are then those of the source, as far as the tensors are the same."""
     with stored(pair, base_form, target_form) as (folder, base, target):
-        manifest = diff(base, target, folder / "d", layout="never", lean=lean)
+        manifest = diff(base, target, folder / "d", layout="never", lean=lean, profile=profile)
         assert manifest.attachments.layout is None
-        sparsedelta.apply(base, folder / "d", folder / "there")
-        sparsedelta.revert(target, folder / "d", folder / "back")
+        sparsedelta.apply(base, folder / "d", folder / "there", undo=folder / "undo")
+        undo = folder / "undo" if (folder / "undo").exists() else folder / "d"
+        follow = sparsedelta.apply if undo.name == "undo" else sparsedelta.revert
+        follow(target, undo, folder / "back")
         there, back = (sparsedelta.fingerprint(folder / name) for name in ("there", "back"))
         assert (there.fingerprint, back.fingerprint) == (manifest.target, manifest.base)
         assert there.tensors == sparsedelta.fingerprint(target).tensors
@@ -263,16 +278,28 @@ def is_guessed(record: TensorRecord) -> bool:
     return bool(is_other and any(part.op in SPARSE_OPS for part in record.parts))
 
 
-@given(pair=structured_pairs(), threads=st.integers(2, 6), size=st.sampled_from([None, 500]))
-@settings(max_examples=30)
+@given(
+    pair=structured_pairs(),
+    threads=st.integers(2, 6),
+    size=st.sampled_from([None, 500]),
+    profile=profiles,
+)
+@settings(max_examples=40)
 def test_any_number_of_threads_writes_the_same_bytes(
-    pair: Pair, threads: int, size: int | None
+    pair: Pair, threads: int, size: int | None, profile: str
 ) -> None:
     """Same inputs, same bytes: of deltas and of what they make."""
     with stored(pair) as (folder, base, target):
         for name, count in (("one", 1), ("many", threads)):
             (folder / name).mkdir()
-            diff(base, target, folder / name / "d", threads=count, max_shard_size=size)
+            diff(
+                base,
+                target,
+                folder / name / "d",
+                threads=count,
+                max_shard_size=size,
+                profile=profile,
+            )
             sparsedelta.apply(base, folder / name / "d", folder / name / "out", threads=count)
         assert files_of(folder / "one") == files_of(folder / "many")
 
@@ -292,3 +319,61 @@ def test_codecs_are_no_part_of_a_delta(pair: Pair, codec: str, *, one_way: bool)
         for record in forced.tensors:
             for _, part in record.coded:
                 assert part.encoding.index.id == (index if part.op in SPARSE_OPS else "dense")
+
+
+@given(
+    pair=structured_pairs(), lean=st.booleans(), size=st.sampled_from([None, 1, 700]), form=forms
+)
+@settings(max_examples=60)
+def test_a_delta_goes_to_the_other_profile_and_back(
+    pair: Pair, form: Form, *, lean: bool, size: int | None
+) -> None:
+    """The same content digest, the bytes that diff writes, and what is done with it is the same."""
+    with stored(pair, form, form) as (folder, base, target):
+        names = ("portable", "compact")
+        made = {}
+        for name in names:
+            (folder / name).mkdir()
+            made[name] = diff(
+                base, target, folder / name / "d", profile=name, lean=lean, max_shard_size=size
+            )
+        assert made["portable"].content == made["compact"].content
+        for old, new in (names, names[::-1]):
+            (folder / f"to-{new}").mkdir()
+            again = folder / f"to-{new}" / "d"
+            report = sparsedelta.recode(folder / old / "d", base, again, profile=new)
+            assert report.manifest.content == made[old].content
+            if size is None:  # a set may be divided at other places
+                assert again.read_bytes() == (folder / new / "d").read_bytes()
+            (folder / f"back-to-{old}").mkdir()
+            sparsedelta.recode(again, base, folder / f"back-to-{old}" / "d", profile=old)
+            assert files_of(folder / f"back-to-{old}") == files_of(folder / old)
+            assert sparsedelta.validate(again, base=base).problems == ()
+            assert sparsedelta.validate(again).problems == ()
+        compact = folder / "compact" / "d"
+        inverse = sparsedelta.invert(compact, folder / "i", base=base).manifest
+        assert inverse.content == read(folder / "portable" / "d").invert().content
+        one = sparsedelta.squash([compact], folder / "s", base=base).manifest
+        assert one.content == made["portable"].content
+        if needs_base(made["compact"]):
+            with DeltaReader(compact) as reader, pytest.raises(StructureError) as caught:
+                reader.read()
+            assert "sparsedelta recode" in str(caught.value.hint)
+            with pytest.raises(NotInvertibleError) as refused:
+                sparsedelta.revert(target, compact, folder / "back")
+            assert "sparsedelta recode" in str(refused.value.hint)
+
+
+@given(pair=structured_pairs(), profile=profiles)
+@settings(max_examples=30)
+def test_write_delta_writes_what_diff_writes(pair: Pair, profile: str) -> None:
+    """Changes that are known need no second checkpoint, in either profile."""
+    with stored(pair) as (folder, base, target):
+        diff(base, target, folder / "d", layout="never")
+        delta = read(folder / "d")
+        written = sparsedelta.write_delta(
+            base, delta.tensors.values(), folder / "w", profile=profile
+        )
+        assert written.content == delta.content
+        sparsedelta.recode(folder / "d", base, folder / "r", profile=profile)
+        assert (folder / "w").read_bytes() == (folder / "r").read_bytes()
