@@ -17,6 +17,7 @@ from gallop.report import Overlap, SamplingReport
 from gallop.sampling import CONFIDENCE, Sample, density_bounds, draw_sample
 from gallop.scores import ScoredTensor, ZeroScores
 from gallop.selectors import Selector
+from gallop.sifting import SAMPLED, Thinned
 from gallop.survey import Survey
 from gallop.targets import Target
 from gallop.topk import Exchange, ScoreSource
@@ -107,16 +108,22 @@ class Collector:
         """
         tensors = [self._scored(self._targets[name], gradients.get(name)) for name in group]
         zeros: ZeroScores = "exclude" if self._config.exclude_zeros else "require_finite"
-        self._main.add(_keys(tensors, zeros), last=last)
+        thin = self._thin(tensors)
+        self._main.add(
+            _keys(tensors, zeros),
+            last=last,
+            thinned=self._samples(_keys(thin, zeros)),
+            observe=self._count_exponents,
+        )
         if self._with_zeros is not None:
-            self._with_zeros.add(_keys(tensors, "saturate"), last=last)
+            thinned = self._samples(_keys(thin, "saturate"))
+            self._with_zeros.add(_keys(tensors, "saturate"), last=last, thinned=thinned)
         if self._strongest is not None:
             if isinstance(self._main, TensorRankings):
                 self._own_counts.update(self._main.counts())
-            self._strongest.add(self._magnitudes(tensors, of="gradient"), last=False)
-        for _, source in _keys(tensors, zeros):
-            for keys in source():
-                self._count_exponents(keys)
+            thinned = self._samples(self._magnitudes(thin, of="gradient"))
+            magnitudes = self._magnitudes(tensors, of="gradient")
+            self._strongest.add(magnitudes, last=False, thinned=thinned)
         # The gradients are let go; the weights will be asked for once more.
         self._tensors += [self._scored(self._targets[name], None) for name in group]
 
@@ -182,6 +189,19 @@ class Collector:
             weight_threshold=self._config.weight_threshold,
         )
 
+    def _thin(self, tensors: Sequence[ScoredTensor]) -> list[ScoredTensor]:
+        # An odd stride does not run along with rows of an even length.
+        sizes = [self._targets[each.name].size for each in tensors]
+        if self._config.threshold_scope != "per_tensor":
+            sizes = [sum(sizes)] * len(sizes)
+        return [
+            tensor.thinned(max(1, size // SAMPLED) | 1)
+            for tensor, size in zip(tensors, sizes, strict=True)
+        ]
+
+    def _samples(self, thin: Sequence[tuple[str, ScoreSource]]) -> dict[str, Thinned]:
+        return {name: Thinned(self._targets[name].size, source) for name, source in thin}
+
     def _magnitudes(
         self,
         tensors: Sequence[ScoredTensor],
@@ -211,7 +231,11 @@ class Collector:
         if self._sample is not None and size > 2 * self._survey.requested:
             return None
         lowest = self._exact(size, dict(self._chosen_counts(ranked)))
-        lowest.add(self._magnitudes(self._tensors, of="weight"), last=True)
+        lowest.add(
+            self._magnitudes(self._tensors, of="weight"),
+            last=True,
+            thinned=self._samples(self._magnitudes(self._thin(self._tensors), of="weight")),
+        )
         mask, low = ranked.indices, lowest.result().indices
         high: _Indices | None = None
         if isinstance(strongest, Ranking):

@@ -149,6 +149,15 @@ class Peers:
                 if work is not None:
                     work.wait()
 
+    def spread(self, tensors: Iterable[Tensor]) -> None:
+        """Give all ranks the values of rank 0, in place, of tensors of the same shapes."""
+        with _explained(self.members):
+            for each in tensors:
+                held = each.detach().contiguous()
+                dist.broadcast(held, group=self._data_group(held), group_src=0)
+                if held.data_ptr() != each.data_ptr():
+                    each.detach().copy_(held)
+
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
         """A context that all ranks leave alike: if one fails in it, the others fail, too.

@@ -37,7 +37,7 @@ from gallop.train_config import TrainConfig, settings
 from gallop.visibility import Visibility
 from sparsedelta.errors import OutputError
 from sparsedelta.operations.identity import fingerprint
-from sparsedelta.outputs import check_output, staged
+from sparsedelta.outputs import check_output, refuse_overlap, staged
 
 __all__ = ["run_select", "run_train"]
 
@@ -238,6 +238,10 @@ def _check_outputs(
         raise click.UsageError(
             f"--tensorboard: expected a folder, found the file {options['tensorboard']}"
         )
+    if options["tensorboard"]:
+        # Event files would be taken for files of the checkpoint beside which they lie.
+        others = (*inputs, out, run.path, *([saved] if saved else []))
+        refuse_overlap(Path(options["tensorboard"]), others)
     # A run that goes on does so in its own logs; any other file there is somebody else's.
     own_logs = {Path(log) for log in run.settings({})["log"]} if options["resume"] else set()
     if len({Path(log).resolve() for log in options["log"]}) < len(options["log"]):

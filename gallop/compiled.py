@@ -10,11 +10,13 @@ from torch import nn
 __all__ = ["named_parameters", "plain_name", "warn_if_compiled_whole"]
 
 _log = logging.getLogger("gallop")
-_WRAPPER = "_orig_mod."
+_WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 
 
 def plain_name(name: str) -> str:
     """Return a name as the checkpoint has it: ``torch.compile(module)`` puts a part into it.
+
+    So does the wrapper by which FSDP checkpoints activations.
 
     Args:
         name: Name of a parameter in the live model.
@@ -22,7 +24,9 @@ def plain_name(name: str) -> str:
     Returns:
         The name without it, wherever in the model the compiled module is.
     """
-    return name.replace(_WRAPPER, "")
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
 
 
 def named_parameters(model: nn.Module, *, tied: bool = False) -> Iterator[tuple[str, nn.Parameter]]:

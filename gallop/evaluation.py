@@ -1,41 +1,30 @@
 """How likely a causal language model finds texts: perplexity, and accuracy of choices.
 
-Examples are put into batches by length, longest first, so that the same file and batch size give
-the same numbers, and what does not fit into memory fails at once. Every figure comes with its
-standard error over examples, which are taken to be independent.
+Every figure comes with its standard error over examples, which are taken to be independent.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
 from torch import nn
-from torch.nn import functional
 
-from gallop.data import Sample, encode_completion, encode_prompt, make_batch
+from gallop.data import Sample, encode_completion, encode_prompt
 from gallop.errors import DataError
+from gallop.likelihood import Answers, OnBatch, answer_log_likelihoods, log_likelihoods
 from gallop.questions import ChoiceExample
-from gallop.weighing import IGNORED_LABEL
 
 __all__ = [
     "ChoiceResult",
-    "OnBatch",
     "PerplexityResult",
-    "batched",
     "choice_accuracy",
-    "evaluating",
     "perplexity",
     "require_some",
     "share_error",
 ]
-
-OnBatch = Callable[[int, int], None]
-"""Called with batches done and batches in all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +98,8 @@ def perplexity(
         DataError: There is no sample.
     """
     require_some(samples)
-    losses = [-each for each in _log_likelihoods(model, samples, pad_id, batch_size, on_batch)]
+    found = log_likelihoods(model, samples, pad_id=pad_id, batch_size=batch_size, on_batch=on_batch)
+    losses = [-each for each in found]
     counts = [sample.supervised for sample in samples]
     tokens = sum(counts)
     loss = math.fsum(losses) / tokens
@@ -150,7 +140,7 @@ def choice_accuracy(
         examples: From :func:`gallop.questions.read_choices`.
         pad_id: Token id to pad with.
         max_length: Prompts are cut on the left, so that prompt and choice have so many tokens.
-        batch_size: Sequences per forward pass: one for each choice.
+        batch_size: Choices per forward pass; their prompt goes through the model once.
         on_batch: Hears about every batch.
 
     Returns:
@@ -160,12 +150,11 @@ def choice_accuracy(
         DataError: There is no example, or a choice without tokens, without room or context.
     """
     require_some(examples)
-    samples = [
-        _choice_sample(tokenizer, example, choice, max_length)
-        for example in examples
-        for choice in example.choices
-    ]
-    scores = iter(_log_likelihoods(model, samples, pad_id, batch_size, on_batch))
+    questions = [each for example in examples for each in _answers(tokenizer, example, max_length)]
+    scored = answer_log_likelihoods(
+        model, questions, pad_id=pad_id, batch_size=batch_size, on_batch=on_batch
+    )
+    scores = iter([score for each in scored for score in each])
     correct = normalised = 0
     for example in examples:
         own = [next(scores) for _ in example.choices]
@@ -186,70 +175,28 @@ def choice_accuracy(
     )
 
 
-def _choice_sample(
+def _answers(
     tokenizer: Any,  # noqa: ANN401
     example: ChoiceExample,
-    choice: str,
     max_length: int,
-) -> Sample:
-    answer = encode_completion(tokenizer, choice)
-    room = max_length - len(answer)
+) -> list[Answers]:
+    # Consecutive choices with one prompt: it may be cut more for a longer choice.
     prompt = encode_prompt(tokenizer, example.prompt)
-    start = prompt[max(0, len(prompt) - room) :] if room > 0 else []
-    if not answer or not start:
-        raise DataError(
-            f"{example.where}: expected tokens of prompt and choice within {max_length} tokens, "
-            f"found {len(prompt)} and {len(answer)}",
-            hint="raise --max-length",
-        )
-    return Sample((*start, *answer), (*(IGNORED_LABEL for _ in start), *answer))
-
-
-def _log_likelihoods(
-    model: nn.Module,
-    samples: Sequence[Sample],
-    pad_id: int,
-    batch_size: int,
-    on_batch: OnBatch | None,
-) -> list[float]:
-    # The sum over supervised tokens of each sample, in float32.
-    found = [0.0] * len(samples)
-    device = next(model.parameters()).device
-    with evaluating(model):
-        for part in batched([len(sample.ids) for sample in samples], batch_size, on_batch):
-            batch = make_batch([samples[i] for i in part], pad_id)
-            ids, labels = batch["input_ids"].to(device), batch["labels"].to(device)
-            logits = model(input_ids=ids, attention_mask=batch["attention_mask"].to(device)).logits
-            for row, number in enumerate(part):  # a row at a time: logits in float32 are large
-                loss = functional.cross_entropy(
-                    logits[row, :-1].float(),
-                    labels[row, 1:],
-                    ignore_index=IGNORED_LABEL,
-                    reduction="sum",
-                )
-                found[number] = -float(loss)
-    return found
-
-
-def batched(
-    lengths: Sequence[int], batch_size: int, on_batch: OnBatch | None
-) -> Iterator[list[int]]:
-    """Divide sequences into batches, longest first.
-
-    Args:
-        lengths: Tokens of each sequence.
-        batch_size: Sequences of a batch.
-        on_batch: Hears about every batch that is done.
-
-    Yields:
-        The numbers of the sequences of a batch.
-    """
-    order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
-    parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    for number, part in enumerate(parts, start=1):
-        yield part
-        if on_batch:
-            on_batch(number, len(parts))
+    found: list[tuple[tuple[int, ...], list[tuple[int, ...]]]] = []
+    for choice in example.choices:
+        answer = tuple(encode_completion(tokenizer, choice))
+        room = max_length - len(answer)
+        start = tuple(prompt[max(0, len(prompt) - room) :]) if room > 0 else ()
+        if not answer or not start:
+            raise DataError(
+                f"{example.where}: expected tokens of prompt and choice within {max_length} "
+                f"tokens, found {len(prompt)} and {len(answer)}",
+                hint="raise --max-length",
+            )
+        if not found or found[-1][0] != start:
+            found.append((start, []))
+        found[-1][1].append(answer)
+    return [Answers(start, tuple(answers)) for start, answers in found]
 
 
 class _Sized(Protocol):
@@ -281,23 +228,3 @@ def share_error(correct: int, count: int) -> float | None:
     """
     share = correct / count
     return math.sqrt(share * (1 - share) / (count - 1)) if count > 1 else None
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode, without gradients, for as long as the context lasts.
-
-    Args:
-        model: Gets back the modes of its modules.
-
-    Yields:
-        Nothing.
-    """
-    found = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module, mode in found:
-            module.training = mode

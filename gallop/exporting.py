@@ -160,7 +160,7 @@ def export(
         reader = stack.enter_context(_opened(base))
         joined, indices = _join(model, mask, reader)
         moved = sum(_count_moved(joined, reader, name, indices.get(name)) for name in joined.held)
-        recipe, nnz = recipe_metadata(mask), mask.nnz
+        recipe, nnz = {**recipe_metadata(mask), **(metadata or {})}, mask.nnz
         if peers is not None:
             joined.connect(held.reader(joined.shards))
             moved = held.total(moved)
@@ -170,7 +170,7 @@ def export(
             reader,
             joined,
             path,
-            metadata={**recipe, **(metadata or {})},
+            metadata=recipe,
             base_repo=base_repo,
             base_revision=base_revision,
             force=force,

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gallop.data import Example, encode_completion, encode_prompt
 from gallop.errors import DataError
-from gallop.evaluation import OnBatch, batched, evaluating, require_some, share_error
+from gallop.evaluation import require_some, share_error
+from gallop.likelihood import OnBatch, batched, evaluating, left_padded
 
 __all__ = ["ExactMatchResult", "exact_match"]
 
@@ -81,7 +81,7 @@ def exact_match(
     made: dict[int, str] = {}
     with evaluating(model):
         for part in batched([len(prompt) for prompt in prompts], batch_size, on_batch):
-            ids, attention = _left_padded([prompts[i] for i in part], pad_id)
+            ids, attention = left_padded([prompts[i] for i in part], pad_id)
             settings = _greedy(tokenizer, pad_id, max_new_tokens)
             device = next(model.parameters()).device
             found = model.generate(  # type: ignore[operator]
@@ -103,16 +103,6 @@ def exact_match(
         exact_match_stderr=share_error(correct, count),
         max_new_tokens=max_new_tokens,
     )
-
-
-def _left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    length = max(len(prompt) for prompt in prompts)
-    ids = torch.full((len(prompts), length), pad_id, dtype=torch.int64)
-    attention = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, length - len(prompt) :] = torch.tensor(prompt)
-        attention[row, length - len(prompt) :] = 1
-    return ids, attention
 
 
 def _greedy(tokenizer: Any, pad_id: int, max_new_tokens: int) -> Any:  # noqa: ANN401

@@ -332,9 +332,11 @@ class SparseAdamW(Optimizer, Closing):
         """Count the entries whose master moved, and those of them whose weight shows it.
 
         Returns:
-            The counts, in all, per dtype and per kind of parameter; of a closed optimizer, too.
+            The counts, in all, per dtype and per kind of parameter; of a closed optimizer, too. Of
+            a sharded model they are those of all processes, and the call is collective.
         """
-        return measure_visibility(
+        held = self._parallel.counted(self.entries) if self._parallel else self.entries
+        here = measure_visibility(
             TrainedEntries(
                 self._kinds[each.name],
                 each.target.weight,
@@ -342,8 +344,9 @@ class SparseAdamW(Optimizer, Closing):
                 each.state["base"],
                 each.state["master"],
             )
-            for each in self.entries
+            for each in held
         )
+        return self._parallel.visibility(here) if self._parallel else here
 
     def _require_open(self, call: str) -> None:
         if self._closed:

@@ -21,12 +21,15 @@ from gallop.mask import CompactArray, Mask
 from gallop.shards import is_sharded, shard_of
 from gallop.state import Entries
 from gallop.targets import Target
+from gallop.visibility import Visibility
 
 __all__ = [
     "Parallelism",
+    "average_gradients",
     "require_same_start",
     "require_taken",
     "share_out",
+    "word_sum",
 ]
 
 
@@ -164,6 +167,44 @@ class Parallelism:
         total = self.peers.sum_in_order(squares)
         return torch.tensor(math.sqrt(total) if total >= 0 else total, device=norms[0].device)
 
+    def counted(self, entries: Sequence[Entries]) -> list[Entries]:
+        """Leave out what another process counts, of what is held by shards."""
+        return [each for each in entries if not self._sharded or _counts(each, self.peers)]
+
+    def visibility(self, here: Visibility) -> Visibility:
+        """Return what became of the entries of all processes; collective where there are shards.
+
+        Args:
+            here: What became of those that this process counts.
+        """
+        if not self._sharded:
+            return here
+        first, *others = self.peers.gather(here)
+        return sum(others, start=first)
+
+
+def average_gradients(parameters: Sequence[nn.Parameter], peers: Peers) -> None:
+    """Average ``.grad`` over processes that hold the same parameters; collective.
+
+    One that only some of them reached counts as zero on the others; one that none reached has no
+    gradient.
+
+    Args:
+        parameters: The same ones in the same order on every process.
+        peers: The processes.
+    """
+    flags = [parameter.grad is not None for parameter in parameters]
+    reached = peers.total(np.array(flags, dtype=np.int64))
+    gradients = []
+    for parameter, count in zip(parameters, reached, strict=True):
+        if count:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+    peers.add_up(gradients)
+    for gradient in gradients:
+        gradient.div_(peers.size)
+
 
 def _counts(each: Entries, peers: Peers) -> bool:
     shard = each.target.shard
@@ -183,7 +224,7 @@ def require_same_start(model: nn.Module, mask: Mask, peers: Peers) -> None:
         ParameterError: Their weights differ; the message names the first parameter that does.
     """
     mine = {
-        name: _word_sum(parameter)
+        name: word_sum(parameter)
         for name, parameter in named_parameters(model)
         if not is_sharded(parameter)
     }
@@ -210,7 +251,8 @@ def require_same_start(model: nn.Module, mask: Mask, peers: Peers) -> None:
             )
 
 
-def _word_sum(tensor: Tensor) -> int:
+def word_sum(tensor: Tensor) -> int:
+    """Sum the words of a tensor as integers: equal for equal bits."""
     words = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     flat = tensor.detach().reshape(-1)
     return int(flat.view(words[flat.element_size()]).sum(dtype=torch.int64))

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gallop.sampling import Sample
+from gallop.sifting import Observer, Thinned, show, sift
 from gallop.topk import (
     ALONE,
     Choice,
@@ -106,13 +107,24 @@ class Ranking:
         self._threshold: Threshold | None = None
         self._dropped = 0
 
-    def add(self, tensors: Sequence[tuple[str, ScoreSource]], *, last: bool) -> None:
+    def add(
+        self,
+        tensors: Sequence[tuple[str, ScoreSource]],
+        *,
+        last: bool,
+        thinned: Mapping[str, Thinned] = MappingProxyType({}),
+        observe: Observer | None = None,
+    ) -> None:
         """Rank the next tensors together with what was kept of those before them.
 
         Args:
             tensors: Names and keys.
             last: Whether no more will come. The keys of what is kept are then let go.
+            thinned: By name a sample of the keys, which saves passes over them and changes nothing
+                else; of all tensors, or of none.
+            observe: Is shown every chunk of keys once.
         """
+        tensors = self._sifted(tensors, thinned, observe)
         names = [*self._kept, *(name for name, _ in tensors)]
         sources = [*map(_source, self._kept.values()), *(source for _, source in tensors)]
         if self._sample is None:
@@ -128,6 +140,32 @@ class Ranking:
         )
         self._count_dropped(threshold)
         self._keep(names, choice)
+
+    def _sifted(
+        self,
+        tensors: Sequence[tuple[str, ScoreSource]],
+        thinned: Mapping[str, Thinned],
+        observe: Observer | None,
+    ) -> Sequence[tuple[str, ScoreSource]]:
+        # Those of which all keys are looked at; of the others what may be chosen is kept.
+        sources = [source for _, source in tensors]
+        if not thinned or self._sample is not None:
+            show(sources, observe)
+            return tensors
+        already = [kept.keys for kept in self._kept.values() if kept.keys is not None]
+        found = sift(
+            sources,
+            [thinned[name] for name, _ in tensors],
+            self._k,
+            exchange=self._exchange,
+            already=already,
+            observe=observe,
+        )
+        if found is None:
+            return tensors
+        for (name, _), each in zip(tensors, found, strict=True):
+            self._kept[name] = _Kept(each.positions, each.scores)
+        return ()
 
     def cut(self, k: int) -> Ranked:
         """Choose fewer: the first ``k`` of what is kept. Needs keys, so not after a last group.
@@ -226,34 +264,42 @@ class TensorRankings:
         self._budgets = budgets
         self._places = places
         self._exchange = exchange
-        self._found: dict[str, tuple[Threshold | None, NDArray[np.int64]]] = {}
+        self._found: dict[str, Ranked] = {}
 
-    def add(self, tensors: Sequence[tuple[str, ScoreSource]], *, last: bool) -> None:
+    def add(
+        self,
+        tensors: Sequence[tuple[str, ScoreSource]],
+        *,
+        last: bool,
+        thinned: Mapping[str, Thinned] = MappingProxyType({}),
+        observe: Observer | None = None,
+    ) -> None:
         """Rank the next tensors, each by itself; see :meth:`Ranking.add`."""
         del last
         for name, source in tensors:
-            threshold = find_threshold([source], self._budgets[name], exchange=self._exchange)
-            places = [self._places[name]] if name in self._places else None
-            choice = take([source], threshold, exchange=self._exchange, places=places)
-            self._found[name] = (threshold, choice.indices[0])
+            ranking = Ranking(self._budgets[name], exchange=self._exchange, places=self._places)
+            own = {name: thinned[name]} if thinned else {}
+            ranking.add([(name, source)], last=True, thinned=own, observe=observe)
+            self._found[name] = ranking.result()
 
     def counts(self) -> dict[str, int]:
         """Return how many entries of each tensor so far were chosen, on all ranks."""
-        return {
-            name: 0 if threshold is None else threshold.above + threshold.ties_taken
-            for name, (threshold, _) in self._found.items()
-        }
+        return {name: found.count for name, found in self._found.items()}
 
     def result(self) -> Ranked:
         """Return what is chosen of all tensors so far."""
-        thresholds = {name: found for name, (found, _) in self._found.items() if found}
+        found = self._found.values()
         return Ranked(
-            {name: indices for name, (_, indices) in self._found.items()},
-            count=sum(self.counts().values()),
+            {name: each.indices[name] for name, each in self._found.items()},
+            count=sum(each.count for each in found),
             threshold=None,
-            ties=sum(each.ties for each in thresholds.values()),
-            ties_taken=sum(each.ties_taken for each in thresholds.values()),
-            thresholds={name: each.value for name, each in thresholds.items()},
+            ties=sum(each.ties for each in found),
+            ties_taken=sum(each.ties_taken for each in found),
+            thresholds={
+                name: each.threshold
+                for name, each in self._found.items()
+                if each.threshold is not None
+            },
         )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -58,6 +58,15 @@ class ScoredTensor:
     def zeros(self) -> int:
         """Count the weights that are exactly zero, of either sign."""
         return self.weight.numel() - int(torch.count_nonzero(self.weight))
+
+    def thinned(self, stride: int) -> ScoredTensor:
+        """Return a sample: every ``stride``-th entry, of which no index is right."""
+        if stride == 1:
+            return self
+        gradient = None if self.gradient is None else self.gradient[::stride].contiguous()
+        return replace(
+            self, weight=self.weight[::stride].contiguous(), gradient=gradient, shard=None
+        )
 
     def chunks(self, *, zeros: ZeroScores) -> Iterator[Tensor]:
         """Yield float32 keys of consecutive runs of at most ``CHUNK`` entries, in flat order.

@@ -62,6 +62,7 @@ def training_settings(trainer: Any) -> dict[str, Any]:  # noqa: ANN401
         "lr_scheduler": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
         "warmup_steps": args.get_warmup_steps(state.max_steps),
         "batch_size": trainer._train_batch_size,  # noqa: SLF001  (what auto_find_batch_size found)
+        "processes": args.world_size,
         "accumulate": args.gradient_accumulation_steps,
         "betas": [args.adam_beta1, args.adam_beta2],
         "eps": args.adam_epsilon,

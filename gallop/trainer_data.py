@@ -7,19 +7,23 @@ import copy
 import logging
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gallop.collectives import Peers
 from gallop.config import GallopConfig
 from gallop.errors import DataError
 from gallop.formulas import SELECTORS
 from gallop.mask import Mask
 from gallop.memory import MemoryMode
+from gallop.rank_batches import RankBatches
 from gallop.selection import select
+from gallop.trainer_processes import holds_shards
+from gallop.trainer_weights import batch_weights
 from gallop.weighing import measure_batch
 
 __all__ = ["select_with_trainer"]
@@ -34,6 +38,7 @@ def select_with_trainer(
     *,
     samples: int,
     memory: MemoryMode,
+    peers: Peers | None,
 ) -> Mask:
     """Choose a mask on the batches that the trainer is about to begin with.
 
@@ -42,6 +47,9 @@ def select_with_trainer(
     weighs batches by the trainer's own count of items, by which it normalises the loss of a step,
     and so gives the gradient of one large step; ``"sample"`` weighs them by samples.
 
+    Where several processes train, a batch is what they all draw at a time, as it is in training
+    (:func:`gallop.trainer_weights.batch_weights`).
+
     Modules are in eval mode, so that there is no dropout, except those that are checkpointed:
     transformers recomputes activations in training mode only.
 
@@ -49,47 +57,52 @@ def select_with_trainer(
         trainer: A ``transformers.Trainer``.
         model: Its model, unwrapped, holding the pre-trained weights.
         config: How to choose.
-        samples: How many samples to see, rounded up to whole batches; a selector that needs no
-            gradient sees none.
+        samples: How many samples to see, of all processes together, rounded up to whole batches; a
+            selector that needs no gradient sees none.
         memory: As in :func:`gallop.select`.
+        peers: The processes that train together; None if there are no others.
 
     Returns:
-        The mask.
+        The mask; of a sharded model, what this process holds of it.
 
     Raises:
         DataError: The training data can be read only once.
         SelectionError: From :func:`gallop.select`.
     """
-
-    def items_of(batch: Any) -> Any:  # noqa: ANN401
-        return trainer.get_batch_samples(iter([batch]), 1, trainer.args.device)[1]
-
-    def loss_fn(model: nn.Module, batch: Any) -> Tensor:  # noqa: ANN401
-        inputs = trainer._prepare_inputs(batch)  # noqa: SLF001  (a copy: compute_loss takes labels out)
-        with trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
-            loss: Tensor = trainer.compute_loss(model, inputs, num_items_in_batch=items_of(batch))
-        return loss
-
-    def weigh(batch: Any) -> float:  # noqa: ANN401
-        items = items_of(batch)
-        return float(measure_batch(batch).tokens or 0) if items is None else float(items)
-
     with _random_state_kept(), _trainer_state_kept(trainer), _selection_mode(model):
         needs_data = SELECTORS.find(config.selector).gradient != "none"
         # Kept, so that every pass over them sees the same ones, whatever is random in a collator.
-        batches = _first_batches(trainer, samples) if needs_data else None
+        batches = _first_batches(trainer, samples, peers) if needs_data else []
+        items = [trainer.get_batch_samples(iter([b]), 1, trainer.args.device)[1] for b in batches]
+        weights = batch_weights(trainer, batches, items, config=config, peers=peers)
+        numbers = {id(batch): number for number, batch in enumerate(batches)}
+        # FSDP has its own policy of mixed precision.
+        autocast = nullcontext if holds_shards(model) else trainer.accelerator.autocast
+
+        def loss_fn(model: nn.Module, batch: Any) -> Tensor:  # noqa: ANN401
+            inputs = trainer._prepare_inputs(batch)  # noqa: SLF001  (a copy: labels are taken out)
+            counted = items[numbers[id(batch)]]
+            with trainer.compute_loss_context_manager(), autocast():
+                loss: Tensor = trainer.compute_loss(model, inputs, num_items_in_batch=counted)
+            return loss
+
         return select(
             model,
-            batches,
+            batches if needs_data else None,
             config,
             loss_fn,
-            weigh=weigh if config.gradient_mean == "token" else None,
+            weigh=(lambda batch: weights[numbers[id(batch)]]) if weights else None,
             memory=memory,
             on_plan=lambda plan: _log.info("%s", "\n".join(plan.lines())),
+            data_parallel=peers is not None,
         )
 
 
-def _first_batches(trainer: Any, samples: int) -> list[Any]:  # noqa: ANN401
+def _first_batches(
+    trainer: Any,  # noqa: ANN401
+    samples: int,
+    peers: Peers | None,
+) -> list[Any]:
     if isinstance(trainer.train_dataset, Iterator):
         raise DataError(
             f"train_dataset: expected one that can be read more than once, found "
@@ -101,9 +114,10 @@ def _first_batches(trainer: Any, samples: int) -> list[Any]:  # noqa: ANN401
     batches: list[Any] = []
     seen = 0
     with _generators_kept(loader):
-        for batch in loader:
+        for _, batch in RankBatches(peers, sharded=False).drawn(loader):
             batches.append(batch)
-            seen += measure_batch(batch).samples or trainer.args.train_batch_size
+            own = measure_batch(batch).samples or trainer.args.train_batch_size
+            seen += own if peers is None else sum(peers.gather(own))
             if seen >= samples:
                 break
     # What accelerate notes about a loader that it prepared, or that is being read.

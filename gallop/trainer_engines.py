@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gallop.collectives import Peers
 from gallop.errors import OptimizerError
 from gallop.groups import GroupSpec
 from gallop.mask import Mask
 from gallop.optim import SparseAdamW, WeightDecayMode
+from gallop.parallelism import average_gradients, require_same_start
 from gallop.values import SparseValues
 from gallop.visibility import Visibility
 
@@ -37,7 +39,10 @@ class Engine(Protocol):
         """Start training, the optimizer's state loaded, without gradients from before."""
 
     def gradient_norm(self, max_grad_norm: float | None = None) -> Tensor:
-        """Return the 2-norm of the gradient, and see to it that the step is clipped to a limit."""
+        """Return the 2-norm of the gradient, and see to it that the step is clipped to a limit.
+
+        Called once before every step, by all processes: gradients are averaged here.
+        """
 
     def after_step(self) -> None:
         """Forget the gradients of the step."""
@@ -64,6 +69,7 @@ class HookEngine:
         args: ``TrainingArguments``.
         groups: Parameter groups with settings of their own.
         weight_decay_mode: As in ``SparseAdamW``.
+        peers: The processes that train together; None if there are no others.
     """
 
     def __init__(
@@ -74,6 +80,7 @@ class HookEngine:
         *,
         groups: Sequence[GroupSpec],
         weight_decay_mode: WeightDecayMode,
+        peers: Peers | None,
     ) -> None:
         self.optimizer: Optimizer
         self._own = self.optimizer = SparseAdamW(
@@ -84,6 +91,7 @@ class HookEngine:
             eps=args.adam_epsilon,
             weight_decay_mode=weight_decay_mode,
             param_groups=groups,
+            data_parallel=peers is not None,
         )
 
     def begin(self, max_grad_norm: float | None, resumed: Path | None) -> None:
@@ -125,6 +133,7 @@ class AutogradEngine:
         mask: What to train.
         made: Class of the optimizer, and its settings.
         groups: Parameter groups with settings of their own.
+        peers: The processes that train together; None if there are no others.
     """
 
     def __init__(
@@ -134,7 +143,12 @@ class AutogradEngine:
         made: tuple[type[Optimizer], Mapping[str, Any]],
         *,
         groups: Sequence[GroupSpec],
+        peers: Peers | None,
     ) -> None:
+        if peers is not None:
+            require_same_start(model, mask, peers)
+        self._peers = peers
+        self._averaged = False
         self._values = SparseValues(model, mask)
         try:
             self.optimizer = self._values.optimizer(made[0], param_groups=groups, **made[1])
@@ -154,15 +168,20 @@ class AutogradEngine:
                     hint="attach with the engine that the checkpoint was trained with",
                 )
             self._values.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        self._values.zero_grad()
+        self.after_step()
 
     def gradient_norm(self, max_grad_norm: float | None = None) -> Tensor:
-        """Clip the values' gradients as ``clip_grad_norm_`` does."""
+        """Average the values' gradients, once a step, and clip as ``clip_grad_norm_`` does."""
+        values = list(self._values.parameters())
+        if self._peers is not None and not self._averaged:
+            average_gradients(values, self._peers)
+            self._averaged = True
         limit = float("inf") if max_grad_norm is None else max_grad_norm
-        return nn.utils.clip_grad_norm_(list(self._values.parameters()), limit)
+        return nn.utils.clip_grad_norm_(values, limit)
 
     def after_step(self) -> None:
         """Drop the gradients: the trainer clears those of the model's own parameters only."""
+        self._averaged = False
         self._values.zero_grad()
 
     def save(self, folder: Path) -> None:

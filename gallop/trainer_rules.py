@@ -6,6 +6,7 @@ import logging
 import sys
 from typing import Any
 
+import torch
 from torch import nn
 
 from gallop.errors import ConfigError, ParameterError
@@ -82,9 +83,9 @@ def check_arguments(trainer: Any, engine: EngineName) -> None:  # noqa: ANN401
         engine: What is going to train.
 
     Raises:
-        ConfigError: float16 with a scaler, DeepSpeed, FSDP, several processes or DataParallel, an
-            optimizer that the engine cannot do with, or ``max_steps=0``; the message names the
-            argument.
+        ConfigError: float16 with a scaler, DeepSpeed, DataParallel, tensor or context parallelism,
+            a kind of FSDP that cannot work, an optimizer that the engine cannot do with, or
+            ``max_steps=0``; the message names the argument.
     """
     args = trainer.args
     if args.fp16:
@@ -98,21 +99,13 @@ def check_arguments(trainer: Any, engine: EngineName) -> None:  # noqa: ANN401
             "deepspeed: expected a plain model, found an engine that owns optimizer and gradients",
             hint="leave deepspeed out: the optimizer's state is small without it",
         )
-    if args.fsdp:
-        raise ConfigError(
-            f"fsdp={args.fsdp!r}: expected a model that is not sharded by the trainer",
-            hint="use gallop.select and gallop.SparseAdamW in a loop with fully_shard",
-        )
-    if args.world_size > 1:
-        raise ConfigError(
-            f"world_size: expected one process, found {args.world_size}",
-            hint="start the script with plain python",
-        )
+    _check_processes(trainer, engine)
     if args.n_gpu > 1:
         raise ConfigError(
             f"n_gpu: expected one device, found {args.n_gpu}, over which the trainer would use "
             "DataParallel",
-            hint="set CUDA_VISIBLE_DEVICES to one device",
+            hint="start one process per device, with torchrun or accelerate launch, or set "
+            "CUDA_VISIBLE_DEVICES to one",
         )
     _check_optimizer_name(args, engine)
     if args.max_steps == 0:
@@ -121,6 +114,52 @@ def check_arguments(trainer: Any, engine: EngineName) -> None:  # noqa: ANN401
             "no limit",
             hint="to choose a mask and not to train, call gallop.select",
         )
+
+
+def _check_processes(trainer: Any, engine: EngineName) -> None:  # noqa: ANN401
+    args = trainer.args
+    if getattr(trainer, "is_distributed_loading_by_transformers", False):
+        raise ConfigError(
+            "model: expected one that every process holds as a whole until the trainer shards it, "
+            "found one that was sharded while it was loaded",
+            hint="from_pretrained without distributed_config or tp_plan, and fsdp=True in the "
+            "training arguments",
+        )
+    cuts = {"tp_size": "get_tp_size", "cp_size": "get_cp_size", "sp_size": "get_sp_size"}
+    for name, method in cuts.items():
+        size = getattr(trainer, method, lambda: 1)()
+        if size > 1:
+            raise ConfigError(
+                f"parallelism_config.{name}: expected 1, found {size}: its processes share batches "
+                "or layers, and their gradients are no mean",
+                hint="use data parallelism, or fsdp=True",
+            )
+    if not (args.fsdp or trainer.is_fsdp_enabled):
+        return
+    if engine == "autograd":
+        raise ConfigError(
+            "fsdp: expected a model that every process holds as a whole, since engine autograd "
+            "gathers in the backward of its layers, found one that is to be sharded",
+            hint="use engine hook",
+        )
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    version = getattr(plugin, "fsdp_version", 2)
+    if version != 2 or getattr(trainer, "is_fsdp_xla_enabled", False):  # noqa: PLR2004
+        raise ConfigError(
+            f"fsdp_config: expected FSDP2, whose shards are parameters, found "
+            f"{'FSDP of XLA' if version == 2 else f'version {version}'}",  # noqa: PLR2004
+            hint="fsdp_config={'version': 2}",
+        )
+    if args.bf16 and trainer.is_fsdp_enabled:
+        odd = next((n for n, p in trainer.model.named_parameters() if p.dtype != torch.float32), "")
+        if odd:
+            raise ConfigError(
+                f"bf16=True with fsdp: expected float32 weights, found {odd} of another dtype, "
+                "which accelerate would turn into float32: they would no longer be those of the "
+                "checkpoint",
+                hint="leave bf16 out: bfloat16 weights compute in bfloat16, and masters are "
+                "float32 here",
+            )
 
 
 def _check_optimizer_name(args: Any, engine: EngineName) -> None:  # noqa: ANN401

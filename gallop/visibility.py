@@ -56,6 +56,13 @@ class Visibility:
     dtypes: Mapping[str, Moves]
     kinds: Mapping[str, Moves]
 
+    def __add__(self, other: Visibility) -> Visibility:
+        return Visibility(
+            self.total + other.total,
+            _summed(self.dtypes, other.dtypes),
+            _summed(self.kinds, other.kinds),
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return the counts as JSON-ready values."""
         return {
@@ -113,6 +120,11 @@ def _moves(each: TrainedEntries) -> Moves:
         moved += _differing(each.master[part], base.float())
         visible += _differing(each.weight.index_select(0, each.index[part]), base)
     return Moves(each.index.numel(), moved, visible)
+
+
+def _summed(left: Mapping[str, Moves], right: Mapping[str, Moves]) -> dict[str, Moves]:
+    names = [*left, *(name for name in right if name not in left)]
+    return {name: left.get(name, Moves()) + right.get(name, Moves()) for name in names}
 
 
 def _differing(left: Tensor, right: Tensor) -> int:

@@ -23,6 +23,22 @@ from sparsedelta.limits import MAX_COMPANION_BYTES
 _FORCE: Final = "--force replaces it (force=True in Python)"
 
 
+def refuse_overlap(path: Path, others: Iterable[Path]) -> None:
+    """Refuse an output that is, holds or lies in something else.
+
+    Args:
+        path: The output; it may exist.
+        others: Files and directories.
+
+    Raises:
+        OutputError: It does; the message says which.
+    """
+    for other in others:
+        relation = _relation(path, other)
+        if relation:
+            raise OutputError(f"the output {path} {relation} the input {other}")
+
+
 def check_output(
     path: Path, *, force: bool, inputs: Iterable[Path] = (), directory: bool = False
 ) -> None:
@@ -41,10 +57,7 @@ def check_output(
     """
     try:
         refuse_unfinished(path)
-        for source in inputs:
-            relation = _relation(path, source)
-            if relation:
-                raise OutputError(f"the output {path} {relation} the input {source}")
+        refuse_overlap(path, inputs)
         if not path.parent.is_dir():
             raise OutputError(
                 f"the folder of the output {path} does not exist", hint=_mkdir_hint(path.parent)
@@ -109,7 +122,7 @@ def _relation(output: Path, source: Path) -> str | None:
     written, read = output.resolve(), source.resolve()
     if written == read or _is_same_file(written, read) or written in read.parents:
         return "would overwrite"
-    if read.is_dir() and read in written.parents:
+    if read in written.parents:
         return "lies inside"
     return None
 

@@ -118,6 +118,12 @@ def test_a_dry_run_writes_nothing(
         ),
         (["--save-model", "x", "--run", "x"], 1, "the output x would overwrite the input x"),
         (["--log", "x", "--log", "./x"], 2, "found one twice"),
+        (
+            ["--save-model", "x", "--tensorboard", "x/events"],
+            1,
+            "the output x/events lies inside the input x",
+        ),
+        (["--run", "x", "--tensorboard", "x/events"], 1, "lies inside the input x"),
         (["--tensorboard", __file__], 2, "--tensorboard: expected a folder, found the file"),
         (["--density", "2"], 2, "error: density: expected a number in (0, 1], found 2.0"),
         (["--density", "0.1", "--seed", "-1"], 2, "error: seed: expected"),

@@ -20,6 +20,7 @@ from gallop.data import Example, Sample, read_examples
 from gallop.errors import DataError, ExportError
 from gallop.evaluation import choice_accuracy, perplexity
 from gallop.generation import exact_match
+from gallop.likelihood import Answers, answer_log_likelihoods
 from gallop.live_delta import apply_to_model
 from gallop.questions import ChoiceExample, read_choices
 from sparsedelta import WrongBaseError, apply, diff
@@ -98,6 +99,83 @@ def test_choices_are_ranked_by_their_likelihood(tokenizer: Any, batch_size: int)
         math.sqrt(found.accuracy * (1 - found.accuracy) / 2)
     )
     assert found.chance == pytest.approx((1 / 3 + 1 / 2 + 1 / 3) / 3)
+
+
+ANSWERS = [
+    Answers(tuple(range(4, 17)), ((5,), (6, 7, 8), (9, 10))),
+    Answers((4, 5), ((11, 12, 13, 14), (5, 6))),
+    Answers((20,), ((4,), (7,))),
+]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 50])
+def test_a_prompt_is_shared_by_its_answers(
+    batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tokens go through the model once, and each answer is as likely as by itself."""
+    model = tiny_llama()
+    seen: list[int] = []
+    model.model.embed_tokens.register_forward_hook(lambda _m, given, _o: seen.append(given[0]))
+    batches: list[tuple[int, int]] = []
+
+    def scored() -> list[list[float]]:
+        seen.clear()
+        return answer_log_likelihoods(
+            model,
+            ANSWERS,
+            pad_id=0,
+            batch_size=batch_size,
+            on_batch=lambda *each: batches.append(each),
+        )
+
+    found = scored()
+    if batch_size > 3:
+        tokens = torch.cat([each.flatten() for each in seen])
+        assert [int((tokens == n).sum()) for n in (15, 16, 20)] == [1, 1, 1]  # of prompts alone
+    assert batches[-1][0] == batches[-1][1]
+    for question, scores in zip(ANSWERS, found, strict=True):
+        for answer, score in zip(question.answers, scores, strict=True):
+            labels = (*([-100] * len(question.prompt)), *answer)
+            alone = log_likelihood(tiny_llama(), Sample((*question.prompt, *answer), labels))
+            assert score == pytest.approx(alone, rel=1e-4)
+    monkeypatch.setattr("gallop.likelihood._keeps_every_position", lambda _model: False)
+    for one, other in zip(found, scored(), strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+
+
+def test_a_prompt_that_is_cut_for_longer_choices(tokenizer: Any) -> None:  # noqa: ANN401
+    """Choices of another length have another prompt, then."""
+    question = ChoiceExample("the film was dull", (" good", " bad long film"), 0)
+    model = tiny_llama()
+    found = choice_accuracy(model, tokenizer, [question], pad_id=0, max_length=4)
+    ids = tokenizer("the film was dull")["input_ids"]
+    scores = []
+    for choice in question.choices:
+        end = tokenizer(choice, add_special_tokens=False)["input_ids"]
+        start = ids[len(end) - 4 :]
+        labels = (*([-100] * len(start)), *end)
+        scores.append(log_likelihood(model, Sample((*start, *end), labels)))
+    assert found.correct == (scores[0] > scores[1])
+
+
+def test_models_with_windows_are_given_whole_sequences() -> None:
+    from transformers import MistralConfig, MistralForCausalLM  # noqa: PLC0415
+
+    config = MistralConfig(
+        vocab_size=24,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        sliding_window=4,
+    )
+    model = MistralForCausalLM(config).eval()
+    (scores,) = answer_log_likelihoods(model, ANSWERS[:1], pad_id=0, batch_size=8, on_batch=None)
+    for answer, score in zip(ANSWERS[0].answers, scores, strict=True):
+        labels = (*([-100] * len(ANSWERS[0].prompt)), *answer)
+        alone = log_likelihood(model, Sample((*ANSWERS[0].prompt, *answer), labels))
+        assert score == pytest.approx(alone, rel=1e-4)
 
 
 def test_every_choice_can_be_the_best(tokenizer: Any) -> None:  # noqa: ANN401

@@ -24,6 +24,8 @@ Sample = dict[str, Tensor]
 DENSITY = 0.05
 CONFIG = GallopConfig(DENSITY)
 KILLED = 9
+RAGGED = 46
+"""Samples of which the last batch of two processes, of 4 each, has 6."""
 
 
 def samples(count: int = 48, *, seed: int = 3) -> list[Sample]:
@@ -87,6 +89,15 @@ def saving() -> dict[str, Any]:
         "warmup_steps": 2,
         "weight_decay": 0.1,
         "max_grad_norm": 0.2,
+    }
+
+
+def ragged() -> dict[str, Any]:
+    """Arguments of two processes of which one has a smaller batch at the end of an epoch."""
+    return {
+        "train_dataset": samples(RAGGED),
+        "accelerator_config": {"even_batches": False},
+        "ddp_backend": "gloo",
     }
 
 
