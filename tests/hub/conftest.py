@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 
 import pytest
+from hub_material import Material, make_material
 from hubserver.client import Client
 from hubserver.process import HubServer
 
@@ -24,12 +26,24 @@ def hub(hub_process: HubServer) -> HubServer:
 
 
 @pytest.fixture(scope="session")
-def client(hub_process: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """The real client in another process, without a token of its own and without Xet.
-
-    Its cache lives as long as it does: give what it calls a ``cache_dir``.
-    """
+def client_process(
+    hub_process: HubServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Client]:
+    """A client that every test of this process shares; use `client`."""
     folder = tmp_path_factory.mktemp("client")
     environment = hub_process.environment(folder / "home", None)
     with Client(environment, folder / "errors.txt") as process:
         yield process
+
+
+@pytest.fixture
+def client(client_process: Client) -> Client:
+    """The real client in another process: no token of its own, no Xet, and an empty cache."""
+    shutil.rmtree(client_process.home, ignore_errors=True)
+    return client_process
+
+
+@pytest.fixture(scope="session")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
+    """A base, a target, and deltas between them."""
+    return make_material(tmp_path_factory.mktemp("material"))

@@ -43,6 +43,7 @@ class Client:
     ) -> None:
         paths = f"{ROOT}:{ROOT / 'tests'}"
         environment = {**environment, "PYTHONPATH": paths, "HUBSERVER_PAUSES": str(pauses)}
+        self.home = Path(environment["HF_HOME"])
         self.errors = errors
         with errors.open("w") as file:
             self.process = subprocess.Popen(

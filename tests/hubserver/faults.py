@@ -5,7 +5,8 @@ A fault is a JSON object. Which request: ``match`` (a regular expression found i
 those that match, from 1), ``times`` (how many from there on; null: all). How, by ``kind``:
 
 - ``status``: answered with ``status`` (429, 500, 503 …) and not carried out; ``retry_after`` and
-  ``ratelimit`` are seconds in the headers of these names.
+  ``ratelimit`` are seconds in the headers of these names; with ``echo`` the message repeats the
+  ``Authorization`` header of the request.
 - ``drop``: the connection ends before anything is done.
 - ``lost``: carried out, but the connection ends without an answer.
 - ``cut``: carried out; the connection ends after ``after`` bytes of the body.
@@ -39,6 +40,7 @@ class Fault:
     after: int = 0
     at: int = 0
     seconds: float = 0.0
+    echo: bool = False
     seen: int = field(default=0, init=False)
     used: int = field(default=0, init=False)
 

@@ -50,6 +50,7 @@ class HubServer:
             self.process.wait()
             raise RuntimeError(f"hubserver did not start: exit code {self.process.returncode}")
         where = json.loads(line)
+        self.state = state
         self.url: str = where["url"]
         self.cdn_url: str = where["cdn_url"]
 

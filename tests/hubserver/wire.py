@@ -163,7 +163,7 @@ class Handler(BaseHTTPRequestHandler):
         if fault is not None and kind == "slow":
             time.sleep(fault.seconds)
         if fault is not None and kind == "status":
-            answer = refusal(fault)
+            answer = refusal(fault, self.headers.get("Authorization", ""))
         else:
             request = Request(self.server.origin, self.command, self.path, self.headers, body)
             answer = self.server.respond(request)
@@ -222,9 +222,10 @@ class Handler(BaseHTTPRequestHandler):
             pass
 
 
-def refusal(fault: Fault) -> Answer:
+def refusal(fault: Fault, authorization: str) -> Answer:
     """The answer of a fault of kind ``status``."""
-    answer = of_error(HubError(fault.status, f"fault: {fault.status}, as the test asked for"))
+    said = f" (you sent {authorization})" if fault.echo else ""
+    answer = of_error(HubError(fault.status, f"fault: {fault.status}, as asked for{said}"))
     if fault.retry_after is not None:
         answer.headers["Retry-After"] = str(fault.retry_after)
     if fault.ratelimit is not None:
