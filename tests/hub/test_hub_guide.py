@@ -70,11 +70,11 @@ def make_workspace(folder: str) -> None:
     torch.manual_seed(0)
     root = Path(folder)
     words = ["<pad>", "<eos>", *"abcdefghijklmnopqrstuvwxyz"]
-    tokenizer = Tokenizer(models.WordLevel({w: n for n, w in enumerate(words)}, unk_token="<eos>"))
+    numbers = {word: number for number, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(numbers, unk_token=words[1]))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<eos>"
-    )
+    special = {"pad_token": words[0], "eos_token": words[1], "unk_token": words[1]}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
     config = LlamaConfig(
         vocab_size=len(words),
         hidden_size=16,
