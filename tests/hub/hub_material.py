@@ -78,12 +78,25 @@ def sha256(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Material:
-    """A base (a folder), a target, and deltas from the base: to the target, and further."""
+    """Checkpoints, and deltas between them.
+
+    Attributes:
+        base: A folder with a checkpoint.
+        target: A checkpoint made of it.
+        further: A checkpoint made of that.
+        delta: From base to target.
+        other: From base to further.
+        link: From target to further.
+        parts: From base to target, as the root of a set.
+    """
 
     base: Path
     target: Path
+    further: Path
     delta: Path
     other: Path
+    link: Path
+    parts: Path
 
 
 def make_material(folder: Path) -> Material:
@@ -104,6 +117,18 @@ def make_material(folder: Path) -> Material:
     save_file(tuned, target)
     save_file(more, further)
     start = folder / "base" / "model.safetensors"
-    sparsedelta.diff(start, target, folder / "d.safetensors")
-    sparsedelta.diff(start, further, folder / "other.safetensors")
-    return Material(folder / "base", target, folder / "d.safetensors", folder / "other.safetensors")
+    (folder / "set").mkdir()
+    made = Material(
+        folder / "base",
+        target,
+        further,
+        folder / "d.safetensors",
+        folder / "other.safetensors",
+        folder / "link.safetensors",
+        folder / "set" / "parts.safetensors",
+    )
+    sparsedelta.diff(start, target, made.delta)
+    sparsedelta.diff(start, further, made.other)
+    sparsedelta.diff(target, further, made.link)
+    sparsedelta.diff(start, target, made.parts, shards=3)
+    return made
