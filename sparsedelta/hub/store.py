@@ -147,7 +147,7 @@ class HubStore:
         )
         return Path(found) if isinstance(found, str) else None
 
-    def fetch(self, path: str, *, is_doubted: bool = False, quiet: bool = False) -> Path:
+    def fetch(self, path: str, *, is_doubted: bool = False) -> Path:
         """Bring a file into the client's cache, as the client does it, and verify it.
 
         The client compares sizes only: what comes otherwise than it was pushed is got once more.
@@ -155,7 +155,6 @@ class HubStore:
         Args:
             path: The file.
             is_doubted: Whether a file that is there already is verified, too.
-            quiet: Without a progress bar.
 
         Returns:
             Where it lies there.
@@ -169,7 +168,7 @@ class HubStore:
         if found is not None:
             _remove(found)
         for attempt in range(_DOWNLOADS):
-            found = self._download(path, again=attempt > 0, quiet=quiet)
+            found = self._download(path, again=attempt > 0)
             if self._is_sound(path, found):
                 return found
             _remove(found)  # the client would take it for the file from now on
@@ -196,10 +195,9 @@ class HubStore:
                 blob.update(data)
             return entry.blob is None or blob.hexdigest() == entry.blob
 
-    def _download(self, path: str, *, again: bool, quiet: bool) -> Path:
+    def _download(self, path: str, *, again: bool) -> Path:
         hub = self.account.api()
         subject = self.account.subject(f"read {path}", self.reference, is_short=self._is_short)
-        bars = {"tqdm_class": _silent_bar()} if quiet else {}
         return Path(
             asked(
                 subject,
@@ -210,7 +208,6 @@ class HubStore:
                         revision=self.commit,
                         cache_dir=self.account.cache_dir,
                         force_download=again,
-                        **bars,
                     )
                 ),
                 token=self.account.token,
@@ -315,12 +312,6 @@ def _get(utils: Any, url: str, headers: dict[str, str]) -> bytes:  # noqa: ANN40
 def _remove(found: Path) -> None:
     found.resolve().unlink(missing_ok=True)
     found.unlink(missing_ok=True)
-
-
-def _silent_bar() -> Any:  # noqa: ANN401 (a class)
-    from functools import partial  # noqa: PLC0415
-
-    return partial(import_module("huggingface_hub.utils").tqdm, disable=True)
 
 
 def pinned(reference: Reference, account: Account) -> HubStore:
