@@ -20,6 +20,7 @@ from sharded_models import whole_weights
 from torch.distributed.tensor import DTensor
 from trainer_cases import CONFIG, logged, make_trainer, ragged, same_weights, samples, saving
 from trainer_ranks_work import EvaluatesTo, NothingDense
+from transformers import AutoModelForCausalLM
 
 import sparsedelta
 from gallop import Mask, SparseAdamW, attach
@@ -35,9 +36,10 @@ def shard_on_cpu(patch: pytest.MonkeyPatch) -> None:
 
     def begin_sharded(self: Any, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:  # noqa: ANN401
         begin(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
-        if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
+        if fsdp_plugin is not None:
             self.distributed_type = DistributedType.FSDP
             self.fsdp_plugin = fsdp_plugin
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP  # noqa: SLF001
 
     patch.setattr(accelerate.state.AcceleratorState, "__init__", begin_sharded)
 
@@ -54,7 +56,8 @@ def training(base: Path, folder: Path) -> None:
     """With two processes, sums of gradients have the same bits sharded and not: so has the rest.
 
     That is so without accumulation, where FSDP adds up in another order, and without clipping,
-    since the norm of shards is rounded in another way. Saving in the middle changes nothing, and what is resumed ends as what was not.
+    since the norm of shards is rounded in another way. Saving in the middle changes nothing, and
+    what is resumed ends as what was not.
     """
     simple = {"max_grad_norm": 0.0, "gradient_accumulation_steps": 1}
     copies = run(base, folder / "copies", save_strategy="no", **simple)
@@ -122,8 +125,9 @@ def best(base: Path, folder: Path) -> None:
     trainer.train()
     if dist.get_rank() == 0:
         sparsedelta.apply(base, folder / "d", folder / "tuned")
-        tuned = make_trainer(folder / "tuned", folder / "unused", ddp_backend="gloo").model
-        saved = make_trainer(folder / "out" / "checkpoint-4", folder / "unused").model
+        load = AutoModelForCausalLM.from_pretrained
+        tuned = load(folder / "tuned", dtype="auto")
+        saved = load(folder / "out" / "checkpoint-4", dtype="auto")
         assert same_weights(whole_weights(tuned), whole_weights(saved))
 
 
