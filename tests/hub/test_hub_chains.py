@@ -211,3 +211,22 @@ def test_every_operation_takes_references(
     assert "alice/delta" in ran(client, "search", "--base", BASE, "-q").split()
     assert "is a URL" in ran(client, "apply", BASE, REPO, "-o", "hf://alice/x", code=1)
     assert stocked.repo(REPO)["sha"]
+
+
+def opened_by_fsspec(url: str, token: str) -> list[int]:
+    """Entries of a delta that fsspec has opened; as a file, and about to be."""
+    import fsspec  # noqa: PLC0415 (in the client)
+
+    options = {"token": token, "skip_instance_cache": True}
+    waiting = fsspec.open(url, **options)
+    with waiting as file, sparsedelta.DeltaReader(file) as one:
+        found = [one.read().nnz]
+    with sparsedelta.DeltaReader(waiting) as other:
+        return [*found, other.read().nnz]
+
+
+def test_a_delta_that_fsspec_has_opened(hub: HubServer, client: Client, material: Material) -> None:
+    hub.put_repo(REPO, files={"delta.safetensors": material.delta.read_bytes()}, private=True)
+    nnz = sparsedelta.info(material.delta).nnz
+    url = f"hf://{REPO}/delta.safetensors"
+    assert client(opened_by_fsspec, url=url, token=TOKEN) == [nnz, nnz]
