@@ -112,7 +112,8 @@ def broad(tmp_path_factory: pytest.TempPathFactory) -> Material:
         save_file(tensors, folder / name / "model.safetensors")
     delta = folder / "d.safetensors"
     sparsedelta.diff(folder / "base", folder / "target", delta)
-    return Material(folder / "base", folder / "target" / "model.safetensors", delta, delta)
+    target = folder / "target" / "model.safetensors"
+    return Material(folder / "base", target, target, *[delta] * 4)
 
 
 def test_of_a_large_base_segments_are_compared(

@@ -38,10 +38,17 @@ def main() -> None:
     parser.add_argument("--state", type=Path, required=True, help="a folder for contents")
     parser.add_argument("--xet", action="store_true", help="large files go through Xet")
     parser.add_argument("--cdn", action="store_true", help="large files are at another origin")
+    parser.add_argument("--resolve-cache", action="store_true", help="small files are elsewhere")
     parser.add_argument("--multipart", type=int, default=0, help="bytes of a part of an upload")
     parser.add_argument("--page-size", type=int, default=1000, help="entries in a page")
     options = parser.parse_args()
-    settings = Settings(options.xet, options.cdn, options.multipart, options.page_size)
+    settings = Settings(
+        xet=options.xet,
+        cdn=options.cdn,
+        resolve_cache=options.resolve_cache,
+        multipart=options.multipart,
+        page_size=options.page_size,
+    )
     options.state.mkdir(parents=True, exist_ok=True)
     hub = Hub(options.state.resolve(), settings=settings)
     faults, log = Faults(), RequestLog()
