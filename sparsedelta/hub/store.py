@@ -28,6 +28,10 @@ _DOWNLOADS: Final = 2
 _PIECE_BYTES: Final = 1 << 20
 
 
+_lock = threading.RLock()
+"""One thread at a time finds something out; locations, which hold it, can be copied and sent."""
+
+
 @dataclass(frozen=True, slots=True)
 class HubFile:
     """A file of a repository, as its list of files has it.
@@ -70,7 +74,6 @@ class HubStore:
         self._options = url.options
         self._known = url.known
         self._is_short = "short" in url.known
-        self._lock = url.known.setdefault("lock", threading.RLock())
 
     def url(self, path: str = "") -> Url:
         """Where a file of the repository lies, pinned as this store is."""
@@ -86,7 +89,7 @@ class HubStore:
         Raises:
             HubError: There is no such repository or revision, or no access to it.
         """
-        with self._lock:
+        with _lock:
             if "commit" not in self._known:
                 self._known["commit"] = pin(self.account, self.reference, is_short=self._is_short)
             return str(self._known["commit"])
@@ -98,7 +101,7 @@ class HubStore:
         Raises:
             HubError: They cannot be listed.
         """
-        with self._lock:
+        with _lock:
             if "files" not in self._known:
                 self._known["files"] = self._list()
             found: Mapping[str, HubFile] = self._known["files"]

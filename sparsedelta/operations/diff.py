@@ -18,6 +18,7 @@ from sparsedelta.digest_cache import KnownDigests
 from sparsedelta.digests import tensor_digest
 from sparsedelta.encode import EncodedTensor
 from sparsedelta.errors import UsageError
+from sparsedelta.hub.named_base import pin_together
 from sparsedelta.hub.references import is_hub
 from sparsedelta.hub.store import HubStore
 from sparsedelta.locations import LocationLike, Url, output_path
@@ -161,10 +162,10 @@ def diff(
     out = output_path(out)
     with ExitStack() as stack:
         stack.enter_context(ranks.together())
-        old = open_checkpoint(base)
+        old = open_checkpoint(pin_together(base, ranks))
         if old is not base:
             stack.callback(old.close)
-        new = open_checkpoint(target)
+        new = open_checkpoint(pin_together(target, ranks))
         if new is not target:
             stack.callback(new.close)
         base_repo, base_revision = _origin(old, base_repo, base_revision)

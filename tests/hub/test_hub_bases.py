@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -96,8 +96,16 @@ def test_sha256_that_the_delta_records_proves_the_base(
     assert pushed(client, str(delta), "alice/two", "--base", BASE)["base"]["how"] == "words"
 
 
+class Broad(NamedTuple):
+    """A base and a target, both folders, and the delta."""
+
+    base: Path
+    target: Path
+    delta: Path
+
+
 @pytest.fixture(scope="module")
-def broad(tmp_path_factory: pytest.TempPathFactory) -> Material:
+def broad(tmp_path_factory: pytest.TempPathFactory) -> Broad:
     """A base of 36 MB, of which segments are compared only; three words of a tensor change."""
     folder = tmp_path_factory.mktemp("broad")
     rng = np.random.default_rng(5)
@@ -112,12 +120,11 @@ def broad(tmp_path_factory: pytest.TempPathFactory) -> Material:
         save_file(tensors, folder / name / "model.safetensors")
     delta = folder / "d.safetensors"
     sparsedelta.diff(folder / "base", folder / "target", delta)
-    target = folder / "target" / "model.safetensors"
-    return Material(folder / "base", target, target, *[delta] * 4)
+    return Broad(folder / "base", folder / "target", delta)
 
 
 def test_of_a_large_base_segments_are_compared(
-    hub: HubServer, client: Client, broad: Material
+    hub: HubServer, client: Client, broad: Broad
 ) -> None:
     hub.put_repo(BASE, folder=broad.base)
     hub.clear_log()
@@ -128,14 +135,14 @@ def test_of_a_large_base_segments_are_compared(
     full = pushed(client, str(broad.delta), REPO, "--base", BASE, "--full-check-base")
     assert full["base"]["how"] == "words"
     # The target in the place of the base, and another model of the same shape: both are found.
-    hub.put_repo("org/base-not", folder=broad.target.parent)
+    hub.put_repo("org/base-not", folder=broad.target)
     hub.clear_log()
     told = pushed(client, str(broad.delta), REPO, "--base", "org/base-not", code=3)
     assert "layers.7.w" in told["err"]
     assert read(hub) <= 9_000_000 + (1 << 15)
 
 
-def test_a_base_in_the_cache_is_read_there(hub: HubServer, client: Client, broad: Material) -> None:
+def test_a_base_in_the_cache_is_read_there(hub: HubServer, client: Client, broad: Broad) -> None:
     hub.put_repo(BASE, folder=broad.base)
     done = client(command, arguments=["fingerprint", BASE], token=TOKEN)
     assert done["code"] == 0, done["err"]

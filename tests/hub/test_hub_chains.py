@@ -192,18 +192,17 @@ def test_every_operation_takes_references(
     )
     shutil.copytree(material.base, tmp_path / "base")
     here = (f"{material.delta}:0.5", f"{material.other}:2")
-    for number, arguments in enumerate(
-        (
-            ["compose", "--base", BASE, f"{REPO}:0.5", "alice/other@main:2", "-o"],
-            ["compose", "--base", tmp_path / "base", *here, "-o"],
-            ["apply", BASE, REPO, "alice/other", "--stack", "-o"],
-            ["merge", recipe, "-o"],
-            ["squash", CHAIN, "-o"],
-            ["invert", REPO, "-o"],
-            ["export", REPO, "--raw", "--base", BASE, "-o"],
-        )
-    ):
-        ran(client, *arguments, tmp_path / f"out{number}")
+    commands: list[list[object]] = [
+        ["compose", "--base", BASE, f"{REPO}:0.5", "alice/other@main:2"],
+        ["compose", "--base", tmp_path / "base", *here],
+        ["apply", BASE, REPO, "alice/other", "--stack"],
+        ["merge", recipe],
+        ["squash", CHAIN],
+        ["invert", REPO],
+        ["export", REPO, "--raw", "--base", BASE],
+    ]
+    for number, arguments in enumerate(commands):
+        ran(client, *arguments, "-o", tmp_path / f"out{number}")
     assert sha256(tmp_path / "out0") == sha256(tmp_path / "out1")
     ran(client, "log", CHAIN, REPO)
     ran(client, "validate", REPO, "--base", BASE)
