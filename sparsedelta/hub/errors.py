@@ -119,8 +119,11 @@ def _status(error: BaseException) -> int | None:
     return status if isinstance(status, int) else None
 
 
-def explained(error: BaseException, subject: Subject) -> HubError:
-    """The error to raise in the place of one of the client."""
+def explained(error: BaseException, subject: Subject, *, token: object = None) -> HubError:
+    """The error to raise in the place of one of the client, which is its cause.
+
+    An error that tells the token is kept nowhere: raise this one outside of its handler.
+    """
     if isinstance(error, HubError):
         return error
     reason = reason_of(error)
@@ -181,7 +184,9 @@ def explained(error: BaseException, subject: Subject) -> HubError:
     }[reason]
     if reason == "repository" and subject.is_short:
         cause = f"there is no local file or folder {subject.reference}, and {cause[9:]}"
-    return HubError(cause, reason=reason, hint=hint)
+    made = HubError(cause, reason=reason, hint=hint)
+    made.__cause__ = None if _tells(error, token) else error
+    return made
 
 
 def _told(error: BaseException) -> str:
@@ -221,8 +226,7 @@ def asked(
         if reason_of(failure) not in _TRANSIENT or attempt >= attempts:
             break
         time.sleep(_pause(failure, attempt - 1))
-    # Out of its handler: an error that tells a token stays behind neither as cause nor as context.
-    raise explained(failure, subject) from (None if _tells(failure, token) else failure)
+    raise explained(failure, subject, token=token)
 
 
 def _tells(error: BaseException, token: object) -> bool:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -44,6 +45,15 @@ class HubFile:
     size: int
     sha256: str | None = None
     blob: str | None = None
+
+    def is_in(self, file: BufferedReader | BytesIO) -> bool:
+        """Whether a file of the right size, open at its start, has this content."""
+        if self.sha256 is not None:
+            return hashlib.file_digest(file, "sha256").hexdigest() == self.sha256
+        digest = hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
+        while data := file.read(_PIECE_BYTES):
+            digest.update(data)
+        return self.blob is None or digest.hexdigest() == self.blob
 
 
 class HubStore:
@@ -175,9 +185,12 @@ class HubStore:
             if self._is_sound(path, found):
                 return found
             _remove(found)  # the client would take it for the file from now on
+        raise self._damaged(path)
+
+    def _damaged(self, path: str) -> HubError:
         entry = self.files[path]
         expected = f"SHA-256 {entry.sha256}" if entry.sha256 else f"git blob {entry.blob}"
-        raise HubError(
+        return HubError(
             f"{path} of {self.reference} came damaged, {_DOWNLOADS} times: expected {entry.size} "
             f"bytes of {expected}, found other ones",
             reason="corrupt",
@@ -191,12 +204,7 @@ class HubStore:
         if found.stat().st_size != entry.size:
             return False
         with found.open("rb") as file:
-            if entry.sha256 is not None:
-                return hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
-            blob = hashlib.sha1(b"blob %d\0" % entry.size, usedforsecurity=False)
-            while data := file.read(_PIECE_BYTES):
-                blob.update(data)
-            return entry.blob is None or blob.hexdigest() == entry.blob
+            return entry.is_in(file)
 
     def _download(self, path: str, *, again: bool) -> Path:
         hub = self.account.api()
@@ -256,9 +264,20 @@ class HubStore:
     def cat_file(self, path: str, start: int, stop: int) -> bytes:
         """Bytes ``[start, stop)`` of a file, by one request.
 
+        A file that is read as a whole is verified, and read once more if it came damaged.
+
         Raises:
+            HubError: It comes damaged every time.
             Exception: The client's; :func:`~sparsedelta.stores.attempt` looks into it.
         """
+        entry = self.files.get(path)
+        for _ in range(_DOWNLOADS):
+            data = self._range(path, start, stop)
+            if entry is None or (start, stop) != (0, entry.size) or entry.is_in(BytesIO(data)):
+                return data
+        raise self._damaged(path)
+
+    def _range(self, path: str, start: int, stop: int) -> bytes:
         hub = import_module("huggingface_hub")
         utils = import_module("huggingface_hub.utils")
         url = hub.hf_hub_url(

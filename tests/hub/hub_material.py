@@ -43,8 +43,14 @@ def command(arguments: list[str], token: str | None = None) -> dict[str, Any]:
     return {"code": code, "out": out.getvalue(), "err": errors.getvalue()}
 
 
-def function(name: str, **arguments: Any) -> dict[str, Any] | None:  # noqa: ANN401
+def function(
+    name: str,
+    environment_token: str | None = None,
+    **arguments: Any,  # noqa: ANN401
+) -> dict[str, Any] | None:
     """Call a function of the package for the error that it raises."""
+    if environment_token is not None:
+        os.environ["HF_TOKEN"] = environment_token
     try:
         getattr(sparsedelta, name)(**arguments)
     except sparsedelta.SparseDeltaError as error:
@@ -54,6 +60,9 @@ def function(name: str, **arguments: Any) -> dict[str, Any] | None:  # noqa: ANN
             "cause": error.__cause__ and [kind.__name__ for kind in type(error.__cause__).__mro__],
             "everything": "\n".join(all_that_is_told(error)),
         }
+    finally:
+        if environment_token is not None:
+            del os.environ["HF_TOKEN"]
     return None
 
 

@@ -38,7 +38,12 @@ def xet_client(hub: HubServer, tmp_path: Path) -> Iterator[Client]:
 
 WAYS: dict[str, dict[str, object]] = {
     "lfs": {},
-    "lfs in parts, pages, another origin": {"multipart": 4000, "page_size": 1, "cdn": True},
+    "lfs in parts, pages, another origin": {
+        "multipart": 4000,
+        "page_size": 1,
+        "cdn": True,
+        "resolve_cache": True,
+    },
     "xet": {"xet": True},
     "xet, another origin": {"xet": True, "cdn": True, "page_size": 1},
 }
