@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 from gallop.collectives import Peers
 from gallop.errors import ConfigError, ExportError
 from gallop.exporting import ExportReport, export
+from gallop.hub import check_push, push_delta
 from gallop.mask import Mask
 from gallop.mask_slices import gather_mask, whole_digest
 from gallop.optim import SparseAdamW
@@ -39,7 +40,8 @@ from gallop.trainer_sharding import (
 )
 from gallop.trainer_start import Request, start
 from gallop.visibility import Visibility
-from sparsedelta.locations import LocationLike, output_path
+from sparsedelta.hub.references import is_hub
+from sparsedelta.locations import LocationLike, as_location, output_path
 from sparsedelta.outputs import check_output
 
 __all__ = ["Attachment"]
@@ -52,6 +54,7 @@ class Attachment:
         mask: What is trained; None until it has been chosen.
             Of a sharded model, what this process holds of it, or the whole.
         exported: What was written at the end of the last ``train()``; None if nothing was.
+        pushed: Address of the repository on the Hub that it was pushed to; None if it was not.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Attachment:
     ) -> None:
         self.mask = mask
         self.exported: ExportReport | None = None
+        self.pushed: str | None = None
         self._trainer = trainer
         self._request = request
         self._engine: Engine | None = None
@@ -73,6 +77,7 @@ class Attachment:
         self._base = base
         self._out: Path | None = None
         self._force = False
+        self._hub: str | None = None
 
     @property
     def optimizer(self) -> Optimizer | None:
@@ -84,21 +89,27 @@ class Attachment:
         """What the selection found; None before it, and for a mask made by hand."""
         return None if self.mask is None else self.mask.report
 
-    def write_at_end(self, out: LocationLike, *, force: bool = False) -> None:
+    def write_at_end(
+        self, out: LocationLike, *, force: bool = False, push_to_hub: str | None = None
+    ) -> None:
         """Write the delta when training ends.
 
         Args:
             out: File to write.
             force: Whether an existing one is replaced.
+            push_to_hub: Repository on the Hub to push it to then.
 
         Raises:
             ExportError: No base is known.
+            HubError: The Hub cannot be reached, or knows no such account.
             OutputError: ``out`` exists and ``force`` is not set.
         """
         base = self._found_base(None)
         inputs = (Path(base),) if isinstance(base, str | Path) and Path(base).exists() else ()
         check_output(output_path(out), force=force, inputs=inputs)
-        self._out, self._force = output_path(out), force
+        if push_to_hub is not None and self._trainer.is_world_process_zero():
+            check_push(push_to_hub)
+        self._out, self._force, self._hub = output_path(out), force, push_to_hub
 
     def export(
         self, out: LocationLike, *, base: LocationLike | None = None, force: bool = False
@@ -312,6 +323,18 @@ class Attachment:
     def _end(self) -> None:
         if self._out is not None:
             self.exported = self.export(self._out, force=self._force)
+            if self._hub is not None:
+                self.pushed = self._push(self._out, self._hub)
+
+    def _push(self, out: Path, repo: str) -> str:
+        peers = self._peers()
+        if peers is None:
+            return push_delta(out, repo)
+        address = None
+        with peers.together():
+            if peers.rank == 0:
+                address = push_delta(out, repo)
+        return str(peers.share(address))
 
     def _close(self) -> None:
         if self._engine is not None:
@@ -326,11 +349,15 @@ class Attachment:
         name = getattr(getattr(self._trainer.model, "config", None), "_name_or_path", "")
         if name and os.path.exists(name):  # noqa: PTH110  (a name of the Hub is no path)
             return Path(name)
+        commit = getattr(self._trainer.model.config, "_commit_hash", None) if name else None
+        location = as_location(f"{name}@{commit}" if commit else name)
+        if is_hub(location):
+            self._base = location  # what is found out about it is kept with it
+            return location
         raise ExportError(
-            f"base: expected the checkpoint that the model was loaded from, found no local folder "
-            f"in its configuration but {name!r}",
-            hint="attach(..., base=FOLDER); huggingface_hub.snapshot_download gives the folder of "
-            "a model of the Hub",
+            f"base: expected the checkpoint that the model was loaded from, found neither a local "
+            f"folder nor a model of the Hub in its configuration, but {name!r}",
+            hint="attach(..., base=FOLDER), or base='NAMESPACE/NAME@REVISION'",
         )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import click
 from torch import nn
 
+from gallop.computing import is_emulated, resolve_compute
 from gallop.config import GallopConfig
 from gallop.data import Sample, encode_examples, read_examples
 from gallop.estimation import requested_entries
@@ -63,6 +64,7 @@ def run_select(
     check_output(out, force=options["force"], inputs=_inputs(source, data))
     training = replace(_training(options), steps=1)
     loaded, samples, skipped = _load(source, data, options)
+    training = _resolved(training, loaded, quiet=options["quiet"])
     document: dict[str, Any] = {"mask": str(out), "skipped_examples": skipped}
     if options["dry_run"]:
         return Outcome(document | _plan(loaded.model, config, training=training, samples=samples))
@@ -99,6 +101,7 @@ def run_train(
     training = _training(options)
     mask = None if config else Mask.load(options["mask"])
     loaded, samples, skipped = _load(source, data, options)
+    training = _resolved(training, loaded, quiet=options["quiet"])
     if options["steps"] is None:
         training = replace(training, steps=math.ceil(len(samples) / _samples_per_step(training)))
     base = base_path(source)
@@ -137,7 +140,7 @@ def run_train(
                 logs=logs,
                 saving=Saving(
                     run,
-                    settings={**options, "steps": training.steps},
+                    settings={**options, "steps": training.steps, "compute": training.compute},
                     inputs=inputs,
                     every=options["save_every"],
                     stop=stop,
@@ -301,6 +304,19 @@ def _training(options: Mapping[str, Any]) -> TrainConfig:
             "max_grad_norm": values["max_grad_norm"] or None,
         }
     )
+
+
+def _resolved(training: TrainConfig, loaded: LoadedModel, *, quiet: bool) -> TrainConfig:
+    # What is computed in; who would wait for an emulation is told.
+    compute = resolve_compute(training.compute, loaded.model)
+    if is_emulated(loaded.model) and not quiet:
+        note = (
+            "computing in float32, with the weights of the checkpoint"
+            if compute == "float32"
+            else "--compute float32 is faster, with the same weights of bfloat16"
+        )
+        click.echo(f"note: this CPU emulates bfloat16; {note}", err=True)
+    return replace(training, compute=compute)
 
 
 def _load(

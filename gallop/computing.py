@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Compute", "computing", "emulates_bfloat16", "resolve_compute"]
+__all__ = ["Compute", "computing", "emulates_bfloat16", "is_emulated", "resolve_compute"]
 
-Compute = Literal["weights", "float32"]
-"""What is computed in: the dtype of the weights, or float32."""
+Compute = Literal["weights", "float32", "auto"]
+"""What is computed in: the dtype of the weights, float32, or whatever is not emulated."""
 
 _NARROW: Final = (torch.bfloat16, torch.float16)
 
@@ -37,31 +37,37 @@ def emulates_bfloat16() -> bool:
     return "AVX512" not in torch.backends.cpu.get_cpu_capability()
 
 
-def resolve_compute(asked: str, model: nn.Module) -> Compute:
+def resolve_compute(asked: Compute, model: nn.Module) -> Compute:
     """Decide what to compute in.
 
     Args:
-        asked: ``"weights"``, ``"float32"``, or ``"auto"`` for float32 where weights of bfloat16
-            lie on a CPU that emulates them.
+        asked: As the user gave it.
         model: The model.
 
     Returns:
-        The decision.
+        ``"weights"`` or ``"float32"``; for ``"auto"`` the latter where weights of bfloat16 lie on a
+        CPU that emulates it.
     """
-    if asked == "auto":
-        slow = any(p.dtype == torch.bfloat16 and p.device.type == "cpu" for p in model.parameters())
-        return "float32" if slow and emulates_bfloat16() else "weights"
-    return "float32" if asked == "float32" else "weights"
+    if asked != "auto":
+        return asked
+    return "float32" if is_emulated(model) else "weights"
+
+
+def is_emulated(model: nn.Module) -> bool:
+    """Whether a model has weights whose dtype its CPU emulates."""
+    narrow = any(p.dtype == torch.bfloat16 and p.device.type == "cpu" for p in model.parameters())
+    return narrow and emulates_bfloat16()
 
 
 @contextmanager
-def computing(compute: Compute) -> Iterator[None]:
+def computing(asked: Compute, model: nn.Module) -> Iterator[None]:
     """Compute in float32, forward and backward, as long as the context lasts; or change nothing.
 
     Args:
-        compute: What to compute in.
+        asked: What to compute in.
+        model: What computes.
     """
-    if compute == "weights":
+    if resolve_compute(asked, model) == "weights":
         yield
         return
     with _Widening():

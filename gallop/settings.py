@@ -23,6 +23,13 @@ SETTINGS: Final = (
         help="Load the weights so; auto is the dtype of the checkpoint, which a delta needs.",
     ),
     Setting(
+        name="compute", section="model", key="compute", kind="choice", default="weights",
+        commands=("select", "train"), choices=("weights", "float32", "auto"),
+        fields=("TrainConfig.compute",),
+        help="Compute in the dtype of the weights, or in float32; auto is float32 for bfloat16 "
+        "weights on a CPU that emulates bfloat16.",
+    ),
+    Setting(
         name="data", section="data", key="path", kind="text", flag="argument",
         help="Training data.", identity=False,
     ),

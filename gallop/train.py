@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from gallop.computing import computing
 from gallop.config import GallopConfig
 from gallop.data import Batch, Sample, make_batch, sample_order
 from gallop.errors import ConfigError, SelectionError
@@ -138,7 +139,12 @@ def finetune(
             seconds=before + time.perf_counter() - started,
         )
 
-    with engine, _mode(model, training=True), torch.random.fork_rng(devices=devices):
+    with (
+        engine,
+        computing(training.compute, model),
+        _mode(model, training=True),
+        torch.random.fork_rng(devices=devices),
+    ):
         torch.manual_seed(training.seed)
         if start:
             engine.load(start.optimizer)
@@ -234,7 +240,7 @@ def choose_mask(
         if on_plan:
             on_plan(plan)
 
-    with _mode(model, training=False):
+    with computing(training.compute, model), _mode(model, training=False):
         return select(
             model,
             (make_batch([samples[i] for i in part], pad_id) for part in parts),

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from gallop.computing import Compute
 from gallop.errors import ConfigError
 from gallop.optim import WeightDecayMode, check_hyperparameters
 
@@ -33,6 +34,9 @@ class TrainConfig:
         selection_samples: How many samples the selection sees.
         engine: ``"hook"`` for :class:`gallop.SparseAdamW`, ``"autograd"`` for
             :class:`gallop.SparseValues`; in float32 on CPU the result is the same, bit for bit.
+        compute: ``"weights"`` computes in the dtype of the weights, ``"float32"`` in float32 with
+            the same weights, ``"auto"`` so where the CPU emulates theirs; see
+            :mod:`gallop.computing`.
         seed: Seeds the order of the data, which samples the selection sees, and dropout.
 
     Raises:
@@ -52,6 +56,7 @@ class TrainConfig:
     max_length: int = 512
     selection_samples: int = 256
     engine: Engine = "hook"
+    compute: Compute = "weights"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -64,6 +69,8 @@ class TrainConfig:
             raise ConfigError(f"warmup: expected a share in [0, 1], found {self.warmup}")
         if self.engine not in get_args(Engine):
             raise ConfigError(f"engine: expected hook or autograd, found {self.engine!r}")
+        if self.compute not in get_args(Compute):
+            raise ConfigError(f"compute: expected weights, float32 or auto, found {self.compute!r}")
         if self.engine == "autograd" and self.weight_decay_mode == "delta":
             raise ConfigError(
                 "weight_decay_mode: expected weight with engine autograd, whose optimizer is "

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from gallop.collectives import Peers
+from gallop.compiled import named_parameters, plain_name
 from gallop.mask import Mask
 
 __all__ = ["clipping_limit", "decay_groups", "training_settings"]
@@ -23,19 +25,28 @@ def clipping_limit(args: Any) -> float | None:  # noqa: ANN401  (transformers co
     return args.max_grad_norm if args.max_grad_norm and args.max_grad_norm > 0 else None
 
 
-def decay_groups(trainer: Any, model: nn.Module, mask: Mask) -> list[dict[str, Any]]:  # noqa: ANN401
+def decay_groups(
+    trainer: Any,  # noqa: ANN401
+    model: nn.Module,
+    mask: Mask,
+    peers: Peers | None,
+) -> list[dict[str, Any]]:
     """Divide the parameters of a mask by whether they decay, by the trainer's own rule.
 
     Args:
         trainer: Its ``get_decay_parameter_names`` leaves out biases and norms.
         model: Its model.
-        mask: What is trained.
+        mask: What is trained, or what this process holds of it.
+        peers: The processes that train together; None if there are no others.
 
     Returns:
-        Parameter groups that hold every parameter of the mask.
+        Parameter groups that hold every parameter of the mask, the same ones on every process.
     """
-    decayed = set(trainer.get_decay_parameter_names(model))
-    names = mask.resolve(model)
+    decayed = {plain_name(name) for name in trainer.get_decay_parameter_names(model)}
+    trained = set(mask.resolve(model))
+    if peers is not None:
+        trained = trained.union(*peers.gather(trained))
+    names = {name: p for name, p in named_parameters(model, tied=True) if name in trained}
     split = (
         (trainer.args.weight_decay, [p for name, p in names.items() if name in decayed]),
         (0.0, [p for name, p in names.items() if name not in decayed]),

@@ -117,7 +117,7 @@ def check_sharding(trainer: Any, model: nn.Module) -> None:  # noqa: ANN401
         ConfigError: Accelerate says that it has sharded the model, but there are no shards of
             FSDP2 in it: gradients would be averaged by nobody.
     """
-    if not trainer.args.fsdp or holds_shards(model):
+    if not (trainer.args.fsdp or trainer.is_fsdp_enabled) or holds_shards(model):
         return
     if trainer.is_fsdp_enabled:
         raise ConfigError(

@@ -73,7 +73,7 @@ def start(
             peers=peers,
         )
         _check(check_base, model, mask, base, peers)
-    groups = decay_groups(trainer, model, mask)
+    groups = decay_groups(trainer, model, mask, peers)
     if request.engine == "autograd":
         made = trainer.get_optimizer_cls_and_kwargs(trainer.args, model)
         return mask, AutogradEngine(model, mask, made, groups=groups, peers=peers)

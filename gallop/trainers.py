@@ -37,6 +37,7 @@ def attach(
     weight_decay_mode: WeightDecayMode = "weight",
     base: LocationLike | None = None,
     out: LocationLike | None = None,
+    push_to_hub: str | None = None,
     force: bool = False,
 ) -> Attachment:
     """Make a trainer train the entries of a mask, and nothing else.
@@ -70,10 +71,11 @@ def attach(
         memory: Where the selection sums up gradients, as in :func:`gallop.select`; the estimates
             and the choice are logged (logger ``gallop``, level INFO).
         weight_decay_mode: As in :class:`gallop.SparseAdamW`.
-        base: The checkpoint that the model was loaded from; by default the local folder that
-            ``from_pretrained`` was given. If there is an ``out``, the model is compared with it,
-            bit for bit, before anything else is done.
+        base: The checkpoint that the model was loaded from; by default the local folder, or the
+            model of the Hub, that ``from_pretrained`` was given. If there is an ``out``, the model
+            is compared with it, bit for bit, before anything else is done.
         out: File to write the delta to; None writes none.
+        push_to_hub: Repository on the Hub, ``namespace/name``, to push it to when it is written.
         force: Whether an existing ``out`` is replaced.
 
     Returns:
@@ -84,12 +86,18 @@ def attach(
             do not fit; :mod:`gallop.trainer_rules` lists what cannot work.
         ExportError: There is an ``out``, but no base.
         OutputError: ``out`` exists and ``force`` is not set.
+        HubError: The Hub cannot be reached, or knows no such account.
     """
     if (config is None) == (mask is None):
         raise ConfigError(
             f"attach: expected either a configuration or a mask, found "
             f"{'neither' if mask is None else 'both'}",
             hint="attach(trainer, gallop.GallopConfig(density=0.01))",
+        )
+    if push_to_hub is not None and out is None:
+        raise ConfigError(
+            "push_to_hub: expected an out as well, found none",
+            hint="out=FILE: the delta is written there first, so that it is not lost",
         )
     if selection_samples < 1:
         raise ConfigError(f"selection_samples: expected at least 1, found {selection_samples}")
@@ -112,6 +120,6 @@ def attach(
     held = Mask.load(mask) if isinstance(mask, str | Path) else mask
     attachment = Attachment(trainer, request, mask=held, base=base)
     if out is not None:
-        attachment.write_at_end(out, force=force)
+        attachment.write_at_end(out, force=force, push_to_hub=push_to_hub)
     attachment.bind()  # last, so that a refused trainer is as it was
     return attachment

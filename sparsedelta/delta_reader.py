@@ -21,7 +21,7 @@ from sparsedelta.errors import DAMAGED, FormatError, UsageError
 from sparsedelta.header import Header
 from sparsedelta.hub.references import is_hub
 from sparsedelta.limits import MEMORY_BUDGET_BYTES, WORK_BUDGET_BYTES
-from sparsedelta.locations import LocationLike, as_location
+from sparsedelta.locations import FsspecFile, LocationLike, as_location
 from sparsedelta.manifest import Manifest
 from sparsedelta.records import PartRecord, TensorRecord
 from sparsedelta.sets import check_merged, open_parts
@@ -38,7 +38,7 @@ class DeltaReader(Closing):
 
     Args:
         path: The delta, local or by URL: a file, the root of a set, or one part file by itself; or
-            a repository on the Hub that holds one.
+            a repository on the Hub that holds one; or a file that fsspec has opened.
         ahead: Whether more of it will be read than some parts: where it is remote, blocks that
             follow one another are then read in one go. None: yes, but not of one on the Hub.
 
@@ -53,7 +53,7 @@ class DeltaReader(Closing):
         CheckpointError: The file cannot be read.
     """
 
-    def __init__(self, path: LocationLike, *, ahead: bool | None = None) -> None:
+    def __init__(self, path: LocationLike | FsspecFile, *, ahead: bool | None = None) -> None:
         with ExitStack() as stack:
             location = as_location(path)
             ahead = not is_hub(location) if ahead is None else ahead

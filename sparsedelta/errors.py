@@ -133,7 +133,7 @@ class HubError(RemoteError):
     Attributes:
         reason: Why, as a word: ``repository``, ``gated``, ``forbidden``, ``token``, ``disabled``,
             ``revision``, ``entry``, ``offline``, ``connection``, ``rate-limit``, ``server``,
-            ``xet``, ``stale``, ``corrupt`` or ``request``.
+            ``xet``, ``stale``, ``conflict``, ``corrupt`` or ``request``.
     """
 
     code = "hub"

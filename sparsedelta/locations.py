@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 from sparsedelta.errors import OutputError, UsageError
 
@@ -119,15 +119,31 @@ LocationLike: TypeAlias = str | Path | Url
 """What a user names a location with: a path, or a URL as text or with storage options."""
 
 
-def as_location(given: LocationLike) -> Location:
+class FsspecFile(Protocol):
+    """A file that fsspec has opened, or is going to: an ``OpenFile`` or what it gives."""
+
+    @property
+    def fs(self) -> Any:  # noqa: ANN401 (an AbstractFileSystem)
+        """Its file system."""
+
+    @property
+    def path(self) -> str:
+        """Where it lies there."""
+
+
+def as_location(given: LocationLike | FsspecFile) -> Location:
     """The location that a user names, of something to read.
 
+    Of a file that fsspec has opened it is where that lies, with the options of its file system.
     ``file://`` is a local path like any other. ``ns/name`` and ``ns/name@revision`` are
     repositories on the Hub where there is no local file or folder of that name.
 
     Raises:
         UsageError: A chain of URLs.
     """
+    if not isinstance(given, str | Path | Url):
+        options = {key: each for key, each in given.fs.storage_options.items() if each is not None}
+        given = Url(given.fs.unstrip_protocol(given.path), options)
     location = _as_named(given)
     if isinstance(given, str) and isinstance(location, Path):
         return _repository(given) or location

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -141,20 +142,22 @@ def attempt(url: Url, action: Callable[[], _Result]) -> _Result:
         NoAccessError: There is no such file, or no access to it.
         RemoteError: It is not to be had, or was changed.
     """
-    for pause in range(_ATTEMPTS):
+    pause = _FIRST_PAUSE
+    for number in itertools.count(1):
         try:
             return action()
         except SparseDeltaError:
             raise
-        except Exception as error:
-            fault, cause = diagnose(error)
-            if fault is not Fault.TRANSIENT or pause + 1 == _ATTEMPTS:
-                if is_hub(url):
-                    raise _hub_failure(url, error) from error
-                raise _failure(url, cause, fault) from None
+        except Exception as error:  # noqa: BLE001 (what a store raises is up to its library)
+            failure = error
+        fault, cause = diagnose(failure)
+        if fault is not Fault.TRANSIENT or number == _ATTEMPTS:
+            break
         # Jitter: many readers that failed together must not come back together.
-        time.sleep(_FIRST_PAUSE * 2**pause * random.uniform(0.5, 1.5))  # noqa: S311
-    raise AssertionError  # the last attempt returns or raises
+        time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311
+        pause *= 2
+    # Out of the handler, so that an error that tells secrets is not kept as the context.
+    raise _hub_failure(url, failure) if is_hub(url) else _failure(url, cause, fault)
 
 
 def diagnose(error: BaseException) -> tuple[Fault, BaseException]:
@@ -243,7 +246,7 @@ def _failure(url: Url, error: BaseException, fault: Fault) -> RemoteError:
 def _hub_failure(url: Url, error: BaseException) -> RemoteError:
     reference = parse_reference(url)
     subject = Account.of(url.options).subject(f"read {reference.path}", reference)
-    return explained(error, subject)
+    return explained(error, subject, token=url.options.get("token"))
 
 
 def changed(url: Url) -> RemoteError:

@@ -148,7 +148,7 @@ def pull(
     Of a chain, with -o, its links are squashed into one delta; with --onto they are applied.
     """
     with progress_bar("pull", quiet=quiet) as progress:
-        report = sparsedelta.pull(repo, quiet=quiet, dry_run=dry_run, progress=progress, **given)
+        report = sparsedelta.pull(repo, dry_run=dry_run, progress=progress, **given)
     did = "would get" if dry_run else "got"
     links = f", links {report.links[0]} to {report.links[-1]}" if report.links else ""
     print_notes(

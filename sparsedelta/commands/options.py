@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -44,7 +45,19 @@ def options(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _C
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
-quiet = click.option("-q", "--quiet", is_flag=True, help="No progress, no summary.")
+
+
+def _silence(ctx: click.Context, param: click.Parameter, value: bool) -> bool:  # noqa: FBT001
+    """Let the client of the Hub, which is not loaded yet, show no progress either."""
+    del ctx, param
+    if value:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    return value
+
+
+quiet = click.option(
+    "-q", "--quiet", is_flag=True, callback=_silence, help="No progress, no summary."
+)
 force = click.option("--force", is_flag=True, help="Replace an existing output.")
 dry_run = click.option(
     "--dry-run", is_flag=True, help="Do and verify everything, leave no output behind."

@@ -110,6 +110,11 @@ def bring(locations: Iterable[Location]) -> None:
             raise
 
 
+def _is_no_path(parts: Sequence[str]) -> bool:
+    """Whether names of folders and a file lead anywhere but below where they stand."""
+    return any(not part or part == ".." or "\\" in part or "\0" in part for part in parts)
+
+
 def checkpoint_companions(folder: Location, own: Sequence[Location]) -> list[Location]:
     """What lies beside the weights of a checkpoint on the Hub and would be copied with it.
 
@@ -125,7 +130,8 @@ def checkpoint_companions(folder: Location, own: Sequence[Location]) -> list[Loc
     for name, file in store.files.items():
         relative = name.removeprefix(prefix)
         parts = relative.split("/")
-        if not name.startswith(prefix) or any(part.startswith(".") for part in parts):
+        is_hidden = any(part.startswith(".") for part in parts)
+        if not name.startswith(prefix) or is_hidden or _is_no_path(parts):
             continue
         location = folder / relative
         if location not in own and not is_weights_file(PurePosixPath(relative)):

@@ -33,6 +33,8 @@ _LONGEST_VALUE: Final = 200
 _MOST_LINKS: Final = 200
 _SHOWN: Final = 16
 
+_GALLOP: Final = "@misc{gallop,\n  title = {{GaLLoP}},\n  note = {arXiv:2510.19778}\n}\n"
+
 
 @dataclass(frozen=True, slots=True)
 class CardFacts:
@@ -173,7 +175,7 @@ def _summary(facts: CardFacts) -> str:
         if facts.listed.is_chain
         else ("a sparse delta")
     )
-    of = f" to [{base}](https://huggingface.co/{base})" if base else ""
+    of = f" to [{base}](/{base})" if base else ""
     return (
         f"This is {what}{of}: the words of its weights that change, and nothing else. Applied to "
         "its base it gives the tuned model, bit for bit, and verifies that it does.\n"
@@ -264,11 +266,12 @@ def _cell(text: str) -> str:
 
 def _citation(facts: CardFacts) -> str:
     name = re.sub(r"[^A-Za-z0-9]+", "-", facts.repo)
+    gallop = _GALLOP if facts.listed.deltas[-1].method == "gallop" else ""
     return (
         "```bibtex\n"
         f"@misc{{{name},\n"
         f"  title = {{{facts.repo}: a sparse delta}},\n"
         f"  howpublished = {{\\url{{https://huggingface.co/{facts.repo}}}}},\n"
         f"  note = {{target fingerprint {facts.listed.target[:_SHOWN]}, made with sparsedelta}}\n"
-        "}\n```\n"
+        f"}}\n{gallop}```\n"
     )

@@ -119,8 +119,11 @@ def _status(error: BaseException) -> int | None:
     return status if isinstance(status, int) else None
 
 
-def explained(error: BaseException, subject: Subject) -> HubError:
-    """The error to raise in the place of one of the client."""
+def explained(error: BaseException, subject: Subject, *, token: object = None) -> HubError:
+    """The error to raise in the place of one of the client, which is its cause.
+
+    An error that tells the token is kept nowhere: raise this one outside of its handler.
+    """
     if isinstance(error, HubError):
         return error
     reason = reason_of(error)
@@ -181,7 +184,9 @@ def explained(error: BaseException, subject: Subject) -> HubError:
     }[reason]
     if reason == "repository" and subject.is_short:
         cause = f"there is no local file or folder {subject.reference}, and {cause[9:]}"
-    return HubError(cause, reason=reason, hint=hint)
+    made = HubError(cause, reason=reason, hint=hint)
+    made.__cause__ = None if _tells(error, token) else error
+    return made
 
 
 def _told(error: BaseException) -> str:
@@ -209,17 +214,19 @@ def asked(
     Raises:
         HubError: They failed; the client's error is its cause.
     """
-    for attempt in range(attempts):
+    attempt = 0
+    while True:
         try:
             return action()
         except SparseDeltaError:
             raise
         except Exception as error:  # noqa: BLE001 (the client raises what its libraries do)
-            if reason_of(error) not in _TRANSIENT or attempt + 1 == attempts:
-                cause = None if _tells(error, token) else error
-                raise explained(error, subject) from cause
-            time.sleep(_pause(error, attempt))
-    raise AssertionError  # the last attempt returns or raises
+            failure = error
+        attempt += 1
+        if reason_of(failure) not in _TRANSIENT or attempt >= attempts:
+            break
+        time.sleep(_pause(failure, attempt - 1))
+    raise explained(failure, subject, token=token)
 
 
 def _tells(error: BaseException, token: object) -> bool:

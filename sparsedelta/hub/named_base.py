@@ -15,6 +15,7 @@ from sparsedelta.hub.manifest_file import read_manifest_file
 from sparsedelta.hub.references import COMMIT, Reference, is_hub, parse_reference
 from sparsedelta.hub.store import HubStore
 from sparsedelta.locations import Location, LocationLike, Url, as_location
+from sparsedelta.ranks import Ranks, first
 
 _Reader = TypeVar("_Reader")
 
@@ -65,7 +66,7 @@ def named_base(delta: LocationLike | DeltaReader) -> NamedBase | None:
 
 def at_named_commit(
     base: LocationLike | _Reader, deltas: Iterable[LocationLike | DeltaReader]
-) -> Location | _Reader:
+) -> LocationLike | _Reader:
     """The base of deltas, at the commit that they name if it is on the Hub and no other was asked.
 
     If that commit is gone, the main branch is taken: what it holds is verified anyway.
@@ -74,17 +75,31 @@ def at_named_commit(
         base: The base, as a user names it; a reader stays what it is.
         deltas: Deltas of it; the first that names a commit of that repository is believed.
     """
-    if not isinstance(base, str | Path | Url):
+    location = as_location(base) if isinstance(base, str | Path | Url) else None
+    if not isinstance(location, Url) or not is_hub(location):
         return base
-    location = as_location(base)
-    if not isinstance(location, Url) or not is_hub(location) or "commit" in location.known:
-        return location
-    if parse_reference(location).revision is not None:
+    if "commit" in location.known or parse_reference(location).revision is not None:
         return location
     for delta in deltas:
         found = named_base(delta)
         if found is not None and found.repo is not None:
             return at_commit(location, found.repo, found.commit)
+    return location
+
+
+def pin_together(given: LocationLike | _Reader, ranks: Ranks) -> LocationLike | _Reader:
+    """A location that all ranks read at one commit, that which rank 0 finds, if it is on the Hub.
+
+    All ranks call this alike.
+    """
+    if not isinstance(given, str | Path | Url):
+        return given
+    location = as_location(given)
+    if not isinstance(location, Url) or not is_hub(location):
+        return given
+    if ranks.size > 1:
+        store = HubStore(location)
+        location.known["commit"] = first(ranks, lambda: store.commit)
     return location
 
 

@@ -83,7 +83,6 @@ def pull(
     threads: int | None = None,
     force: bool = False,
     dry_run: bool = False,
-    quiet: bool = False,
     progress: Progress = silent,
 ) -> PullReport:
     """Get a delta from the Hub, verified: its size, its SHA-256, and every rule of the format.
@@ -106,7 +105,6 @@ def pull(
         threads: Worker threads; None for the cores of this process.
         force: Replace an existing output.
         dry_run: Say what would be got.
-        quiet: No progress bars of the client.
         progress: Told how many bytes of the delta were validated, and of how many.
 
     Raises:
@@ -125,7 +123,7 @@ def pull(
         raise UsageError("an output is named twice", hint="either -o FILE, or --local-dir DIR")
     reference = Reference(reference.repo, revision or reference.revision)
     store = pinned(reference, Account(token, endpoint, cache_dir))
-    options = _Options(threads, quiet, force, progress)
+    options = _Options(threads, force, progress)
     listed = read_manifest_file(store)
     roots = [parse_reference(each).path for each in _urls(store)]
     path = None if out is None else output_path(out)
@@ -161,7 +159,6 @@ def pull(
 @dataclass(frozen=True, slots=True)
 class _Options:
     threads: int | None
-    quiet: bool
     force: bool
     progress: Progress
 
@@ -189,10 +186,10 @@ def _verified(
     told = {file.path: file for file in listed.files} if listed is not None else {}
     found: dict[str, Path] = {}
     for root in roots:
-        found[root] = _fetched(store, root, told.get(root), options)
+        found[root] = _fetched(store, root, told.get(root))
         for name in _set_names(store, listed, root):
             if name not in found:
-                found[name] = _fetched(store, name, told.get(name), options)
+                found[name] = _fetched(store, name, told.get(name))
         report = validate(found[root], threads=options.threads, progress=options.progress)
         if not report.ok:
             problem = report.problems[0]
@@ -204,7 +201,7 @@ def _verified(
     return found
 
 
-def _fetched(store: HubStore, name: str, told: ListedFile | None, options: _Options) -> Path:
+def _fetched(store: HubStore, name: str, told: ListedFile | None) -> Path:
     entry = store.files.get(name)
     if entry is None:
         raise HubError(
@@ -212,7 +209,7 @@ def _fetched(store: HubStore, name: str, told: ListedFile | None, options: _Opti
             reason="entry",
             hint="push the delta again, or name another revision",
         )
-    path = store.fetch(name, is_doubted=True, quiet=options.quiet)
+    path = store.fetch(name, is_doubted=True)
     if told is not None and (told.size, told.sha256) != (entry.size, entry.sha256 or _sha256(path)):
         raise HubError(
             f"{name} of {store.reference} is not the file that {MANIFEST_FILE} lists: its SHA-256 "

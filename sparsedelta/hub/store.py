@@ -11,6 +11,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -27,6 +28,10 @@ _DOWNLOADS: Final = 2
 _PIECE_BYTES: Final = 1 << 20
 
 
+_lock = threading.RLock()
+"""One thread at a time finds something out; locations, which hold it, can be copied and sent."""
+
+
 @dataclass(frozen=True, slots=True)
 class HubFile:
     """A file of a repository, as its list of files has it.
@@ -40,6 +45,15 @@ class HubFile:
     size: int
     sha256: str | None = None
     blob: str | None = None
+
+    def is_in(self, file: BufferedReader | BytesIO) -> bool:
+        """Whether a file of the right size, open at its start, has this content."""
+        if self.sha256 is not None:
+            return hashlib.file_digest(file, "sha256").hexdigest() == self.sha256
+        digest = hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
+        while data := file.read(_PIECE_BYTES):
+            digest.update(data)
+        return self.blob is None or digest.hexdigest() == self.blob
 
 
 class HubStore:
@@ -60,7 +74,6 @@ class HubStore:
         self._options = url.options
         self._known = url.known
         self._is_short = "short" in url.known
-        self._lock = url.known.setdefault("lock", threading.RLock())
 
     def url(self, path: str = "") -> Url:
         """Where a file of the repository lies, pinned as this store is."""
@@ -76,7 +89,7 @@ class HubStore:
         Raises:
             HubError: There is no such repository or revision, or no access to it.
         """
-        with self._lock:
+        with _lock:
             if "commit" not in self._known:
                 self._known["commit"] = pin(self.account, self.reference, is_short=self._is_short)
             return str(self._known["commit"])
@@ -88,7 +101,7 @@ class HubStore:
         Raises:
             HubError: They cannot be listed.
         """
-        with self._lock:
+        with _lock:
             if "files" not in self._known:
                 self._known["files"] = self._list()
             found: Mapping[str, HubFile] = self._known["files"]
@@ -147,7 +160,7 @@ class HubStore:
         )
         return Path(found) if isinstance(found, str) else None
 
-    def fetch(self, path: str, *, is_doubted: bool = False, quiet: bool = False) -> Path:
+    def fetch(self, path: str, *, is_doubted: bool = False) -> Path:
         """Bring a file into the client's cache, as the client does it, and verify it.
 
         The client compares sizes only: what comes otherwise than it was pushed is got once more.
@@ -155,7 +168,6 @@ class HubStore:
         Args:
             path: The file.
             is_doubted: Whether a file that is there already is verified, too.
-            quiet: Without a progress bar.
 
         Returns:
             Where it lies there.
@@ -169,13 +181,16 @@ class HubStore:
         if found is not None:
             _remove(found)
         for attempt in range(_DOWNLOADS):
-            found = self._download(path, again=attempt > 0, quiet=quiet)
+            found = self._download(path, again=attempt > 0)
             if self._is_sound(path, found):
                 return found
             _remove(found)  # the client would take it for the file from now on
+        raise self._damaged(path)
+
+    def _damaged(self, path: str) -> HubError:
         entry = self.files[path]
         expected = f"SHA-256 {entry.sha256}" if entry.sha256 else f"git blob {entry.blob}"
-        raise HubError(
+        return HubError(
             f"{path} of {self.reference} came damaged, {_DOWNLOADS} times: expected {entry.size} "
             f"bytes of {expected}, found other ones",
             reason="corrupt",
@@ -189,17 +204,11 @@ class HubStore:
         if found.stat().st_size != entry.size:
             return False
         with found.open("rb") as file:
-            if entry.sha256 is not None:
-                return hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
-            blob = hashlib.sha1(b"blob %d\0" % entry.size, usedforsecurity=False)
-            while data := file.read(_PIECE_BYTES):
-                blob.update(data)
-            return entry.blob is None or blob.hexdigest() == entry.blob
+            return entry.is_in(file)
 
-    def _download(self, path: str, *, again: bool, quiet: bool) -> Path:
+    def _download(self, path: str, *, again: bool) -> Path:
         hub = self.account.api()
         subject = self.account.subject(f"read {path}", self.reference, is_short=self._is_short)
-        bars = {"tqdm_class": _silent_bar()} if quiet else {}
         return Path(
             asked(
                 subject,
@@ -210,7 +219,6 @@ class HubStore:
                         revision=self.commit,
                         cache_dir=self.account.cache_dir,
                         force_download=again,
-                        **bars,
                     )
                 ),
                 token=self.account.token,
@@ -256,9 +264,20 @@ class HubStore:
     def cat_file(self, path: str, start: int, stop: int) -> bytes:
         """Bytes ``[start, stop)`` of a file, by one request.
 
+        A file that is read as a whole is verified, and read once more if it came damaged.
+
         Raises:
+            HubError: It comes damaged every time.
             Exception: The client's; :func:`~sparsedelta.stores.attempt` looks into it.
         """
+        entry = self.files.get(path)
+        for _ in range(_DOWNLOADS):
+            data = self._range(path, start, stop)
+            if entry is None or (start, stop) != (0, entry.size) or entry.is_in(BytesIO(data)):
+                return data
+        raise self._damaged(path)
+
+    def _range(self, path: str, start: int, stop: int) -> bytes:
         hub = import_module("huggingface_hub")
         utils = import_module("huggingface_hub.utils")
         url = hub.hf_hub_url(
@@ -315,12 +334,6 @@ def _get(utils: Any, url: str, headers: dict[str, str]) -> bytes:  # noqa: ANN40
 def _remove(found: Path) -> None:
     found.resolve().unlink(missing_ok=True)
     found.unlink(missing_ok=True)
-
-
-def _silent_bar() -> Any:  # noqa: ANN401 (a class)
-    from functools import partial  # noqa: PLC0415
-
-    return partial(import_module("huggingface_hub.utils").tqdm, disable=True)
 
 
 def pinned(reference: Reference, account: Account) -> HubStore:

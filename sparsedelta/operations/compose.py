@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sparsedelta.checkpoint import CheckpointReader, open_checkpoint
 from sparsedelta.delta_reader import DeltaReader
-from sparsedelta.hub.named_base import at_named_commit
+from sparsedelta.hub.named_base import at_named_commit, pin_together
 from sparsedelta.locations import LocationLike, output_path
 from sparsedelta.manifest import Manifest
 from sparsedelta.merging.overlap import Overlap, by_kind, total
@@ -113,7 +113,9 @@ def compose(
     out = output_path(out)
     with ExitStack() as stack:
         stack.enter_context(ranks.together())
-        checkpoint = open_checkpoint(at_named_commit(base, deltas))
+        deltas = [pin_together(each, ranks) for each in deltas]
+        start = pin_together(at_named_commit(base, deltas), ranks)
+        checkpoint = open_checkpoint(start)
         if checkpoint is not base:
             stack.callback(checkpoint.close)
         pool = stack.enter_context(OrderedMap(threads))

@@ -7,13 +7,21 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from sparsedelta.checkpoint import CheckpointReader, check_unchanged, open_checkpoint
+from sparsedelta.checkpoint import (
+    CheckpointReader,
+    FileCheckpoint,
+    check_unchanged,
+    open_checkpoint,
+)
 from sparsedelta.choice import parse_choice
 from sparsedelta.digest_cache import KnownDigests
 from sparsedelta.digests import tensor_digest
 from sparsedelta.encode import EncodedTensor
 from sparsedelta.errors import UsageError
-from sparsedelta.locations import LocationLike, output_path
+from sparsedelta.hub.named_base import pin_together
+from sparsedelta.hub.references import is_hub
+from sparsedelta.hub.store import HubStore
+from sparsedelta.locations import LocationLike, Url, output_path
 from sparsedelta.manifest import PORTABLE, PROFILES, Manifest
 from sparsedelta.operations.advice import Advice, Adviser, advise, sampled
 from sparsedelta.operations.attach import find_carried, record_layout
@@ -127,7 +135,7 @@ def diff(
             of bytes of the checkpoints; one without any is left out. By default the number of
             ranks.
         metadata: Provenance, string to string; not part of the delta's identity.
-        base_repo: Hint where the base can be had.
+        base_repo: Hint where the base can be had; None: where it was read, if that is the Hub.
         base_revision: Hint at its commit.
         threads: Worker threads; None for the cores of this process.
         force: Replace an existing output.
@@ -161,12 +169,13 @@ def diff(
     out = output_path(out)
     with ExitStack() as stack:
         stack.enter_context(ranks.together())
-        old = open_checkpoint(base)
+        old = open_checkpoint(pin_together(base, ranks))
         if old is not base:
             stack.callback(old.close)
-        new = open_checkpoint(target)
+        new = open_checkpoint(pin_together(target, ranks))
         if new is not target:
             stack.callback(new.close)
+        base_repo, base_revision = _origin(old, base_repo, base_revision)
         pool = stack.enter_context(OrderedMap(threads))
         known = KnownDigests(old, use=cache), KnownDigests(new, use=cache)
 
@@ -229,6 +238,18 @@ def diff(
         found = ranks.gather(adviser.totals())
         advice = ranks.share(advise(found, manifest.tensors, writer.size))
         return DiffReport(manifest, writer.size, total, tuple(every), notes, advice)
+
+
+def _origin(
+    base: CheckpointReader, repo: str | None, revision: str | None
+) -> tuple[str | None, str | None]:
+    """Where a base can be had: as it is told, else the repository on the Hub it was read from."""
+    if repo is not None or not isinstance(base, FileCheckpoint) or not isinstance(base.path, Url):
+        return repo, revision
+    if not is_hub(base.path):
+        return repo, revision
+    store = HubStore(base.path)
+    return store.reference.repo, store.commit
 
 
 def plan_parts(pairs: Sequence[Pair], shards: int) -> dict[str, int]:

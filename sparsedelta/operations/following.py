@@ -22,7 +22,7 @@ from sparsedelta.errors import (
     WrongBaseError,
 )
 from sparsedelta.files import FileState
-from sparsedelta.hub.named_base import at_named_commit
+from sparsedelta.hub.named_base import at_named_commit, pin_together
 from sparsedelta.locations import LocationLike, as_location, output_path, streamed
 from sparsedelta.locked_files import LockedFiles
 from sparsedelta.operations.arrows import DiffersError
@@ -104,6 +104,7 @@ def transform(source: LocationLike, deltas: Sequence[DeltaLike], request: Reques
     with ExitStack() as stack:
         stack.enter_context(request.ranks.together())
         pool = stack.enter_context(OrderedMap(request.threads))
+        deltas = [pin_together(each, request.ranks) for each in deltas]
         settled = None
         location = as_location(source)
         # A dry run writes nothing: it refuses, as those who only read do.
@@ -134,6 +135,7 @@ def _follow(
     try:
         locked = stack.enter_context(lock(output_path(source))) if request.in_place else None
         start = source if request.reverse else at_named_commit(source, deltas)
+        start = pin_together(start, request.ranks)
         checkpoint = stack.enter_context(FileCheckpoint(start))
     except DeltaGivenError as error:
         order = "revert TARGET DELTA …" if request.reverse else "apply BASE DELTA …"

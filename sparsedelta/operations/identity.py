@@ -15,6 +15,7 @@ from sparsedelta.digests import (
     segment_digest,
     tensor_digest,
 )
+from sparsedelta.hub.named_base import pin_together
 from sparsedelta.locations import LocationLike
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress, silent
@@ -68,7 +69,7 @@ def fingerprint(
     """
     with ExitStack() as stack:
         stack.enter_context(ranks.together())
-        reader = open_checkpoint(checkpoint)
+        reader = open_checkpoint(pin_together(checkpoint, ranks))
         if reader is not checkpoint:
             stack.callback(reader.close)
         pool = stack.enter_context(OrderedMap(threads))

@@ -15,7 +15,7 @@ from sparsedelta.errors import CheckpointError, SparseDeltaError, UsageError
 from sparsedelta.hub.named_base import at_named_commit
 from sparsedelta.hub.references import is_hub
 from sparsedelta.hub.store import HubStore
-from sparsedelta.locations import LocationLike, Url
+from sparsedelta.locations import LocationLike, Url, as_location
 from sparsedelta.operations.load import as_tensor, opened
 from sparsedelta.operations.made_tensors import MadeTensors, Recipe, Verify
 from sparsedelta.state_dict import torch_dtype
@@ -96,7 +96,7 @@ def from_pretrained(
 
 def _folder(base: LocationLike, deltas: Sequence[LocationLike | DeltaReader]) -> Path:
     """The folder of the base: of a repository on the Hub, its snapshot in the client's cache."""
-    location = at_named_commit(base, deltas)
+    location = as_location(at_named_commit(base, deltas))
     if isinstance(location, Url) and is_hub(location):
         store = HubStore(location)
         FileCheckpoint(location).close()  # brings weights, configuration and the rest

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from sparsedelta.checkpoint import FileCheckpoint
 from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.errors import UsageError
-from sparsedelta.hub.named_base import at_named_commit
+from sparsedelta.hub.named_base import at_named_commit, pin_together
 from sparsedelta.locations import LocationLike, output_path
 from sparsedelta.operations.composed_checkpoint import ComposedReport, write_checkpoint
 from sparsedelta.operations.weighted import carried_notes, compose_deltas
@@ -69,7 +69,9 @@ def apply_stack(
     path = None if out is None else output_path(out)
     with ExitStack() as stack:
         stack.enter_context(ranks.together())
-        checkpoint = stack.enter_context(FileCheckpoint(at_named_commit(base, deltas)))
+        deltas = [pin_together(each, ranks) for each in deltas]
+        start = pin_together(at_named_commit(base, deltas), ranks)
+        checkpoint = stack.enter_context(FileCheckpoint(start))
         pool = stack.enter_context(OrderedMap(threads))
         composition = compose_deltas(
             checkpoint,

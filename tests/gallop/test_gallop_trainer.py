@@ -360,7 +360,7 @@ def test_arguments_that_cannot_work(
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("fp16", True), ("deepspeed", "x.json"), ("fsdp", True), ("_n_gpu", 2)]
+    ("name", "value"), [("fp16", True), ("deepspeed", "x.json"), ("_n_gpu", 2)]
 )
 def test_arguments_changed_after_attaching_are_looked_at(
     base: Path, tmp_path: Path, name: str, value: object

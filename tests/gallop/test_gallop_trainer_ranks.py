@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from many_ranks import TIMEOUT, all_well, free_port, run_script
+from many_ranks import free_port
 from tiny_models import weights_of
 from trainer_cases import CONFIG, logged, make_trainer, ragged, same_weights, write_base
 from transformers import AutoModelForCausalLM
@@ -22,6 +22,29 @@ from sparsedelta import apply
 HERE = Path(__file__).parent
 
 
+PATIENCE = 300
+"""Seconds, on a machine that does much else."""
+
+
+def launch(script: Path, folder: Path) -> None:
+    """Run a script in two processes with ``accelerate launch``; both must end well."""
+    path = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"),
+            *("--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"),
+            *("--dynamo_backend", "no", "--main_process_port", str(free_port())),
+            *(str(script), str(folder)),
+        ],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.stdout.count("well") == 2, done.stdout + done.stderr
+
+
 def test_data_parallel_trainers(tmp_path: Path, model_dir: Path) -> None:
     """``accelerate launch`` of Trainer and SFTTrainer (trainer_ranks_work.py).
 
@@ -29,20 +52,7 @@ def test_data_parallel_trainers(tmp_path: Path, model_dir: Path) -> None:
     """
     base = write_base(tmp_path / "base", dropout=0.0)
     shutil.copytree(model_dir, tmp_path / "words")
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"),
-            *("--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"),
-            *("--dynamo_backend", "no", "--main_process_port", str(free_port())),
-            *(str(HERE / "trainer_ranks_work.py"), str(tmp_path)),
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        check=False,
-    )
-    assert done.stdout.count("well") == 2, done.stdout + done.stderr
+    launch(HERE / "trainer_ranks_work.py", tmp_path)
 
     alone = make_trainer(
         base,
@@ -68,9 +78,7 @@ def test_data_parallel_trainers(tmp_path: Path, model_dir: Path) -> None:
     assert same_weights(weights_of(tuned), expected)
 
 
-def test_sharded_trainers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sharded_trainers(tmp_path: Path) -> None:
     """FSDP2, made to work on CPUs for this test (trainer_shards_work.py)."""
     write_base(tmp_path / "base")
-    path = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
-    monkeypatch.setenv("PYTHONPATH", path)
-    all_well(run_script(2, HERE / "trainer_shards_work.py", tmp_path))
+    launch(HERE / "trainer_shards_work.py", tmp_path)

@@ -15,7 +15,7 @@ import torch
 from tiny_models import weights_of
 from trainer_cases import CONFIG, logged, make_trainer, same_weights, saving, write_base
 
-import gallop.trainers
+import gallop.trainer_start
 from gallop import GallopConfig, Mask, attach
 from gallop.errors import MaskError, OptimizerError
 from gallop.trainer_checkpoints import MASK_FILE
@@ -46,7 +46,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.Mo
         resumed = make_trainer(folder / "base", folder / "killed", **saving())
         second = attach(resumed, CONFIG, selection_samples=8, out=folder / "resumed.delta")
         with monkeypatch.context() as patch:
-            patch.delattr(gallop.trainers, "select_with_trainer")
+            patch.delattr(gallop.trainer_start, "select_with_trainer")
             resumed.train(resume_from_checkpoint=True)
         assert second.mask == first.mask
         assert same_weights(weights_of(whole.model), weights_of(resumed.model))

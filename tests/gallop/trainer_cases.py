@@ -97,7 +97,6 @@ def ragged() -> dict[str, Any]:
     return {
         "train_dataset": samples(RAGGED),
         "accelerator_config": {"even_batches": False},
-        "ddp_backend": "gloo",
     }
 
 

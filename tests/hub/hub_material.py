@@ -43,8 +43,14 @@ def command(arguments: list[str], token: str | None = None) -> dict[str, Any]:
     return {"code": code, "out": out.getvalue(), "err": errors.getvalue()}
 
 
-def function(name: str, **arguments: Any) -> dict[str, Any] | None:  # noqa: ANN401
+def function(
+    name: str,
+    environment_token: str | None = None,
+    **arguments: Any,  # noqa: ANN401
+) -> dict[str, Any] | None:
     """Call a function of the package for the error that it raises."""
+    if environment_token is not None:
+        os.environ["HF_TOKEN"] = environment_token
     try:
         getattr(sparsedelta, name)(**arguments)
     except sparsedelta.SparseDeltaError as error:
@@ -54,6 +60,9 @@ def function(name: str, **arguments: Any) -> dict[str, Any] | None:  # noqa: ANN
             "cause": error.__cause__ and [kind.__name__ for kind in type(error.__cause__).__mro__],
             "everything": "\n".join(all_that_is_told(error)),
         }
+    finally:
+        if environment_token is not None:
+            del os.environ["HF_TOKEN"]
     return None
 
 
@@ -78,12 +87,25 @@ def sha256(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Material:
-    """A base (a folder), a target, and deltas from the base: to the target, and further."""
+    """Checkpoints, and deltas between them.
+
+    Attributes:
+        base: A folder with a checkpoint.
+        target: A checkpoint made of it.
+        further: A checkpoint made of that.
+        delta: From base to target.
+        other: From base to further.
+        link: From target to further.
+        parts: From base to target, as the root of a set.
+    """
 
     base: Path
     target: Path
+    further: Path
     delta: Path
     other: Path
+    link: Path
+    parts: Path
 
 
 def make_material(folder: Path) -> Material:
@@ -104,6 +126,18 @@ def make_material(folder: Path) -> Material:
     save_file(tuned, target)
     save_file(more, further)
     start = folder / "base" / "model.safetensors"
-    sparsedelta.diff(start, target, folder / "d.safetensors")
-    sparsedelta.diff(start, further, folder / "other.safetensors")
-    return Material(folder / "base", target, folder / "d.safetensors", folder / "other.safetensors")
+    (folder / "set").mkdir()
+    made = Material(
+        folder / "base",
+        target,
+        further,
+        folder / "d.safetensors",
+        folder / "other.safetensors",
+        folder / "link.safetensors",
+        folder / "set" / "parts.safetensors",
+    )
+    sparsedelta.diff(start, target, made.delta)
+    sparsedelta.diff(start, further, made.other)
+    sparsedelta.diff(target, further, made.link)
+    sparsedelta.diff(start, target, made.parts, shards=3)
+    return made

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -244,6 +245,48 @@ def test_the_error_of_the_client_is_the_cause(
     assert told["reason"] == expected[0]
     assert expected[1] in told["cause"]
     assert BAD_TOKEN not in told["everything"]
+
+
+def test_prose_that_comes_damaged_is_not_pushed_back(
+    stocked: HubServer, client: Client, material: Material
+) -> None:
+    """The client compares neither size nor content of what it reads by ranges."""
+    prose = (b"Written by a person. " * 200).strip()
+    stocked.put_repo(REPO, files={"README.md": b"# Mine\n\n" + prose})
+    stocked.fail({"kind": "corrupt", "at": 999, "match": "GET .*README", "nth": 1})
+    push = ["push", str(material.other), REPO, "--base", BASE]
+    done = client(command, arguments=push, token=TOKENS["alice"])
+    assert done["code"] == 0, done["err"]
+    assert stocked.faults()[0]["used"] == 1
+    with urllib.request.urlopen(f"{stocked.url}/{REPO}/resolve/main/README.md") as answer:  # noqa: S310
+        assert prose in answer.read()
+
+
+WHERE = ["GET .*/tree/", "GET .*/resolve/", "/preupload/", "/batch", "^PUT", "/verify", "/commit/"]
+
+
+@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("status", [403, 500])
+def test_no_token_is_told_wherever_the_hub_tells_it(
+    stocked: HubServer, client: Client, material: Material, where: str, status: int
+) -> None:
+    """As above, from the middle of a push or a pull on."""
+    token = TOKENS["alice"]
+    fault = {"kind": "status", "status": status, "echo": True, "times": None}
+    stocked.fail(fault | {"match": where})
+    for name, given in {
+        "push": {"delta": str(material.other), "repo": REPO, "base": BASE},
+        "pull": {"repo": REPO},
+        "info": {"delta": f"hf://{REPO}"},
+    }.items():
+        if name != "push" and not where.startswith("GET"):
+            continue
+        kept = {} if name == "info" else {"token": token}
+        told = client(function, name=name, environment_token=token, **kept, **given)
+        assert told["type"] == "HubError"
+        assert token not in told["everything"]
+    assert stocked.faults()[0]["used"]
+    assert token not in client.errors.read_text()
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 412, 413, 416, 429, 500, 503])

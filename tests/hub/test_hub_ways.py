@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,12 @@ def xet_client(hub: HubServer, tmp_path: Path) -> Iterator[Client]:
 
 WAYS: dict[str, dict[str, object]] = {
     "lfs": {},
-    "lfs in parts, pages, another origin": {"multipart": 4000, "page_size": 1, "cdn": True},
+    "lfs in parts, pages, another origin": {
+        "multipart": 4000,
+        "page_size": 1,
+        "cdn": True,
+        "resolve_cache": True,
+    },
     "xet": {"xet": True},
     "xet, another origin": {"xet": True, "cdn": True, "page_size": 1},
 }
@@ -117,8 +123,17 @@ def test_a_private_delta_is_nobody_elses(
         assert done["code"] == code
 
 
+@dataclass(frozen=True)
+class Large:
+    """A base (a folder), a target, and the delta between them."""
+
+    base: Path
+    target: Path
+    delta: Path
+
+
 @pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Material:
+def large(tmp_path_factory: pytest.TempPathFactory) -> Large:
     """A delta of 24 MiB, in which all words of 12 tensors are new."""
     folder = tmp_path_factory.mktemp("large")
     rng = np.random.default_rng(3)
@@ -133,11 +148,11 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Material:
     delta = folder / "large.safetensors"
     sparsedelta.diff(base, target, delta, codec="dense+raw")
     assert delta.stat().st_size > 20_000_000
-    return Material(base.parent, target, delta, delta)
+    return Large(base.parent, target, delta)
 
 
 @pytest.fixture
-def stocked(hub: HubServer, large: Material, tmp_path: Path) -> HubServer:
+def stocked(hub: HubServer, large: Large, tmp_path: Path) -> HubServer:
     """A Hub with the large delta and its base, put there as anybody might have done."""
     hub.put_repo(BASE, folder=large.base)
     folder = tmp_path / "repo"
@@ -156,7 +171,7 @@ def carried(hub: HubServer) -> int:
 def test_looking_at_a_delta_costs_its_header(
     stocked: HubServer,
     client: Client,
-    large: Material,
+    large: Large,
     cdn: bool,  # noqa: FBT001
 ) -> None:
     stocked.ask("POST", "settings", {"cdn": cdn})
@@ -168,7 +183,7 @@ def test_looking_at_a_delta_costs_its_header(
         assert carried(stocked) <= 64 * KIB
 
 
-def test_rows_cost_their_blocks(stocked: HubServer, client: Client, large: Material) -> None:
+def test_rows_cost_their_blocks(stocked: HubServer, client: Client, large: Large) -> None:
     name = "layers.7.weight"
     with sparsedelta.DeltaReader(large.delta) as reader:
         part = reader.records[name].parts[0]

@@ -92,7 +92,12 @@ def digests(folder: Path) -> dict[str, str]:
 
 WAYS: dict[str, dict[str, object]] = {
     "lfs": {},
-    "lfs in parts, pages, another origin": {"multipart": 50_000, "page_size": 2, "cdn": True},
+    "lfs in parts, pages, another origin": {
+        "multipart": 50_000,
+        "page_size": 2,
+        "cdn": True,
+        "resolve_cache": True,
+    },
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import threading
@@ -38,10 +39,17 @@ def main() -> None:
     parser.add_argument("--state", type=Path, required=True, help="a folder for contents")
     parser.add_argument("--xet", action="store_true", help="large files go through Xet")
     parser.add_argument("--cdn", action="store_true", help="large files are at another origin")
+    parser.add_argument("--resolve-cache", action="store_true", help="small files are elsewhere")
     parser.add_argument("--multipart", type=int, default=0, help="bytes of a part of an upload")
     parser.add_argument("--page-size", type=int, default=1000, help="entries in a page")
     options = parser.parse_args()
-    settings = Settings(options.xet, options.cdn, options.multipart, options.page_size)
+    settings = Settings(
+        xet=options.xet,
+        cdn=options.cdn,
+        resolve_cache=options.resolve_cache,
+        multipart=options.multipart,
+        page_size=options.page_size,
+    )
     options.state.mkdir(parents=True, exist_ok=True)
     hub = Hub(options.state.resolve(), settings=settings)
     faults, log = Faults(), RequestLog()
@@ -55,7 +63,8 @@ def main() -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
     sys.stdout.write(json.dumps({"url": hub.url, "cdn_url": hub.cdn_url}) + "\n")
     sys.stdout.flush()
-    sys.stdin.read()
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.stdin.read()
 
 
 main()

@@ -120,6 +120,9 @@ def content(call: Call, repo: Repo, commit: Commit, path: str) -> Answer:
         headers["Link"] = f'<{hub.url}{read_route(repo, commit.id)}>; rel="xet-auth"'
     if f'"{blob.etag}"' == call.request.headers.get("If-None-Match"):
         return Answer(304, headers)
+    if hub.settings.resolve_cache and not blob.lfs and call.request.parts[0] != "api":
+        where = f"/api/resolve-cache/{repo.type}s/{repo.id}/{commit.id}/{quote(path)}"
+        return Answer(307, headers | {"Location": where})
     if blob.lfs and hub.settings.cdn:
         headers["Location"] = f"{hub.cdn_url}/{hub.epoch}/{blob.sha256}"
         return Answer(302, headers)

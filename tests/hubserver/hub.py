@@ -30,6 +30,8 @@ class Settings:
     """Whether large files go through Xet; without it, its routes are not there."""
     cdn: bool = False
     """Whether large files are answered by a redirect to another origin."""
+    resolve_cache: bool = False
+    """Whether small files are answered by a redirect to another path of the Hub."""
     multipart: int = 0
     """Bytes of a part of an upload to LFS; 0: one piece."""
     page_size: int = 1000

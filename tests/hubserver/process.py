@@ -9,11 +9,13 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlencode
 
+from hubserver.hub import Settings
 from hubserver.people import TOKENS
 
 SWITCHED_OFF = (
@@ -81,10 +83,9 @@ class HubServer:
             return json.load(answer)
 
     def reset(self, **settings: object) -> None:
-        """Forget everything; settings (``xet``, ``cdn``, ``multipart``, ``page_size``) anew."""
+        """Forget everything; settings (`hub.Settings`) as they are at first, but for these."""
         self.ask("POST", "reset")
-        defaults = {"xet": False, "cdn": False, "multipart": 0, "page_size": 1000}
-        self.ask("POST", "settings", defaults | settings)
+        self.ask("POST", "settings", asdict(Settings()) | settings)
 
     def log(self) -> list[dict[str, Any]]:
         """All requests since the start, or since `clear_log`; see `request_log.Record`."""

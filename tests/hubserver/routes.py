@@ -69,6 +69,10 @@ def api(call: Call, parts: list[str]) -> Answer:
     fixed = repo_routes.FIXED.get((method, "/".join(parts)))
     if fixed is not None:
         return fixed(call)
+    if parts[0] == "resolve-cache" and method in {"GET", "HEAD"} and len(parts) > 3:
+        call.kind = KINDS.get(parts[1], "model")
+        call.repo_id, call.rest = "/".join(parts[2:4]), parts[4:]
+        return file_routes.resolve(call)
     if parts[0] not in KINDS:
         raise HubError(404, "Not Found")
     call.kind = KINDS[parts[0]]

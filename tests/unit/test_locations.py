@@ -68,6 +68,22 @@ def test_a_local_path_that_exists_wins(tmp_path: Path, monkeypatch: pytest.Monke
     assert as_location(Path("org/other")) == Path("org/other")
 
 
+def test_what_fsspec_has_opened_is_where_it_lies(tmp_path: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    local = tmp_path / "x"
+    local.write_bytes(b"1")
+    opened = fsspec.open(str(local))
+    assert as_location(opened) == local
+    with opened as file:
+        assert as_location(file) == local
+    system = fsspec.filesystem("memory")
+    system.pipe("/folder/x", b"1")
+    with system.open("/folder/x") as file:
+        found = as_location(file)
+    assert isinstance(found, Url)
+    assert (found.protocol, found.name) == ("memory", "x")
+
+
 def test_what_is_found_out_is_shared_below() -> None:
     url = as_location("org/model@main")
     assert isinstance(url, Url)
