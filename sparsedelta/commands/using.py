@@ -18,7 +18,8 @@ from sparsedelta.commands.options import (
     print_result,
     writing,
 )
-from sparsedelta.commands.stacked import stacked
+from sparsedelta.commands.stacked import method_options, stacked
+from sparsedelta.errors import UsageError
 from sparsedelta.launch import threads_here
 from sparsedelta.locations import Location, as_location
 
@@ -61,18 +62,49 @@ _following: Final = options(
     is_flag=True,
     help="Add up deltas that all start at BASE: DELTA[:WEIGHT]..., as compose does.",
 )
+@method_options
 @_following
 @writing
-def apply(base: Location, deltas: tuple[str, ...], *, stack: bool, **options: Any) -> None:  # noqa: ANN401 (passed on)
+def apply(
+    base: Location,
+    deltas: tuple[str, ...],
+    *,
+    stack: bool,
+    method: str | None,
+    parameters: tuple[str, ...],
+    seed: int | None,
+    fp8_arithmetic: bool,
+    **options: Any,  # noqa: ANN401 (passed on)
+) -> None:
     """Write the target of DELTA: BASE with its changes, verified bit for bit.
 
     Several are a chain, in any order, and followed in one pass over BASE; a checkpoint that is at a
     link of it already is followed from there. Deltas that all start at BASE are added up if
-    --stack is said, each with a weight if it is given: DELTA:0.5.
+    --stack is said, each with a weight if it is given: DELTA:0.5; or put together by --method.
     """
+    chosen = {
+        "method": method,
+        "set": parameters or None,
+        "seed": seed,
+        "fp8-arithmetic": fp8_arithmetic or None,
+    }
     if stack:
-        stacked(base, deltas, **options)
+        stacked(
+            base,
+            deltas,
+            method=method,
+            parameters=parameters,
+            seed=seed,
+            fp8_arithmetic=fp8_arithmetic,
+            **options,
+        )
     else:
+        for option, value in chosen.items():
+            if value is not None:
+                raise UsageError(
+                    f"--{option} says how deltas of one base are put together",
+                    hint="sparsedelta apply --stack BASE D1 D2 … does; without, deltas are a chain",
+                )
         places = tuple(map(as_location, deltas))
         _transform(sparsedelta.apply, "apply", base, places, **options)
 
