@@ -7,14 +7,13 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forked_scripts import Forked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_gallop_train import CONFIG, some_samples
@@ -252,16 +251,11 @@ def models(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[Path, Pa
     return tmp_path / "float32", tmp_path / "bfloat16"
 
 
-def started(*arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "gallop.cli", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def started(*arguments: object) -> Forked:
+    return Forked("gallop.cli", *arguments)
 
 
-def wait_for_step(log: Path, step: int, process: subprocess.Popen[str]) -> None:
+def wait_for_step(log: Path, step: int, process: Forked) -> None:
     while not log.exists() or log.read_text().count("\n") < step:
         assert process.poll() is None, process.communicate()
         time.sleep(0.005)

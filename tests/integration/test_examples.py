@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
 import re
-import subprocess
-import sys
 import tarfile
 import zipfile
 from importlib.util import find_spec
@@ -15,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked_scripts import Forked
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
@@ -33,15 +31,11 @@ ROOT = Path(__file__).parents[2]
 
 def run(*words: str | Path) -> str:
     """Run a script; returns what it printed."""
-    done = subprocess.run(
-        [sys.executable, *map(str, words)],
-        check=False,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"},
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    script, *arguments = words
+    done = Forked(Path(script), *arguments)
+    out, err = done.communicate()
+    assert done.returncode == 0, err
+    return out
 
 
 @pytest.mark.real
