@@ -25,7 +25,6 @@ PRELOADED: Final = [
     "torch.distributed.checkpoint.state_dict",
     "torch.distributed.fsdp",
     "torch.distributed.tensor",
-    "transformers.trainer",
     "transformers.models.auto.modeling_auto",
 ]
 
