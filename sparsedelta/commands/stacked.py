@@ -7,11 +7,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import click
+
 import sparsedelta
-from sparsedelta.commands.options import one_of_many, print_notes, print_result
+from sparsedelta.commands.options import (
+    one_of_many,
+    options,
+    pairs,
+    print_notes,
+    print_result,
+)
 from sparsedelta.errors import UsageError
 from sparsedelta.launch import threads_here
 from sparsedelta.locations import Location, as_location
+from sparsedelta.merging.methods import METHODS
 from sparsedelta.merging.overlap import Overlap
 
 _WEIGHT: Final = re.compile(
@@ -20,6 +29,53 @@ _WEIGHT: Final = re.compile(
 )
 
 _SHOWN_KINDS: Final = 20
+
+method_options: Final = options(
+    click.option(
+        "--method",
+        type=click.Choice(list(METHODS)),
+        metavar="NAME",
+        help=f"How they are put together: {', '.join(METHODS)}.  [default: sum]",
+    ),
+    click.option(
+        "--set",
+        "parameters",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="A parameter of the method, such as density=0.5, or density=0.5,0.3 for each delta.",
+    ),
+    click.option("--seed", type=int, help="Of random methods.  [default: 0]"),
+    click.option(
+        "--fp8-arithmetic",
+        is_flag=True,
+        help="Compute with fp8 too, but for tensors with a scale beside them.",
+    ),
+)
+
+
+def how(
+    method: str | None, parameters: Sequence[str], seed: int | None, *, fp8_arithmetic: bool
+) -> dict[str, Any]:
+    """Arguments that say how deltas are put together, of :data:`method_options`."""
+    return {
+        "method": method or "sum",
+        "parameters": {
+            key: _value(text) for key, text in pairs("--set", "NAME=VALUE", tuple(parameters))
+        },
+        "seed": seed or 0,
+        "fp8_arithmetic": fp8_arithmetic,
+    }
+
+
+def _value(text: str) -> Any:  # noqa: ANN401 (what the parameter takes)
+    if "," in text:
+        return [_value(each) for each in text.split(",")]
+    if text in ("true", "false"):
+        return text == "true"
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def weighted(text: str) -> tuple[Location, float]:
@@ -40,6 +96,10 @@ def stacked(
     dry_run: bool,
     force: bool,
     threads: int | None,
+    method: str | None,
+    parameters: Sequence[str],
+    seed: int | None,
+    fp8_arithmetic: bool,
     **other: Any,  # noqa: ANN401 (options of a chain, which are refused)
 ) -> None:
     """Write what deltas of one base make of it together, and say what they have in common."""
@@ -62,6 +122,7 @@ def stacked(
             places,
             out,
             weights=weights,
+            **how(method, parameters, seed, fp8_arithmetic=fp8_arithmetic),
             threads=threads_here(ranks, threads),
             dry_run=dry_run,
             force=force,
@@ -80,7 +141,9 @@ def stacked(
             "tensors": report.tensors,
             "nnz": report.nnz,
             "nbytes": report.nbytes,
+            "method": method or "sum",
             "left_behind": report.left_behind,
+            "files_left_out": report.files_left_out,
             **told_overlaps(report.parents, report.weights, report.overlap, report.kinds),
         },
         f"{'would write' if dry_run else 'wrote'} {out or base}: {report.nnz:,} words changed in "

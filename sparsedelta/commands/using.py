@@ -19,7 +19,8 @@ from sparsedelta.commands.options import (
     print_result,
     writing,
 )
-from sparsedelta.commands.stacked import stacked
+from sparsedelta.commands.stacked import method_options, stacked
+from sparsedelta.errors import UsageError
 from sparsedelta.launch import threads_here
 from sparsedelta.locations import Location, as_location
 
@@ -69,10 +70,11 @@ _following: Final = options(
 )
 @click.option(
     "--undo",
-    type=PATH,
+    type=OUTPUT,
     metavar="FILE",
     help="Also write the portable delta that leads back, while BASE is at hand.",
 )
+@method_options
 @_following
 @writing
 def apply(
@@ -81,19 +83,43 @@ def apply(
     *,
     stack: bool,
     undo: Location | None,
+    method: str | None,
+    parameters: tuple[str, ...],
+    seed: int | None,
+    fp8_arithmetic: bool,
     **options: Any,  # noqa: ANN401 (passed on)
 ) -> None:
     """Write the target of DELTA: BASE with its changes, verified bit for bit.
 
     Several are a chain, in any order, and followed in one pass over BASE; a checkpoint that is at a
     link of it already is followed from there. Deltas that all start at BASE are added up if
-    --stack is said, each with a weight if it is given: DELTA:0.5.
+    --stack is said, each with a weight if it is given: DELTA:0.5; or put together by --method.
     """
     if stack and undo is not None:
         raise click.UsageError("--undo goes with a delta or a chain, not with --stack")
+    chosen = {
+        "method": method,
+        "set": parameters or None,
+        "seed": seed,
+        "fp8-arithmetic": fp8_arithmetic or None,
+    }
     if stack:
-        stacked(base, deltas, **options)
+        stacked(
+            base,
+            deltas,
+            method=method,
+            parameters=parameters,
+            seed=seed,
+            fp8_arithmetic=fp8_arithmetic,
+            **options,
+        )
     else:
+        for option, value in chosen.items():
+            if value is not None:
+                raise UsageError(
+                    f"--{option} says how deltas of one base are put together",
+                    hint="sparsedelta apply --stack BASE D1 D2 … does; without, deltas are a chain",
+                )
         places = tuple(map(as_location, deltas))
         _transform(sparsedelta.apply, "apply", base, places, undo=undo, **options)
 

@@ -140,7 +140,8 @@ def insist_numbers(aligned: Aligned) -> None:
     """
     dtype = aligned.spec.dtype
     insist_finite(aligned, is_finite(aligned.base, dtype))
-    insist_finite(aligned, is_finite(aligned.words, dtype).all(axis=0))
+    every: Marks = np.logical_and.reduce(is_finite(aligned.words, dtype), axis=0)
+    insist_finite(aligned, every)
 
 
 def insist_finite_sums(aligned: Aligned, what: str, *sums: Numbers | float) -> None:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from sparsedelta.checkpoint import CheckpointReader, open_checkpoint
+from sparsedelta.checkpoint import CheckpointReader
 from sparsedelta.delta_reader import DeltaReader
-from sparsedelta.hub.named_base import at_named_commit, pin_together
 from sparsedelta.locations import LocationLike, output_path
 from sparsedelta.manifest import Manifest
 from sparsedelta.merging.overlap import Overlap, by_kind, total
 from sparsedelta.operations.composed_delta import write_composed
+from sparsedelta.operations.composition import Composition
+from sparsedelta.operations.files_left_out import files_left_out, notes_of
 from sparsedelta.operations.parts import DeltaOutput
-from sparsedelta.operations.weighted import carried_notes, compose_deltas
+from sparsedelta.operations.weighted import composing
 from sparsedelta.outputs import check_output
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress, silent
@@ -31,7 +31,8 @@ class ComposeReport:
         parents: Names of the deltas that were put together, in the order of the matrices.
         weights: Their weights.
         overlaps: What they have in common, by tensor.
-        notes: What the user should know.
+        files_left_out: Files that the deltas bring along and the result has not, by the delta's
+            name: those of the base stand.
     """
 
     manifest: Manifest
@@ -39,7 +40,12 @@ class ComposeReport:
     parents: tuple[str, ...]
     weights: tuple[float, ...]
     overlaps: Mapping[str, Overlap]
-    notes: tuple[str, ...] = ()
+    files_left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know."""
+        return notes_of(self.files_left_out)
 
     @property
     def overlap(self) -> Overlap:
@@ -111,25 +117,17 @@ def compose(
         RankError: Another rank failed; nothing is left behind.
     """
     out = output_path(out)
-    with ExitStack() as stack:
-        stack.enter_context(ranks.together())
-        deltas = [pin_together(each, ranks) for each in deltas]
-        start = pin_together(at_named_commit(base, deltas), ranks)
-        checkpoint = open_checkpoint(start)
-        if checkpoint is not base:
-            stack.callback(checkpoint.close)
-        pool = stack.enter_context(OrderedMap(threads))
-        composition = compose_deltas(
-            checkpoint,
-            deltas,
-            weights,
-            stack=stack,
-            method=method,
-            parameters=parameters or {},
-            seed=seed,
-            fp8_arithmetic=fp8_arithmetic,
-        )
-        first(ranks, lambda: check_output(out, force=force, inputs=composition.paths))
+    with composing(
+        base,
+        deltas,
+        weights,
+        method=method,
+        parameters=parameters,
+        seed=seed,
+        fp8_arithmetic=fp8_arithmetic,
+        threads=threads,
+        ranks=ranks,
+    ) as (composition, pool):
         output = DeltaOutput(
             out,
             lean=lean,
@@ -139,14 +137,31 @@ def compose(
             force=force,
             dry_run=dry_run,
         )
-        manifest, size, overlaps = write_composed(
-            composition, output, pool=pool, progress=progress, ranks=ranks
-        )
-        return ComposeReport(
-            manifest,
-            size,
-            tuple(task.name for task in composition.tasks),
-            composition.weights,
-            overlaps,
-            carried_notes(composition.tasks),
-        )
+        return composed_delta(composition, output, pool=pool, progress=progress, ranks=ranks)
+
+
+def composed_delta(
+    composition: Composition,
+    output: DeltaOutput,
+    *,
+    pool: OrderedMap,
+    progress: Progress,
+    ranks: Ranks,
+) -> ComposeReport:
+    """Write the delta from the base to what tasks make of it; see :func:`write_composed`."""
+    first(
+        ranks,
+        lambda: check_output(output.out, force=output.force, inputs=composition.paths),
+    )
+    left_out = files_left_out(composition.base, composition.tasks)
+    manifest, size, overlaps = write_composed(
+        composition, output, pool=pool, progress=progress, ranks=ranks
+    )
+    return ComposeReport(
+        manifest,
+        size,
+        tuple(task.name for task in composition.tasks),
+        composition.weights,
+        overlaps,
+        left_out,
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -18,13 +18,14 @@ from sparsedelta.errors import UsageError, WrongBaseError
 from sparsedelta.limits import SEGMENT_WORDS
 from sparsedelta.merging.overlap import Overlap, by_kind, total
 from sparsedelta.operations.composition import Composition, MergedRun
+from sparsedelta.operations.files_left_out import files_left_out, notes_of
 from sparsedelta.operations.moves import Move, MovedTensors
 from sparsedelta.operations.pairing import Pair
 from sparsedelta.operations.result_files import edited_files
-from sparsedelta.outputs import output_errors, staged
+from sparsedelta.outputs import check_output, output_errors, staged
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress
-from sparsedelta.ranks import Ranks, own, watched
+from sparsedelta.ranks import Ranks, first, own, watched
 from sparsedelta.words import TensorSpec
 
 
@@ -42,7 +43,8 @@ class ComposedReport:
         nbytes: Bytes of all tensors of the output.
         overlaps: What the tasks have in common, by tensor.
         left_behind: Files beside the weights that were not copied: other weights, or too large.
-        notes: What the user should know.
+        files_left_out: Files that the tasks bring along and the output has not, by the task's
+            name: those of the base stand.
     """
 
     fingerprint: str
@@ -54,7 +56,12 @@ class ComposedReport:
     nbytes: int
     overlaps: dict[str, Overlap]
     left_behind: Sequence[str]
-    notes: tuple[str, ...] = ()
+    files_left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know."""
+        return notes_of(self.files_left_out)
 
     @property
     def overlap(self) -> Overlap:
@@ -85,18 +92,18 @@ def write_checkpoint(
     progress: Progress,
     ranks: Ranks,
     force: bool,
-    notes: tuple[str, ...],
+    dry_run: bool,
 ) -> ComposedReport:
     """Write what tasks make of a base, modelled on the files of the base.
 
     Args:
         composition: The tasks on their base.
-        out: The output: a file if the base is one, else a directory; None: nowhere.
+        out: The output: a file if the base is one, else a directory; None: dry runs only.
         pool: Where runs are made, many at a time.
         progress: Told how many bytes were done, and of how many: by this rank.
         ranks: The processes that do this together, each with tensors of its own.
         force: Replace an existing output.
-        notes: What the user should know.
+        dry_run: Do everything but leave the output behind.
 
     Raises:
         WrongBaseError: The base is not the tasks'.
@@ -108,6 +115,17 @@ def write_checkpoint(
     base = composition.base
     if not isinstance(base, FileCheckpoint):
         raise UsageError(f"{base.location} has no files that an output could be modelled on")
+    if out is not None:
+        wanted, is_directory = out, base.is_directory
+        first(
+            ranks,
+            lambda: check_output(
+                wanted, force=force, inputs=composition.paths, directory=is_directory
+            ),
+        )
+    if dry_run:
+        out = None
+    left_out = files_left_out(base, composition.tasks)
     results = composition.results
     files = edited_files(base, results)
     companions = find_companions(base)
@@ -148,7 +166,7 @@ def write_checkpoint(
         sum(spec.nbytes for spec, _ in results.values()),
         dict(sorted(ranks.share(seen))),
         companions.left_behind,
-        notes,
+        left_out,
     )
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from sparsedelta.delta import DROP, NEW, RESIZE, SPARSE_OPS
 from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.locations import LocationLike
-from sparsedelta.open_delta import open_delta
 from sparsedelta.manifest import COMPACT
+from sparsedelta.open_delta import open_delta
 from sparsedelta.records import PartRecord, TensorRecord
 from sparsedelta.words import TensorSpec
 

@@ -19,18 +19,16 @@ from sparsedelta.merging.outcome import TensorMethod
 from sparsedelta.merging.recipes import DTYPES, ModelEntry, Recipe, read_recipe
 from sparsedelta.merging.settings import Settings, TaskSettings
 from sparsedelta.open_delta import open_delta
-from sparsedelta.operations.compose import ComposeReport
+from sparsedelta.operations.compose import ComposeReport, composed_delta
 from sparsedelta.operations.composed_checkpoint import ComposedReport, write_checkpoint
-from sparsedelta.operations.composed_delta import write_composed
 from sparsedelta.operations.composition import Composition
 from sparsedelta.operations.moves import find_moves
 from sparsedelta.operations.parts import DeltaOutput
 from sparsedelta.operations.tasks import CheckpointTask, DeltaTask, Task
-from sparsedelta.operations.weighted import base_leaves, carried_notes, check_base, check_bases
-from sparsedelta.outputs import check_output
+from sparsedelta.operations.weighted import base_leaves, check_base, check_bases
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress, silent
-from sparsedelta.ranks import ALONE, Ranks, first
+from sparsedelta.ranks import ALONE, Ranks
 from sparsedelta.rounding import FLOATS
 from sparsedelta.words import TensorSpec
 
@@ -43,6 +41,10 @@ def merge(
     *,
     as_delta: bool = False,
     seed: int | None = None,
+    lean: bool = False,
+    max_shard_size: int | None = None,
+    shards: int | None = None,
+    metadata: Mapping[str, str] | None = None,
     threads: int | None = None,
     force: bool = False,
     dry_run: bool = False,
@@ -59,6 +61,10 @@ def merge(
         out: The output: a checkpoint as the base is one, or a delta. None: dry runs only.
         as_delta: Write the delta from the base, not a checkpoint.
         seed: What random methods draw from; None: the recipe's, or 0.
+        lean: Of a delta: leave out the digests of the tensors that stay.
+        max_shard_size: Of a delta: write a set of part files of about this many bytes.
+        shards: Of a delta: write a set of this many part files. By default the number of ranks.
+        metadata: Of a delta: provenance, beside what is recorded of the models.
         threads: Worker threads; None for the cores of this process.
         force: Replace an existing output.
         dry_run: Do everything but leave the output behind.
@@ -78,37 +84,37 @@ def merge(
         recipe = read_recipe(Path(recipe))
     if out is None and (as_delta or not dry_run):
         raise UsageError("an output is missing", hint="name it: -o OUT")
+    if not as_delta and (lean or max_shard_size is not None or shards is not None or metadata):
+        raise UsageError(
+            "lean, shards, their size and metadata are of a delta; a checkpoint is written in "
+            "files like those of the base",
+            hint="say --as-delta (as_delta=True)",
+        )
     path = None if out is None else output_path(out)
     with ExitStack() as stack:
         stack.enter_context(ranks.together())
         pool = stack.enter_context(OrderedMap(threads))
         composition = composed(recipe, stack, seed=seed)
-        base = composition.base
-        assert isinstance(base, FileCheckpoint)  # noqa: S101 (recipes name files)
-        is_directory = base.is_directory and not as_delta
-        if path is not None:
-            wanted, inputs = path, composition.paths
-            first(
-                ranks,
-                lambda: check_output(wanted, force=force, inputs=inputs, directory=is_directory),
-            )
-        notes = carried_notes(composition.tasks)
         if not as_delta or path is None:
             return write_checkpoint(
                 composition,
-                None if dry_run else path,
+                path,
                 pool=pool,
                 progress=progress,
                 ranks=ranks,
                 force=force,
-                notes=notes,
+                dry_run=dry_run,
             )
-        output = DeltaOutput(path, force=force, dry_run=dry_run)
-        manifest, size, overlaps = write_composed(
-            composition, output, pool=pool, progress=progress, ranks=ranks
+        output = DeltaOutput(
+            path,
+            lean=lean,
+            max_shard_size=max_shard_size,
+            shards=shards,
+            metadata=metadata or {},
+            force=force,
+            dry_run=dry_run,
         )
-        names = tuple(task.name for task in composition.tasks)
-        return ComposeReport(manifest, size, names, composition.weights, overlaps, notes)
+        return composed_delta(composition, output, pool=pool, progress=progress, ranks=ranks)
 
 
 def composed(recipe: Recipe, stack: ExitStack, *, seed: int | None = None) -> Composition:

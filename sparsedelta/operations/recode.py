@@ -19,11 +19,12 @@ from sparsedelta.delta import (
     PartContent,
     bare_content,
 )
-from sparsedelta.delta_reader import DeltaReader, open_delta
+from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.encode import EncodedPart, EncodedTensor, encode_part
 from sparsedelta.errors import DAMAGED, FormatError, UsageError
 from sparsedelta.locations import LocationLike, output_path
 from sparsedelta.manifest import COMPACT, PROFILES, Manifest
+from sparsedelta.open_delta import open_delta
 from sparsedelta.operations.origins import Origins
 from sparsedelta.operations.parts import divide_records
 from sparsedelta.operations.standpoint import refuse_part

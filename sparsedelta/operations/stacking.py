@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 
-from sparsedelta.checkpoint import FileCheckpoint
 from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.errors import UsageError
-from sparsedelta.hub.named_base import at_named_commit, pin_together
 from sparsedelta.locations import LocationLike, output_path
 from sparsedelta.operations.composed_checkpoint import ComposedReport, write_checkpoint
-from sparsedelta.operations.weighted import carried_notes, compose_deltas
-from sparsedelta.outputs import check_output
-from sparsedelta.parallel import OrderedMap
+from sparsedelta.operations.weighted import composing
 from sparsedelta.progress import Progress, silent
-from sparsedelta.ranks import ALONE, Ranks, first
+from sparsedelta.ranks import ALONE, Ranks
 
 
 def apply_stack(
@@ -67,35 +62,23 @@ def apply_stack(
     if out is None and not dry_run:
         raise UsageError("an output is missing", hint="name it: -o OUT")
     path = None if out is None else output_path(out)
-    with ExitStack() as stack:
-        stack.enter_context(ranks.together())
-        deltas = [pin_together(each, ranks) for each in deltas]
-        start = pin_together(at_named_commit(base, deltas), ranks)
-        checkpoint = stack.enter_context(FileCheckpoint(start))
-        pool = stack.enter_context(OrderedMap(threads))
-        composition = compose_deltas(
-            checkpoint,
-            deltas,
-            weights,
-            stack=stack,
-            method=method,
-            parameters=parameters or {},
-            seed=seed,
-            fp8_arithmetic=fp8_arithmetic,
-        )
-        if path is not None:
-            wanted, inputs = path, composition.paths
-            is_directory = checkpoint.is_directory
-            first(
-                ranks,
-                lambda: check_output(wanted, force=force, inputs=inputs, directory=is_directory),
-            )
+    with composing(
+        base,
+        deltas,
+        weights,
+        method=method,
+        parameters=parameters,
+        seed=seed,
+        fp8_arithmetic=fp8_arithmetic,
+        threads=threads,
+        ranks=ranks,
+    ) as (composition, pool):
         return write_checkpoint(
             composition,
-            None if dry_run else path,
+            path,
             pool=pool,
             progress=progress,
             ranks=ranks,
             force=force,
-            notes=carried_notes(composition.tasks),
+            dry_run=dry_run,
         )

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
-from sparsedelta.checkpoint import CheckpointReader
+from sparsedelta.checkpoint import CheckpointReader, open_checkpoint
 from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.digests import Digest
 from sparsedelta.errors import UsageError, WrongBaseError
+from sparsedelta.hub.named_base import at_named_commit, pin_together
 from sparsedelta.locations import LocationLike
 from sparsedelta.merging.methods import BoundMethod, Method, method_named, settings_of
 from sparsedelta.merging.outcome import TensorMethod
@@ -20,9 +21,53 @@ from sparsedelta.open_delta import open_delta
 from sparsedelta.operations.composition import Composition
 from sparsedelta.operations.moves import find_moves
 from sparsedelta.operations.standpoint import touched_specs
-from sparsedelta.operations.tasks import DeltaTask, Task
+from sparsedelta.operations.tasks import DeltaTask
+from sparsedelta.parallel import OrderedMap
+from sparsedelta.ranks import Ranks
 from sparsedelta.rounding import FLOATS, FP8
 from sparsedelta.words import TensorSpec
+
+
+@contextmanager
+def composing(
+    base: LocationLike | CheckpointReader,
+    deltas: Sequence[LocationLike | DeltaReader],
+    weights: Sequence[float] | None,
+    *,
+    method: str,
+    parameters: Mapping[str, object] | None,
+    seed: int,
+    fp8_arithmetic: bool,
+    threads: int | None,
+    ranks: Ranks,
+) -> Iterator[tuple[Composition, OrderedMap]]:
+    """While deltas are put together: what they make, and where it is made; closed afterwards.
+
+    The arguments and what is raised are those of :func:`compose_deltas`.
+
+    Raises:
+        CheckpointError: The base cannot be read.
+        RankError: Another rank failed.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(ranks.together())
+        deltas = [pin_together(each, ranks) for each in deltas]
+        start = pin_together(at_named_commit(base, deltas), ranks)
+        checkpoint = open_checkpoint(start)
+        if checkpoint is not base:
+            stack.callback(checkpoint.close)
+        pool = stack.enter_context(OrderedMap(threads))
+        composition = compose_deltas(
+            checkpoint,
+            deltas,
+            weights,
+            stack=stack,
+            method=method,
+            parameters=parameters or {},
+            seed=seed,
+            fp8_arithmetic=fp8_arithmetic,
+        )
+        yield composition, pool
 
 
 def compose_deltas(
@@ -187,14 +232,3 @@ def _provenance(
     if method.is_random:
         found["compose.seed"] = str(seed)
     return found
-
-
-def carried_notes(tasks: Sequence[Task]) -> tuple[str, ...]:
-    """What is to be said of the small files that deltas carry: they cannot be put together."""
-    notes = []
-    for task in tasks:
-        files = task.reader.manifest.attachments.files if isinstance(task, DeltaTask) else ()
-        if files:
-            names = ", ".join(file.name for file in files)
-            notes.append(f"files that {task.name} carries are left out: {names}")
-    return tuple(notes)

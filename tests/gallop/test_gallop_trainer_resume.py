@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from shutil import copytree
@@ -12,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked_scripts import Forked
 from tiny_models import weights_of
 from trainer_cases import CONFIG, logged, make_trainer, same_weights, saving, write_base
 
@@ -29,13 +27,9 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.Mo
     """Weights and delta are those of a run that was never killed; nothing is selected again."""
     for name, dtype in DTYPES.items():
         write_base(tmp_path / name / "base", dtype=dtype, dropout=0.2)
-    path = os.pathsep.join([str(HERE), str(HERE.parents[1])])
-    subprocess.run(
-        [sys.executable, HERE / "killed_training.py", tmp_path],
-        check=True,
-        capture_output=True,
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-    )
+    training = Forked(HERE / "killed_training.py", tmp_path)
+    _, err = training.communicate()
+    assert training.returncode == 0, err
     for name in DTYPES:
         folder = tmp_path / name
         whole = make_trainer(folder / "base", folder / "whole", **saving())

