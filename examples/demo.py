@@ -98,6 +98,8 @@ def accuracy(checkpoint: Path, held_out: Sequence[reviews.Review]) -> Accuracy:
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
     from transformers.utils import logging  # noqa: PLC0415
 
+    from gallop.computing import computing  # noqa: PLC0415
+
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16).eval()
     logging.disable_progress_bar()
@@ -106,7 +108,7 @@ def accuracy(checkpoint: Path, held_out: Sequence[reviews.Review]) -> Accuracy:
         for label in (reviews.POSITIVE, reviews.NEGATIVE)
     )
     answered = preferred = 0
-    with torch.inference_mode():
+    with computing("auto", model), torch.inference_mode():
         for number, review in enumerate(held_out, 1):
             ids = tokenizer(reviews.prompt(review.text), return_tensors="pt")["input_ids"]
             logits = model(input_ids=ids, logits_to_keep=1).logits[0, -1].float()
@@ -180,7 +182,8 @@ def demo(work: Path) -> None:
         *("gallop", "train", base, data, "-o", delta, "--density", str(DENSITY)),
         *("--steps", str(STEPS), "--batch-size", str(BATCH), "--lr", str(LR)),
         *("--selection-samples", str(SELECTION_SAMPLES), "--exclude-zeros"),
-        *("--dtype", "bfloat16", "--save-model", trained, "--force"),
+        # Where the CPU would emulate bfloat16, float32 arithmetic on the same weights.
+        *("--dtype", "bfloat16", "--compute", "auto", "--save-model", trained, "--force"),
     )
     info = run(figures, "what the delta says", "sparsedelta", "info", delta)
     run(figures, "validate", "sparsedelta", "validate", delta, "--base", base)

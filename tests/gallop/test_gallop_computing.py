@@ -71,7 +71,7 @@ def test_linear_layers_keep_no_wide_weights(bias: bool) -> None:  # noqa: FBT001
                 out = functional.silu(each(start))
             (out * out).sum().backward()  # type: ignore[no-untyped-call]
         results.append((out, start.grad, *(p.grad.to(BF16) for p in each.parameters())))  # type: ignore[union-attr]
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))  # type: ignore[arg-type]
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
     assert held[0] == BF16
 
 

@@ -114,7 +114,7 @@ def test_a_prompt_is_shared_by_its_answers(
 ) -> None:
     """Its tokens go through the model once, and each answer is as likely as by itself."""
     model = tiny_llama()
-    seen: list[int] = []
+    seen: list[torch.Tensor] = []
     model.model.embed_tokens.register_forward_hook(lambda _m, given, _o: seen.append(given[0]))
     batches: list[tuple[int, int]] = []
 

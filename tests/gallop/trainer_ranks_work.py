@@ -74,7 +74,7 @@ class Masked(Trainer):  # type: ignore[misc]
         assert type(model) is DistributedDataParallel
         held = {n: (p, self.mask[n]) for n, p in self.model.named_parameters()}
         norms = [p.grad[mask].norm() for p, mask in held.values() if mask.any()]
-        norm = torch.stack(norms).norm()
+        norm: Tensor = torch.stack(norms).norm()
         factor = (self.args.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
         for parameter, mask in held.values():
             parameter.grad.mul_(mask * factor)
@@ -134,7 +134,7 @@ def training(base: Path, folder: Path) -> None:
 
     for engine in ("hook", "autograd"):
         other = parallel(base, folder / "other", optim="adamw_torch", **changes)
-        attach(other, mask=attachment.mask, engine=engine)  # type: ignore[arg-type]
+        attach(other, mask=attachment.mask, engine=engine)
         other.train()
         assert same_weights(weights_of(other.model), weights_of(ours.model)), engine
         assert logged(other, "grad_norm") == logged(ours, "grad_norm")
@@ -322,7 +322,11 @@ def instructions(base: Path, folder: Path) -> None:
         {"prompt": f"the film was {word}", "completion": f" {label}"}
         for word, label in (("good", "positive"), ("bad and long", "negative"))
     ]
-    settings = {"max_steps": 3, "per_device_train_batch_size": 2, "logging_steps": 1}
+    settings: dict[str, Any] = {
+        "max_steps": 3,
+        "per_device_train_batch_size": 2,
+        "logging_steps": 1,
+    }
     settings |= {"report_to": [], "use_cpu": True, "disable_tqdm": True, "save_strategy": "no"}
     trainer = SFTTrainer(
         AutoModelForCausalLM.from_pretrained(source, dtype="auto"),

@@ -59,7 +59,7 @@ def training(base: Path, folder: Path) -> None:
     since the norm of shards is rounded in another way. Saving in the middle changes nothing, and
     what is resumed ends as what was not.
     """
-    simple = {"max_grad_norm": 0.0, "gradient_accumulation_steps": 1}
+    simple: dict[str, Any] = {"max_grad_norm": 0.0, "gradient_accumulation_steps": 1}
     copies = run(base, folder / "copies", save_strategy="no", **simple)
     reference = attach(copies, CONFIG, selection_samples=8, out=folder / "copies.d")
     copies.train()
@@ -68,7 +68,7 @@ def training(base: Path, folder: Path) -> None:
     found = sparsedelta.info(folder / "copies.d")
 
     for state, changes in (("FULL_STATE_DICT", simple), ("SHARDED_STATE_DICT", {})):
-        options = {"state": state, **changes}
+        options: dict[str, Any] = {"state": state, **changes}
         for strategy in ("no", "steps"):
             out, delta = folder / f"{state}-{strategy}", folder / f"{state}-{strategy}.d"
             looking = NothingDense()
