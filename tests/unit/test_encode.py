@@ -138,10 +138,10 @@ def test_runs_are_chosen_only_where_every_block_has_one() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "unknown index codec ''.*bitmask, dense, gap8, gap8-split, range, raw"),
+        ("", "unknown index codec ''.*bitmask, dense, gap8, gap8-split, range, ranked, raw"),
         ("gap9", "unknown index codec 'gap9'"),
         ("packed1", "unknown index codec 'packed1'"),
-        ("gap8+", "unknown value codec ''.*packed0, .*planes, raw, zigzag"),
+        ("gap8+", "unknown value codec ''.*packed0, .*planes, ranked, raw, zigzag"),
         ("gap8+packed", "unknown value codec 'packed'"),
         ("gap8+packed2+raw", "unknown value codec"),
         ("Gap8", "unknown index codec 'Gap8'"),
