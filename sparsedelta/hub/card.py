@@ -20,11 +20,20 @@ CARD: Final = "README.md"
 BEGIN: Final = "<!-- sparsedelta: what stands here is written anew by every push -->"
 END: Final = "<!-- sparsedelta: end -->"
 
+_BLOCK: Final = re.compile(
+    f"{re.escape(BEGIN)}(?:(?!{re.escape(BEGIN)}).)*?{re.escape(END)}", re.DOTALL
+)
+"""Our block; one that has lost its end is prose, as is what follows it."""
+
 _FRONT: Final = re.compile(
-    r"\A---[ \t]*\r?\n(?P<yaml>.*?)(?:\r?\n)?^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE
+    r"\A\ufeff?\s*---[ \t]*\r?\n(?P<yaml>.*?)(?:\r?\n)?^---[ \t]*(?:\r?\n|\Z)",
+    re.DOTALL | re.MULTILINE,
 )
 _DATASET: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _WORD: Final = re.compile(r"[A-Za-z0-9][\w./-]*", re.ASCII)
+
+_MARKUP: Final = {ord(char): f"&#{ord(char)};" for char in "\\`*_[]|!#~"}
+"""What Markdown makes something of."""
 
 _TAGS: Final = ("sparsedelta", "sparse-delta")
 _LICENSE_KEYS: Final = ("license", "license_name", "license_link")
@@ -72,11 +81,11 @@ def renewed_card(old: str | None, facts: CardFacts) -> str:
     block = f"{BEGIN}\n\n{_body(facts)}\n{END}"
     if old is None:
         prose = f"\n# {facts.repo.partition('/')[2]}\n\n{block}\n"
-    elif BEGIN in prose and END in prose[prose.index(BEGIN) :]:
-        before, _, rest = prose.partition(BEGIN)
-        prose = before + block + rest.partition(END)[2]
+    elif (found := _BLOCK.search(prose)) is not None:
+        prose = prose[: found.start()] + block + prose[found.end() :]
     else:
-        prose = f"{prose.rstrip()}\n\n{block}\n" if prose.strip() else f"\n{block}\n"
+        gap = "\n" if prose.endswith("\n") or not prose else "\n\n"
+        prose = f"{prose}{gap}{block}\n"
     if front is not None and _load(front, facts.repo) == data:
         return f"---\n{front}\n---\n{prose}"
     text = import_module("yaml").safe_dump(data, sort_keys=False, allow_unicode=True)
@@ -113,7 +122,7 @@ def _load(front: str, repo: str) -> dict[str, Any]:
     yaml = import_module("yaml")
     try:
         found = yaml.safe_load(front) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates and numbers that are none
         problem = " ".join(str(error).split())
         raise _malformed(repo, f"its metadata is no YAML: {problem}") from None
     if not isinstance(found, dict):
@@ -251,7 +260,7 @@ def _snippets(facts: CardFacts) -> list[str]:
 def _recipe(metadata: Mapping[str, str]) -> list[str]:
     if not metadata:
         return []
-    rows = [f"| `{_cell(key)}` | {_cell(value)} |" for key, value in sorted(metadata.items())]
+    rows = [f"| {_cell(key)} | {_cell(value)} |" for key, value in sorted(metadata.items())]
     return ["### How it was made\n", "| | |", "|---|---|", *rows, ""]
 
 
@@ -259,9 +268,7 @@ def _cell(text: str) -> str:
     """Text of anyone in a cell of a table: no markup, no line break."""
     short = text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 1]}…"
     plain = "".join(char if char.isprintable() else "�" for char in short)
-    for char in "\\`*_[]|!#~":
-        plain = plain.replace(char, f"&#{ord(char)};")
-    return escape(plain.replace("&#", "\0"), quote=False).replace("\0", "&#")
+    return escape(plain, quote=False).translate(_MARKUP)
 
 
 def _citation(facts: CardFacts) -> str:

@@ -89,7 +89,7 @@ def look(account: Account, reference: Reference) -> RepositoryState:
 def _card(store: HubStore) -> str | None:
     if CARD not in store.files:
         return None
-    return read_file(store.url(CARD), _MAX_CARD_BYTES).decode("utf-8", errors="replace")
+    return read_file(store.url(CARD), _MAX_CARD_BYTES).decode("utf-8", errors="surrogateescape")
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,9 @@ _Result = TypeVar("_Result")
 _TOKEN: Final = re.compile(r"hf_[A-Za-z0-9_-]{2,}|(?<=[Bb]earer )[^\s'\",]+")
 """What a token looks like, wherever it stands."""
 
+_UPLOAD: Final = "Error while uploading"
+"""What the client says of a file that the store behind the Hub, not the Hub itself, refuses."""
+
 _ATTEMPTS: Final = 4
 _FIRST_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 60.0
@@ -68,6 +71,8 @@ def reason_of(error: BaseException) -> str:
         found = _by_class(each)
         if found is not None:
             return found
+    if any(isinstance(each, RuntimeError) and _UPLOAD in str(each) for each in chain):
+        return "server"  # a place to upload to is lent for a while: the next attempt gets another
     for each in chain:
         status = _status(each)
         if status is not None:

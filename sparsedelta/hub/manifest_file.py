@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from sparsedelta.errors import CheckpointError
-from sparsedelta.hub.references import COMMIT
+from sparsedelta.hub.references import COMMIT, is_repository
 from sparsedelta.hub.store import HubStore
 from sparsedelta.locations import Url
 from sparsedelta.sources import read_file
@@ -145,7 +145,7 @@ def parse_manifest_file(content: bytes, where: str) -> ManifestFile:
         base, deltas = document["base"], document["deltas"]
         found = ManifestFile(
             ListedBase(
-                _text(base["repo"], none=True),
+                _repo(base["repo"]),
                 _checked(base["commit"], COMMIT, none=True),
                 _checked(base["fingerprint"], _DIGEST) or "",
                 tuple(_file(file) for file in base["files"]),
@@ -158,7 +158,7 @@ def parse_manifest_file(content: bytes, where: str) -> ManifestFile:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{where} is malformed: {type(error).__name__}: {error}",
-            hint="push the delta again: it is written anew",
+            hint="its author deletes it on the Hub, and pushes the delta again",
         ) from None
     return found
 
@@ -191,6 +191,12 @@ def _text(value: object, *, none: bool = False) -> str | None:
     if isinstance(value, str) or (none and value is None):
         return value
     raise ValueError(f"{value!r:.80}, expected text")
+
+
+def _repo(value: object) -> str | None:
+    if value is None or (isinstance(value, str) and is_repository(value)):
+        return value
+    raise ValueError(f"{value!r:.80}, expected NAMESPACE/NAME")
 
 
 def _checked(value: object, pattern: re.Pattern[str], *, none: bool = False) -> str | None:

@@ -69,7 +69,8 @@ def at_named_commit(
 ) -> LocationLike | _Reader:
     """The base of deltas, at the commit that they name if it is on the Hub and no other was asked.
 
-    If that commit is gone, the main branch is taken: what it holds is verified anyway.
+    If that commit is gone, or offline and not in the cache, the main branch is taken: what it holds
+    is verified anyway.
 
     Args:
         base: The base, as a user names it; a reader stays what it is.
@@ -120,7 +121,7 @@ def _exists(reference: Reference, commit: str, location: Url) -> bool:
     try:
         files = store.files
     except HubError as error:
-        if error.reason in ("revision", "entry"):
+        if error.reason in ("revision", "entry", "offline"):
             return False
         raise
     location.known["files"] = files

@@ -105,7 +105,7 @@ class Plan:
         )
         hub = import_module("huggingface_hub")
         changes: dict[str, Any] = dict(operations)
-        card = renewed_card(state.card, facts).encode()
+        card = renewed_card(state.card, facts).encode("utf-8", "surrogateescape")
         for path, content in ((MANIFEST_FILE, listed.to_bytes()), (CARD, card)):
             changes[path] = hub.CommitOperationAdd(path_in_repo=path, path_or_fileobj=content)
         kept = {file.path for file in listed.files}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -13,11 +12,12 @@ from sparsedelta.checkpoint import FileCheckpoint
 from sparsedelta.container import open_file
 from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.errors import FormatError, HubError, OutputError, UsageError
-from sparsedelta.hub.at_hand import delta_locations
+from sparsedelta.hub.at_hand import DELTA_FILE, delta_locations
 from sparsedelta.hub.chains import link_number
 from sparsedelta.hub.client import Account
 from sparsedelta.hub.manifest_file import (
     MANIFEST_FILE,
+    ListedDelta,
     ListedFile,
     ManifestFile,
     read_manifest_file,
@@ -115,6 +115,7 @@ def pull(
         UsageError: Options that make no sense.
     """
     reference = repository(repo, what="delta")
+    known = Account.of(repo.options) if isinstance(repo, Url) else Account()
     if revision is not None and reference.revision not in (None, revision):
         raise UsageError(
             f"{reference} names a revision, and so does --revision {revision}", hint="name it once"
@@ -122,7 +123,17 @@ def pull(
     if out is not None and local_dir is not None:
         raise UsageError("an output is named twice", hint="either -o FILE, or --local-dir DIR")
     reference = Reference(reference.repo, revision or reference.revision)
-    store = pinned(reference, Account(token, endpoint, cache_dir))
+    if local_dir is not None and not (onto is None and to is None):
+        raise UsageError(
+            "--to and --onto make one file of a chain, --local-dir gets its links as they are",
+            hint="name the output: -o OUT",
+        )
+    account = Account(
+        known.token if token is None else token,
+        endpoint or known.endpoint,
+        cache_dir or known.cache_dir,
+    )
+    store = pinned(reference, account)
     options = _Options(threads, force, progress)
     listed = read_manifest_file(store)
     roots = [parse_reference(each).path for each in _urls(store)]
@@ -133,7 +144,12 @@ def pull(
             f"{reference} holds no chain",
             hint=f"apply its delta: sparsedelta apply {onto or 'BASE'} {reference} -o OUT",
         )
-    if listed is not None and is_chain and local_dir is None and (path or onto or to):
+    if (
+        listed is not None
+        and is_chain
+        and local_dir is None
+        and not (path is None and onto is None and to is None)
+    ):
         way = _Way(store, listed, path, onto, len(roots) if to is None else to)
         return _pull_chain(way, options, dry_run=dry_run)
     if len(roots) > 1 and path is not None:
@@ -143,17 +159,17 @@ def pull(
             hint=f"name one: hf://{reference}/{roots[0]}; or --local-dir DIR",
         )
     if dry_run:
-        names = [name for root in roots for name in _set_names(store, listed, root)]
+        names = [name for root in roots for name in _set_names(store, root)]
         return _report(store, listed, names, roots, None)
     found = _verified(store, listed, roots, options)
-    names = list(found)
+    names = [name for each in found.values() for name in each]
     if local_dir is not None:
         where = _write_folder(found, output_path(local_dir), force=force)
         return _report(store, listed, names, roots, where / roots[-1])
     if path is not None:
-        _write(found, roots[0], path, force=force)
+        _write(found[roots[0]], roots[0], path, force=force)
         return _report(store, listed, names, roots, path)
-    return _report(store, listed, names, roots, found[roots[-1]])
+    return _report(store, listed, names, roots, found[roots[-1]][roots[-1]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,11 +183,8 @@ def _urls(store: HubStore) -> list[Url]:
     return [each for each in delta_locations(store.url()) if isinstance(each, Url)]
 
 
-def _set_names(store: HubStore, listed: ManifestFile | None, root: str) -> list[str]:
-    """The files of a delta: as ``sparsedelta.json`` lists them, else as its root does."""
-    for delta in listed.deltas if listed is not None else ():
-        if delta.path == root:
-            return [file.path for file in delta.files]
+def _set_names(store: HubStore, root: str) -> list[str]:
+    """The files of a delta as its root names them; ``sparsedelta.json`` may list anything."""
     with open_file(store.url(root), ahead=False) as file:  # from the cache, if it is there
         place = file.manifest.place
         folder = PurePosixPath(root).parent
@@ -181,13 +194,14 @@ def _set_names(store: HubStore, listed: ManifestFile | None, root: str) -> list[
 
 def _verified(
     store: HubStore, listed: ManifestFile | None, roots: Sequence[str], options: _Options
-) -> dict[str, Path]:
-    """Files of deltas in the client's cache, after every check, by their paths."""
+) -> dict[str, dict[str, Path]]:
+    """Files of each delta in the client's cache, after every check, by its root and their paths."""
     told = {file.path: file for file in listed.files} if listed is not None else {}
-    found: dict[str, Path] = {}
+    links = {delta.path: delta for delta in listed.deltas} if listed is not None else {}
+    sets: dict[str, dict[str, Path]] = {}
     for root in roots:
-        found[root] = _fetched(store, root, told.get(root))
-        for name in _set_names(store, listed, root):
+        found = sets[root] = {root: _fetched(store, root, told.get(root))}
+        for name in _set_names(store, root):
             if name not in found:
                 found[name] = _fetched(store, name, told.get(name))
         report = validate(found[root], threads=options.threads, progress=options.progress)
@@ -198,7 +212,21 @@ def _verified(
                 f"{store.reference}: {problem.message.removeprefix(f'{problem.rule}: ')}",
                 hint="it was pushed so: tell its author",
             )
-    return found
+        if root in links:
+            _check_ends(store, found[root], links[root])
+    return sets
+
+
+def _check_ends(store: HubStore, path: Path, link: ListedDelta) -> None:
+    with DeltaReader(path, ahead=False) as reader:
+        ends = reader.manifest.base, reader.manifest.target
+    if ends != (link.base, link.target):
+        raise HubError(
+            f"{link.path} of {store.reference} leads from {ends[0][:16]}… to {ends[1][:16]}…, "
+            f"{MANIFEST_FILE} says from {link.base[:16]}… to {link.target[:16]}…",
+            reason="corrupt",
+            hint="it was replaced by itself: push the delta again",
+        )
 
 
 def _fetched(store: HubStore, name: str, told: ListedFile | None) -> Path:
@@ -227,13 +255,23 @@ def _sha256(path: Path) -> str:
 
 def _write(found: dict[str, Path], root: str, path: Path, *, force: bool) -> None:
     """Copy a delta out of the cache; its part files first, which are called as the root says."""
-    check_output(path, force=force, inputs=found.values())
-    for name in found:
-        if name != root:
-            check_output(path.parent / PurePosixPath(name).name, force=force)
+    _check_names(found, root, path, force=force)
     with staged(path, force=force) as work:
         for name, source in found.items():
             _copy(source, work if name == root else work.parent / PurePosixPath(name).name)
+
+
+def _check_names(found: dict[str, Path], root: str, path: Path, *, force: bool) -> None:
+    check_output(path, force=force, inputs=found.values())
+    for name in found:
+        part = path.parent / PurePosixPath(name).name
+        if name != root and part.name.lower() == path.name.lower():
+            raise OutputError(
+                f"the output {path} has the name of a part file of the set",
+                hint=f"name it otherwise: -o {path.with_name(DELTA_FILE)}",
+            )
+        if name != root:
+            check_output(part, force=force, inputs=found.values())
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -246,13 +284,13 @@ def _copy(source: Path, target: Path) -> None:
         raise OutputError(f"{target.name} was written, and reads otherwise: is the disk sound?")
 
 
-def _write_folder(found: dict[str, Path], folder: Path, *, force: bool) -> Path:
-    with ExitStack() as stack:
-        for name, source in found.items():
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            check_output(path, force=force)
-            _copy(source, stack.enter_context(staged(path, force=force)))
+def _write_folder(sets: dict[str, dict[str, Path]], folder: Path, *, force: bool) -> Path:
+    for root in sets:
+        (folder / root).parent.mkdir(parents=True, exist_ok=True)
+    for root, found in sets.items():  # all of them before any is written
+        _check_names(found, root, folder / root, force=force)
+    for root, found in sets.items():
+        _write(found, root, folder / root, force=force)
     return folder
 
 
@@ -288,7 +326,7 @@ def _pull_chain(way: _Way, options: _Options, *, dry_run: bool) -> PullReport:
         return _report(store, listed, names, roots, None, links=links)
     check_output(path, force=options.force, directory=start is not None)
     found = _verified(store, listed, roots, options)
-    deltas = [found[root] for root in roots]
+    deltas = [found[root][root] for root in roots]
     applied = None
     if start is not None:
         applied = apply(
@@ -300,7 +338,7 @@ def _pull_chain(way: _Way, options: _Options, *, dry_run: bool) -> PullReport:
             progress=options.progress,
         )
     elif len(deltas) == 1:
-        _write({name: found[name] for name in names}, roots[0], path, force=options.force)
+        _write(found[roots[0]], roots[0], path, force=options.force)
     else:
         squash(deltas, path, threads=options.threads, force=options.force)
     return _report(store, listed, names, roots, path, links=links, applied=applied)

@@ -103,6 +103,12 @@ def _is_repo(namespace: str, name: str) -> bool:
     )
 
 
+def is_repository(text: str) -> bool:
+    """Whether a text, which may come from anyone, is ``namespace/name``."""
+    namespace, _, name = text.partition("/")
+    return _is_repo(namespace, name)
+
+
 def repository(given: LocationLike | Reference, *, what: str = "repository") -> Reference:
     """The repository that a user names where nothing but one makes sense.
 

@@ -136,6 +136,10 @@ def history(
         CheckpointError: It holds no delta.
     """
     reference = repository(repo)
+    if revision is not None and reference.revision not in (None, revision):
+        raise UsageError(
+            f"{reference} names a revision, and so does --revision {revision}", hint="name it once"
+        )
     reference = Reference(reference.repo, revision or reference.revision)
     store = pinned(reference, Account(token, endpoint))
     listed = read_manifest_file(store) or _looked_up(store)

@@ -123,15 +123,21 @@ class HubStore:
             return found
 
     def _ask_for_list(self) -> dict[str, HubFile]:
-        entries = self.account.api().list_repo_tree(
-            self.reference.repo, recursive=True, revision=self.commit
-        )
+        entries = [
+            entry
+            for entry in self.account.api().list_repo_tree(
+                self.reference.repo, recursive=True, revision=self.commit
+            )
+            if hasattr(entry, "size")
+        ]
+        for entry in entries:
+            if not isinstance(entry.size, int) or entry.size < 0 or not isinstance(entry.path, str):
+                raise ValueError(f"{entry.path!r:.80} is listed with {entry.size!r:.20} bytes")
         return {
             entry.path: HubFile(
                 entry.size, None if entry.lfs is None else entry.lfs.sha256, entry.blob_id
             )
             for entry in entries
-            if hasattr(entry, "size")
         }
 
     @property

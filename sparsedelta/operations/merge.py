@@ -12,6 +12,7 @@ from sparsedelta.checkpoint import FileCheckpoint
 from sparsedelta.checkpoint_files import find_files
 from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.errors import CheckpointError, DeltaGivenError, HubError, UsageError
+from sparsedelta.hub.named_base import at_named_commit, pin_together
 from sparsedelta.locations import Location, LocationLike, Url, as_location, output_path
 from sparsedelta.merging.gradients import Depths, Value, resolve
 from sparsedelta.merging.methods import BoundMethod, check_settings, checked
@@ -94,7 +95,7 @@ def merge(
     with ExitStack() as stack:
         stack.enter_context(ranks.together())
         pool = stack.enter_context(OrderedMap(threads))
-        composition = composed(recipe, stack, seed=seed)
+        composition = composed(recipe, stack, seed=seed, ranks=ranks)
         if not as_delta or path is None:
             return write_checkpoint(
                 composition,
@@ -117,13 +118,16 @@ def merge(
         return composed_delta(composition, output, pool=pool, progress=progress, ranks=ranks)
 
 
-def composed(recipe: Recipe, stack: ExitStack, *, seed: int | None = None) -> Composition:
+def composed(
+    recipe: Recipe, stack: ExitStack, *, seed: int | None = None, ranks: Ranks = ALONE
+) -> Composition:
     """What a recipe puts together, opened; nothing of it has been read but headers.
 
     Args:
         recipe: The recipe.
         stack: Closes what is opened here.
         seed: What random methods draw from; None: the recipe's, or 0.
+        ranks: The processes that do this together; all read the Hub at the same commits.
     """
     models = list(recipe.models)
     base_entry = recipe.base
@@ -134,7 +138,11 @@ def composed(recipe: Recipe, stack: ExitStack, *, seed: int | None = None) -> Co
                 hint="name the checkpoint that all models were made from",
             )
         base_entry = models[0]
-    base = _open(recipe, base_entry)
+    own = _base_among(recipe, base_entry)
+    others = [model for model in models if model != own]
+    places = [pin_together(_found(recipe, model), ranks) for model in others]
+    home = pin_together(at_named_commit(_found(recipe, base_entry), places), ranks)
+    base = _open(recipe, base_entry, home)
     if isinstance(base, DeltaReader):
         base.close()
         raise UsageError(
@@ -142,11 +150,9 @@ def composed(recipe: Recipe, stack: ExitStack, *, seed: int | None = None) -> Co
             "expected a checkpoint"
         )
     stack.enter_context(base)
-    own = _base_among(recipe, base_entry)
-    others = [model for model in models if model != own]
     tasks: list[Task] = []
-    for number, model in enumerate(others):
-        reader = _open(recipe, model)
+    for number, (model, place) in enumerate(zip(others, places, strict=True)):
+        reader = _open(recipe, model, place)
         stack.enter_context(reader)
         if isinstance(reader, DeltaReader):
             tasks.append(DeltaTask(reader))
@@ -252,8 +258,9 @@ class RecipePlan:
         return settings
 
 
-def _open(recipe: Recipe, model: ModelEntry) -> FileCheckpoint | DeltaReader:
-    location = _found(recipe, model)
+def _open(
+    recipe: Recipe, model: ModelEntry, location: LocationLike
+) -> FileCheckpoint | DeltaReader:
     try:
         try:
             return FileCheckpoint(location)

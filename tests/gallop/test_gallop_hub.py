@@ -72,6 +72,34 @@ def load(base: str, delta: str) -> list[float]:
         return [float(x) for x in model(torch.tensor([[1, 2, 3]])).logits.flatten()[:5]]
 
 
+def generate(base: str, delta: str, folder: str) -> list[list[int]]:
+    """Tokens that a pipeline generates: with a delta of the Hub, and from what `apply` writes."""
+    import torch  # noqa: PLC0415
+    from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: PLC0415
+    from transformers import (  # noqa: PLC0415
+        AutoModelForCausalLM,
+        PreTrainedTokenizerFast,
+        pipeline,
+    )
+
+    import sparsedelta  # noqa: PLC0415
+
+    sparsedelta.apply(base, delta, folder)
+    tuned = sparsedelta.from_pretrained(AutoModelForCausalLM, base, deltas=[delta])
+    assert tuned.dtype == torch.float32
+    words = {f"w{number}": number for number in range(tuned.config.vocab_size)}
+    tokens = Tokenizer(models.WordLevel(words, unk_token="w0"))  # noqa: S106 (no password)
+    tokens.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokens, unk_token="w0", pad_token="w0")  # noqa: S106
+    found = []
+    for model in (tuned, AutoModelForCausalLM.from_pretrained(folder)):
+        made = pipeline("text-generation", model=model, tokenizer=fast)(
+            "w1 w2 w3", max_new_tokens=5, do_sample=False, return_tensors=True
+        )
+        found.append(list(made[0]["generated_token_ids"]))
+    return found
+
+
 def load_file(base: str, delta: str, out: str) -> list[float]:
     """The same of what ``apply`` writes."""
     import torch  # noqa: PLC0415
@@ -103,6 +131,11 @@ def test_a_trainer_pushes_its_delta(hub: HubServer, client: Client, tmp_path: Pa
     assert loaded == client(
         load_file, base="org/base", delta="alice/task", out=str(tmp_path / "applied")
     )
+    piped, expected = client(
+        generate, base="org/base", delta="alice/task", folder=str(tmp_path / "piped")
+    )
+    assert piped == expected
+    assert len(piped) > 3
     with urlopen(f"{hub.url}/alice/task/resolve/main/sparsedelta.json") as answer:  # noqa: S310
         told = json.load(answer)
     assert (told["base"]["repo"], told["base"]["commit"]) == (
@@ -111,3 +144,39 @@ def test_a_trainer_pushes_its_delta(hub: HubServer, client: Client, tmp_path: Pa
     )
     assert told["deltas"][0]["nnz"] <= found["nnz"]
     assert told["deltas"][0]["method"] == "gallop"
+
+
+def checked(repo: str, token: str) -> None:
+    """What is looked at before a training."""
+    from gallop.hub import check_push  # noqa: PLC0415
+
+    os.environ["HF_TOKEN"] = token
+    check_push(repo)
+
+
+@pytest.mark.parametrize(
+    ("repo", "user", "told"),
+    [
+        ("alice/new", "alice-read", "the token only reads"),
+        ("bob/new", "alice", "does not belong"),
+        ("alice/new@" + "0" * 40, "alice", "is a commit"),
+        ("alice/chain", "alice", "holds a chain of 1 deltas"),
+    ],
+)
+def test_what_would_stand_in_the_way(
+    hub: HubServer, client: Client, repo: str, user: str, told: str
+) -> None:
+    digest = "0" * 64
+    link = {"path": "chain/000001.safetensors", "base": digest, "target": digest}
+    link |= {"content": digest, "format_version": "1.0", "profile": "portable", "method": None}
+    listed = {
+        "version": 1,
+        "kind": "chain",
+        "base": {"repo": None, "commit": None, "fingerprint": digest, "files": []},
+        "deltas": [{**link, "nnz": 1, "tensors": 1, "invertible": True, "files": []}],
+    }
+    hub.put_repo("alice/chain", files={"sparsedelta.json": json.dumps(listed).encode()})
+    with pytest.raises(ClientError, match=told):
+        client(checked, repo=repo, token=TOKENS[user])
+    client(checked, repo="alice/new", token=TOKENS["alice"])
+    client(checked, repo="acme/new", token=TOKENS["alice"])

@@ -31,8 +31,32 @@ def facts(material: Material) -> CardFacts:
     )
 
 
+@pytest.mark.parametrize("prose", ["\r\nWindows\r\n", "\nno end", "\ntwo  \n\n\n", "\n\udcff\n"])
+def test_prose_stays_byte_for_byte(facts: CardFacts, prose: str) -> None:
+    old = f"\ufeff---\r\nlicense: gpl\r\n---\n{prose}"
+    card = renewed_card(old, facts)
+    assert card.split("---\n", 2)[2].startswith(prose)
+    assert metadata(card)["license"] == "gpl"
+    assert renewed_card(card, facts) == card
+
+
+def test_a_block_without_its_end_takes_no_prose_along(facts: CardFacts) -> None:
+    cut = renewed_card(None, facts).replace(END, "Written by hand.")
+    once = renewed_card(cut, facts)
+    assert once.startswith(cut)
+    assert renewed_card(once, facts) == once
+    more = f"{once}{BEGIN}\n{END}\n"
+    assert "Written by hand." in renewed_card(more, facts)
+
+
 OLD = ("", "# Prose\n\nalone", "no title", "---\nlicense: gpl\n---\n\nText")
-BROKEN = ("---\nlicense: [\n---\n", "---\n- a\n---\n", "---\nlicense: mit\n")
+BROKEN = (
+    "---\ndate: 2026-13-45\n---\n",
+    f"---\na: {'[' * 5000}\n---\n",
+    "---\nlicense: [\n---\n",
+    "---\n- a\n---\n",
+    "---\nlicense: mit\n",
+)
 
 
 def metadata(card: str) -> dict[str, Any]:
@@ -98,6 +122,7 @@ def test_metadata_of_the_delta(facts: CardFacts) -> None:
     assert metadata(card)["datasets"] == ["org/data", "x"]
     assert metadata(card)["metrics"] == ["accuracy"]
     row = next(line for line in card.splitlines() if "gallop.lr" in line)
+    assert row == "| gallop.lr | 1&#124;2&#96;&lt;i&gt;�&#35; |"
     assert not set("<`\n") & set(row.split("|", 2)[2].replace("&lt;", ""))
     assert row.count("|") == 3
 

@@ -124,6 +124,8 @@ def test_the_manifest_comes_back() -> None:
         (["deltas"], []),
         (["deltas"], {}),
         (["base", "commit"], "main"),
+        (["base", "repo"], "a/b\x1b[31m"),
+        (["base", "repo"], "../b"),
         (["base", "fingerprint"], None),
         (["deltas", 0, "path"], "../x.safetensors"),
         (["deltas", 0, "path"], "a/b/x.safetensors"),
