@@ -167,8 +167,9 @@ def test_what_would_stand_in_the_way(
     hub: HubServer, client: Client, repo: str, user: str, told: str
 ) -> None:
     digest = "0" * 64
-    link = {"path": "chain/000001.safetensors", "base": digest, "target": digest}
-    link |= {"content": digest, "format_version": "1.0", "profile": "portable", "method": None}
+    link: dict[str, str | None] = {"path": "chain/000001.safetensors", "base": digest}
+    link |= {"target": digest, "content": digest, "method": None}
+    link |= {"format_version": "1.0", "profile": "portable"}
     listed = {
         "version": 1,
         "kind": "chain",
