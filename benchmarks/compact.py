@@ -126,8 +126,8 @@ class Weights:
     @classmethod
     def of(cls, base: StoredFile, target: StoredFile) -> Weights:
         """Copies of the words of two files."""
-        old = {name: base.words(name).copy() for name in base.tensors}
-        new = {name: target.words(name).copy() for name in target.tensors}
+        old = {name: np.array(base.words(name)) for name in base.tensors}
+        new = {name: np.array(target.words(name)) for name in target.tensors}
         return cls(old, new, {name: np.zeros_like(words) for name, words in old.items()})
 
     def digest(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -171,10 +170,10 @@ class DeltaFile(Closing):
         if described.encoding.needs_base and base is None:
             raise needs_base(self.path, record, described)
         with self._in_block(record, described, block):
-            streams, count, shape = self._streams_of(record, number, described, block)
-            return described.encoding.decode(
-                streams, count, replace(shape, base=base, any_order=any_order)
+            streams, count, shape = self._streams_of(
+                record, number, described, block, base=base, any_order=any_order
             )
+            return described.encoding.decode(streams, count, shape)
 
     def check_block(self, record: TensorRecord, number: int, block: int) -> None:
         """Check all of a block that can be checked without the base words that decode it.
@@ -203,14 +202,26 @@ class DeltaFile(Closing):
         return described
 
     def _streams_of(
-        self, record: TensorRecord, number: int, described: PartRecord, block: int
+        self,
+        record: TensorRecord,
+        number: int,
+        described: PartRecord,
+        block: int,
+        *,
+        base: Words | None = None,
+        any_order: bool = False,
     ) -> tuple[list[Bytes], int, Block]:
         """The streams of a block, its number of entries and its shape."""
         table = self.tables.tensors[record.name].blocks(number)
         first = block << described.block_log2
         size = min(1 << described.block_log2, record.domain(number) - first)
         shape = Block(
-            size, record.word_bytes(number), dtype=record.changed(number).dtype, start=first
+            size,
+            record.word_bytes(number),
+            base=base,
+            dtype=record.changed(number).dtype,
+            start=first,
+            any_order=any_order,
         )
         return self._read_streams(table, block), int(table.counts[block]), shape
 

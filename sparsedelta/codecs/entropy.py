@@ -22,10 +22,17 @@ def entropies(counts: Counts) -> Counts:
     Args:
         counts: int64 ``[rows, kinds]``, how many there are of each kind, below 2^32 in all.
     """
-    totals = counts.sum(axis=1)
-    each = (counts * _log2(np.maximum(counts, 1))).sum(axis=1)
-    bits: Counts = totals * _log2(np.maximum(totals, 1)) - each
+    bits: Counts = weighed_logarithms(counts.sum(axis=1)) - weighed_logarithms(counts).sum(axis=1)
     return bits
+
+
+def weighed_logarithms(counts: Counts) -> Counts:
+    """Each number times its base-2 logarithm, times 2^16; 0 for 0."""
+    found = np.zeros_like(counts)
+    where = np.nonzero(counts)  # most kinds are rare
+    some = counts[where]
+    found[where] = some * _log2(some)
+    return found
 
 
 def _log2(numbers: Indices) -> Indices:

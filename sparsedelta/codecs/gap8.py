@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import ClassVar, Final
 
 import numpy as np
@@ -79,6 +80,41 @@ def read_sums(stream: Bytes, count: int, rule: str) -> Indices:
     if stream.size and stream[-1] == ESCAPE:
         raise StreamError(rule, "the stream ends inside a gap")
     sums: Indices = np.cumsum(stream, dtype=np.int64)[ends]
+    return sums
+
+
+def read_gaps(streams: Sequence[Bytes], counts: Sequence[int], rule: str) -> Indices:
+    """Ascending numbers of several streams of :func:`write_gaps`, each counted from -1.
+
+    Args:
+        streams: At least one.
+        counts: Numbers of each, at least 1.
+        rule: Rule that a stream may break.
+
+    Returns:
+        int64, stream by stream.
+
+    Raises:
+        StreamError: A stream holds another number of gaps, or ends inside one.
+    """
+    stream = streams[0] if len(streams) == 1 else np.concatenate(streams)
+    sums: Indices = np.cumsum(stream, dtype=np.int64)
+    ends = list(accumulate(counts))
+    lengths = list(accumulate(each.size for each in streams))
+    if lengths != ends:
+        where = np.flatnonzero(stream != ESCAPE)
+        # If each stream's last byte ends the last of its gaps, all of them have their number.
+        if where.size != ends[-1] or where[np.array(ends) - 1].tolist() != [n - 1 for n in lengths]:
+            for each, count in zip(streams, counts, strict=True):
+                read_sums(each, count, rule)
+        sums = sums[where]
+    elif int(stream.max()) == ESCAPE:
+        for each, count in zip(streams, counts, strict=True):
+            read_sums(each, count, rule)
+    sums += np.arange(sums.size)
+    before = [int(sums[end - 1]) + 1 for end in ends[:-1]]
+    for start, stop, number in zip(ends, ends[1:], before, strict=False):
+        sums[start:stop] -= number
     return sums
 
 

@@ -19,6 +19,9 @@ from sparsedelta.words import Bytes, Words, word_dtype
 
 WIDTHS: Final = (0, 1, 2, 4, 8)
 
+_SLOTS: Final = {width: np.arange(0, 8, width, dtype=np.uint8)[:, None] for width in (1, 2, 4)}
+"""Bits below each symbol of a byte, by width."""
+
 
 @dataclass(frozen=True, slots=True)
 class Packed:
@@ -128,13 +131,7 @@ def unpack(packed: Bytes, width: int, count: int, rule: str) -> Bytes:
         return np.zeros(count, np.uint8)
     if width == 8:  # noqa: PLR2004 (a symbol is a byte)
         return packed[:count]
-    mask = np.uint8((1 << width) - 1)
-    length = packed.size
-    symbols = np.empty(length * (8 // width), np.uint8)
-    for slot in range(8 // width):
-        found = symbols[slot * length : (slot + 1) * length]
-        np.right_shift(packed, np.uint8(slot * width), out=found)
-    symbols &= mask
-    if symbols.size > count and symbols[count:].any():
+    symbols: Bytes = (packed >> _SLOTS[width] & np.uint8((1 << width) - 1)).reshape(-1)
+    if symbols[count:].tobytes().strip(b"\0"):  # a few bytes: quicker than a reduction
         raise StreamError(rule, "spare bits of MAG are not 0")
     return symbols[:count]

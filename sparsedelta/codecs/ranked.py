@@ -9,30 +9,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparsedelta.codecs.base import Block, Bounds, Counts, StreamError
-from sparsedelta.codecs.bitmask import Bitmask
 from sparsedelta.codecs.escapes import encode_escapes
 from sparsedelta.codecs.gap8 import gaps_of, write_gaps
-from sparsedelta.codecs.ranked_classes import EXPONENTS, Range, exponents, holds, members
+from sparsedelta.codecs.packed import pack
+from sparsedelta.codecs.ranked_classes import EXPONENTS, Range, exponents, histogram
 from sparsedelta.codecs.ranked_frames import RULE
 from sparsedelta.codecs.ranked_layout import (
     FLAT,
     GAPS,
-    MASK,
-    Class,
     ClassEntry,
     RankedBlock,
     parse_block,
     write_block,
 )
-from sparsedelta.codecs.ranked_plan import divide, index_code, is_worth_rows, value_code
+from sparsedelta.codecs.ranked_plan import divide, index_code, is_worth_rows, value_codes
 from sparsedelta.codecs.ranked_rows import LiveRows, row_count
-from sparsedelta.codecs.ranked_values import NEW_WORDS, magnitudes, split_words, symbols
+from sparsedelta.codecs.ranked_select import BitSets, groups, members
+from sparsedelta.codecs.ranked_values import NEW_WORDS, WIDTHS, magnitudes, split_words, symbols
 from sparsedelta.words import Bytes, Indices, Words
 
 WORD_BYTES: Final = 2
@@ -150,52 +150,52 @@ def decode(stream: Bytes, count: int, block: Block) -> tuple[Indices, Words]:
     if base is None:
         raise TypeError("'ranked' needs the base words")
     live = parsed.live
-    fields = exponents(base, _dtype(block))
-    if live is not None:
-        fields = live.pick(fields)
-    places = _places(fields, parsed.classes)
-    found = np.concatenate(places)
+    fields = exponents(base if live is None else live.pick(base), _dtype(block))
+    found = _places(fields, parsed)
     if live is not None:
         found = live.indices(found)
-    values = []
-    at = 0
-    for each, where in zip(parsed.classes, places, strict=True):
-        words = each.words
-        if each.entry.value == NEW_WORDS:
-            words = words - base[found[at : at + where.size]]
-            if not words.all():
-                raise StreamError(BASE_RULE, "a new word is the old one")
-        values.append(words)
-        at += where.size
-    changed = np.concatenate(values)
-    if block.any_order:
-        return found, changed
+    words = parsed.words
+    is_new = [entry.value == NEW_WORDS for entry in parsed.table]
+    if any(is_new):
+        marks = np.repeat(is_new, parsed.counts)
+        steps = words[marks] - base[found[marks]]
+        if not steps.all():
+            raise StreamError(BASE_RULE, "a new word is the old one")
+        words[marks] = steps
+    if block.any_order or len(parsed.table) == 1:
+        return found, words
     # No difference is 0: put in their places, they are found again in order.
-    dense = np.zeros(block.words, changed.dtype)
-    dense[found] = changed
+    dense = np.zeros(block.words, words.dtype)
+    dense[found] = words
     ordered: Indices = np.flatnonzero(dense)
     return ordered, dense[ordered]
 
 
-def _places(fields: Bytes, classes: Sequence[Class]) -> list[Indices]:
-    """Positions of the entries of each class among the elements of live rows."""
-    places: list[Indices | None] = [None] * len(classes)
-    listed = [each.entry.range for each in classes if each.entry.range != FLAT]
-    for found in members(fields, listed):
-        each = classes[found.number]
-        size = found.size
-        if each.bits and each.bits != -(-size // 8) * 8:
-            raise StreamError(BASE_RULE, f"a bitmask of {each.bits} bits over {size} elements")
-        if each.ranks[-1] >= size:
-            raise StreamError(BASE_RULE, f"rank {each.ranks[-1]} in a class of {size}")
-        places[found.number] = found.positions(each.ranks)
-    if len(listed) < len(classes):
-        flat = classes[-1].ranks
-        taken = fields[flat]
-        if any(holds(taken, each).any() for each in listed):
+def _places(fields: Bytes, parsed: RankedBlock) -> Indices:
+    """Positions of the entries among the elements of live rows, class by class."""
+    ranges = [entry.range for entry in parsed.table]
+    counts, ranks = parsed.counts, parsed.ranks
+    stops = list(accumulate(counts))
+    has_flat = ranges[-1] == FLAT
+    if has_flat:
+        ranges.pop()
+    places = ranks.copy()
+    for group in groups(fields.size, counts[: len(ranges)]):
+        sets = members(fields, ranges[group], counts[group])
+        for size, bits, stop in zip(sets.sizes, parsed.bits[group], stops[group], strict=True):
+            if bits and bits != -(-size // 8) * 8:
+                raise StreamError(BASE_RULE, f"a bitmask of {bits} bits over {size} elements")
+            if ranks[stop - 1] >= size:
+                raise StreamError(BASE_RULE, f"rank {ranks[stop - 1]} in a class of {size}")
+        picked = slice(stops[group.start] - counts[group.start], stops[group.stop - 1])
+        places[picked] = sets.positions(ranks[picked], counts[group])
+    if has_flat:
+        taken = np.zeros(256, np.bool_)
+        for each in ranges:
+            taken[each.low : each.high + 1] = True
+        if taken[fields[ranks[-counts[-1] :]]].any():
             raise StreamError(BASE_RULE, "an entry of the flat class belongs to another")
-        places[-1] = flat
-    return [place for place in places if place is not None]
+    return places
 
 
 def encode(indices: Indices, values: Words, block: Block) -> Bytes:
@@ -209,47 +209,43 @@ def encode(indices: Indices, values: Words, block: Block) -> Bytes:
     base = block.base
     if base is None:
         raise TypeError("'ranked' needs the base words")
-    fields = exponents(base, _dtype(block))
+    elements = base
     live = _live_rows(indices, block)
     at = indices
     rows = None
     if live is not None:
-        found, rows = live
-        fields, at = found.pick(fields), found.positions(indices)
+        found_rows, rows = live
+        elements, at = found_rows.pick(base), found_rows.positions(indices)
+    fields = exponents(elements, _dtype(block))
     own = fields[at]
-    sizes = np.bincount(fields, minlength=256)
-    division = divide(sizes, np.bincount(own, minlength=256))
-    ranges = [*division.ranges, FLAT] if division.flat.any() else division.ranges
-    chosen = [np.flatnonzero(holds(own, each)) for each in division.ranges]
-    if len(ranges) > len(chosen):
-        chosen.append(np.flatnonzero(division.flat[own]))
-    ranks = _ranks(fields, at, chosen, division.ranges)
-    found_all, negative = magnitudes(values)
-    split = split_words(base[indices] + values)
-    table: list[ClassEntry] = []
-    contents: list[list[bytes]] = []
-    escaped, signs = [np.empty(0, np.uint16)], [np.empty(0, np.bool_)]
-    for each, picked, (index, rank_bytes) in zip(ranges, chosen, ranks, strict=True):
-        words = split[0][picked], split[1][picked]
-        code = value_code(found_all[picked], words)
-        content = [rank_bytes]
-        if code == NEW_WORDS:
-            content += [part.tobytes() for part in words]
-        else:
-            packed, items = symbols(found_all[picked], code)
-            content += [packed.tobytes()] * (code > 0)
-            escaped.append(items)
-            signs.append(negative[picked])
-        table.append(ClassEntry(each, index, code, picked.size))
-        contents.append(content)
-    data = write_block(
-        rows,
-        table,
-        np.concatenate(signs),
-        encode_escapes(np.concatenate(escaped), WORD_BYTES).tobytes(),
-        contents,
-    )
-    return np.frombuffer(data, np.uint8)
+    division = divide(histogram(fields), np.bincount(own, minlength=256))
+    classes = division.classes[own]
+    order = np.argsort(classes, kind="stable")
+    at, indices, values = at[order], indices[order], values[order]
+    counts = np.bincount(classes).tolist()
+    ranks, sizes = _ranks(fields, at, division.ranges, counts)
+    found, negative = magnitudes(values)
+    new = split_words(base[indices] + values)
+    codes = value_codes(found, new, np.array(counts))
+    is_step = np.repeat(codes != NEW_WORDS, counts)
+    narrow, items = symbols(found, np.repeat(codes, counts))
+    table = [
+        ClassEntry(each, index_code(size, count), code, count)
+        for each, size, code, count in zip(
+            division.listed, sizes, codes.tolist(), counts, strict=True
+        )
+    ]
+    contents = []
+    for entry, size, stop in zip(table, sizes, accumulate(counts), strict=True):
+        own_part = slice(stop - entry.count, stop)
+        content = [_index_stream(entry, ranks[own_part], size)]
+        if entry.value == NEW_WORDS:
+            content += [part[own_part] for part in new]
+        elif entry.value:
+            content.append(pack(narrow[own_part], WIDTHS[entry.value]))
+        contents.append([part.tobytes() for part in content])
+    escapes = encode_escapes(items, WORD_BYTES).tobytes()
+    return np.frombuffer(write_block(rows, table, negative[is_step], escapes, contents), np.uint8)
 
 
 def _live_rows(
@@ -269,18 +265,23 @@ def _live_rows(
 
 
 def _ranks(
-    fields: Bytes, at: Indices, chosen: Sequence[Indices], ranges: Sequence[Range]
-) -> list[tuple[int, bytes]]:
-    """Index code and bytes of the ranks of each class."""
-    found: list[tuple[int, bytes] | None] = [None] * len(chosen)
-    for each in members(fields, ranges):
-        places = each.ranks(at[chosen[each.number]])
-        code = index_code(each.size, places.size)
-        if code == MASK:
-            (stream,) = Bitmask().encode(places, Block(each.size, WORD_BYTES))
-        else:
-            stream = write_gaps(gaps_of(places))
-        found[each.number] = code, stream.tobytes()
-    if len(chosen) > len(ranges):
-        found[-1] = GAPS, write_gaps(gaps_of(at[chosen[-1]])).tobytes()
-    return [each for each in found if each is not None]
+    fields: Bytes, at: Indices, ranges: Sequence[Range], counts: Sequence[int]
+) -> tuple[Indices, list[int]]:
+    """Ranks of the entries, which lie class by class, and how many elements each class has."""
+    sizes: list[int] = []
+    ranks = at.copy()
+    stops = list(accumulate(counts))
+    for group in groups(fields.size, counts[: len(ranges)], listed=False):
+        sets = BitSets(fields, ranges[group])
+        sizes += sets.sizes
+        picked = slice(stops[group.start] - counts[group.start], stops[group.stop - 1])
+        ranks[picked] = sets.ranks(at[picked], counts[group])
+    return ranks, sizes + [fields.size] * (len(counts) - len(ranges))
+
+
+def _index_stream(entry: ClassEntry, ranks: Indices, size: int) -> Bytes:
+    if entry.index == GAPS:
+        return write_gaps(gaps_of(ranks))
+    marks = np.zeros(size, np.bool_)
+    marks[ranks] = True
+    return np.packbits(marks, bitorder="little")

@@ -74,6 +74,10 @@ class Cursor:
 
     def varint(self) -> int:
         """The next number."""
+        at = self._position
+        if at < len(self._data) and self._data[at] < _MORE:  # most have one byte
+            self._position = at + 1
+            return self._data[at]
         number = 0
         for at in range(_MAX_VARINT_BYTES):
             byte = self.byte()

@@ -8,22 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, groupby
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparsedelta.codecs.base import StreamError
-from sparsedelta.codecs.escapes import decode_escapes
-from sparsedelta.codecs.gap8 import ESCAPE, read_sums
+from sparsedelta.codecs.gap8 import ESCAPE, read_gaps
 from sparsedelta.codecs.ranked_classes import Range
 from sparsedelta.codecs.ranked_frames import RULE, Cursor, bits, frame, varint
 from sparsedelta.codecs.ranked_rows import LiveRows, row_count
 from sparsedelta.codecs.ranked_values import (
-    LARGEST,
     NEW_WORDS,
     WIDTHS,
-    check_magnitudes,
     differences,
     join_words,
     packed_bytes,
@@ -52,33 +50,24 @@ class ClassEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class Class:
-    """A class of a block.
-
-    Attributes:
-        entry: Its line of the table.
-        ranks: Ranks of its entries, int64, ascending.
-        bits: Bits of the bitmask over the class that they came from, spare ones included, or 0.
-        words: Their differences, or their new words.
-    """
-
-    entry: ClassEntry
-    ranks: Indices
-    bits: int
-    words: Words
-
-
-@dataclass(frozen=True, slots=True)
 class RankedBlock:
-    """A block as it is stored.
+    """A block as it is stored; entries class by class, in the order of the table.
 
     Attributes:
         live: Its live rows, or None if all are.
-        classes: Its classes, in the order of the table.
+        table: Its classes.
+        counts: Entries of each class.
+        bits: For each class the bits of the bitmask over it, spare ones included; 0 if it has none.
+        ranks: int64 ``[entries]``, ascending within a class.
+        words: Differences of the entries; new words where the class says so.
     """
 
     live: LiveRows | None
-    classes: tuple[Class, ...]
+    table: list[ClassEntry]
+    counts: list[int]
+    bits: list[int]
+    ranks: Indices
+    words: Words
 
 
 def parse_block(
@@ -106,34 +95,33 @@ def parse_block(
         raise StreamError(RULE, f"{sign_bytes} bytes of signs for {signed} differences")
     negative = bits(np.frombuffer(cursor.take(sign_bytes), np.uint8), signed, "the signs")
     escapes = cursor.frame("escaped magnitudes", 0, signed * _WORD_BYTES, _WORD_BYTES)
-    taken = 0
-    ranks: list[tuple[Indices, int]] = []
-    values: list[tuple[Bytes, Bytes | None]] = []
+    ranks = []
+    packed: list[list[Bytes]] = []
     for entry in table:
-        ranks.append(_read_ranks(cursor, entry, elements))
-        if entry.range != FLAT:  # the other classes have no element in common
-            taken += max(entry.count, ranks[-1][1] - 7)
-        if taken > elements:
-            raise StreamError(RULE, f"classes over more than the {elements} elements")
+        if entry.index == MASK:
+            ranks.append(cursor.frame("a bitmask", 1, -(-elements // 8)))
+        else:
+            most = entry.count + elements // ESCAPE
+            ranks.append(cursor.frame("gaps", entry.count, most))
         if entry.value == NEW_WORDS:
             high = cursor.frame("exponents", entry.count)
-            values.append((high, cursor.frame("signs and mantissas", entry.count)))
+            packed.append([high, cursor.frame("signs and mantissas", entry.count)])
         elif entry.value:
-            packed = cursor.frame("magnitudes", packed_bytes(entry.count, entry.value))
-            values.append((read_symbols(packed, entry.value, entry.count), None))
+            packed.append([cursor.frame("magnitudes", packed_bytes(entry.count, entry.value))])
         else:
-            values.append((np.zeros(entry.count, np.uint8), None))
+            packed.append([])
     cursor.end()
-    changed = _differences(table, values, negative, escapes)
-    classes = []
-    at = 0
-    for entry, found, (high, low) in zip(table, ranks, values, strict=True):
-        if low is not None:
-            classes.append(Class(entry, *found, join_words(high, low)))
-        else:
-            classes.append(Class(entry, *found, changed[at : at + entry.count]))
-            at += entry.count
-    return RankedBlock(live, tuple(classes))
+    counts = [entry.count for entry in table]
+    masks = [8 * found.size * entry.index for entry, found in zip(table, ranks, strict=True)]
+    _check_room(table, masks, elements)
+    return RankedBlock(
+        live,
+        table,
+        counts,
+        masks,
+        _read_ranks(table, counts, ranks, elements),
+        _read_words(table, counts, packed, negative, escapes),
+    )
 
 
 def _read_rows(cursor: Cursor, words: int, start: int) -> LiveRows | None:
@@ -152,7 +140,8 @@ def _read_table(cursor: Cursor, count: int, top_exponent: int) -> list[ClassEntr
     table = []
     before, left = -1, count
     for number in range(total := cursor.byte()):
-        each, codes = Range(cursor.byte(), cursor.byte()), cursor.byte()
+        low, high, codes = cursor.take(3)
+        each = Range(low, high)
         entry = ClassEntry(each, codes >> 4, codes & 15, cursor.varint())
         if each == FLAT:
             is_fit = number == total - 1 and entry.index == GAPS
@@ -172,43 +161,75 @@ def _read_table(cursor: Cursor, count: int, top_exponent: int) -> list[ClassEntr
     return table
 
 
-def _read_ranks(cursor: Cursor, entry: ClassEntry, elements: int) -> tuple[Indices, int]:
-    """Ranks of a class, and the bits of its bitmask, or 0."""
-    if entry.index == MASK:
-        mask = cursor.frame("a bitmask", 1, -(-elements // 8))
-        found = np.flatnonzero(np.unpackbits(mask, bitorder="little").view(np.bool_))
-        if found.size != entry.count:
-            raise StreamError(RULE, f"a bitmask of {found.size} bits for {entry.count} entries")
-        return found, 8 * mask.size
-    gaps = cursor.frame("gaps", entry.count, entry.count + elements // ESCAPE)
-    ranks: Indices = read_sums(gaps, entry.count, RULE) + np.arange(entry.count)
-    if ranks[-1] >= elements:
-        raise StreamError(RULE, f"rank {ranks[-1]} among {elements} elements")
-    return ranks, 0
+def _check_room(table: Sequence[ClassEntry], masks: Sequence[int], elements: int) -> None:
+    """Classes but FLAT have no element in common: all of them have room among the elements."""
+    taken = 0
+    for entry, mask in zip(table, masks, strict=True):
+        if entry.range != FLAT:
+            taken += max(entry.count, mask - 7)
+    if taken > elements:
+        raise StreamError(RULE, f"classes over more than the {elements} elements")
 
 
-def _differences(
+def _read_ranks(
+    table: Sequence[ClassEntry], counts: Sequence[int], streams: Sequence[Bytes], elements: int
+) -> Indices:
+    """Ranks of all classes; the gaps of neighbouring ones are summed up together."""
+    parts = []
+    number = 0
+    for index, run in groupby(entry.index for entry in table):
+        first, number = number, number + len(list(run))
+        if index == GAPS:
+            own = counts[first:number]
+            ranks = read_gaps(streams[first:number], own, RULE)
+            last = max(int(ranks[stop - 1]) for stop in accumulate(own))
+            if last >= elements:
+                raise StreamError(RULE, f"rank {last} among {elements} elements")
+            parts.append(ranks)
+            continue
+        parts.append(_read_masks(streams[first:number], counts[first:number]))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _read_masks(streams: Sequence[Bytes], counts: Sequence[int]) -> Indices:
+    """Ranks of neighbouring classes with bitmasks."""
+    ends = list(accumulate(stream.size for stream in streams))
+    together = np.concatenate(streams)
+    found = np.flatnonzero(np.unpackbits(together, bitorder="little").view(np.bool_))
+    stops = np.searchsorted(found, 8 * np.array(ends)).tolist()
+    for start, stop, count in zip([0, *stops], stops, counts, strict=False):
+        if stop - start != count:
+            raise StreamError(RULE, f"a bitmask of {stop - start} bits for {count} entries")
+    for start, stop, end in zip(stops, stops[1:], ends, strict=False):
+        found[start:stop] -= 8 * end
+    return found
+
+
+def _read_words(
     table: Sequence[ClassEntry],
-    values: Sequence[tuple[Bytes, Bytes | None]],
+    counts: Sequence[int],
+    packed: Sequence[Sequence[Bytes]],
     negative: NDArray[np.bool_],
     escapes: Bytes,
 ) -> Words:
-    packed = [(e, found) for e, (found, low) in zip(table, values, strict=True) if low is None]
-    if not packed:
-        narrow = np.empty(0, np.uint8)
-    elif len(packed) == 1:
-        narrow = packed[0][1]
-    else:
-        narrow = np.concatenate([found for _, found in packed])
-    tops = np.array([(1 << WIDTHS[entry.value]) - 1 for entry, _ in packed], np.uint8)
-    escaped = np.flatnonzero(narrow == np.repeat(tops, [entry.count for entry, _ in packed]))
-    symbols = narrow.astype("<u2")
-    items = decode_escapes(escapes, escaped.size, _WORD_BYTES, RULE)
-    if items.size and int(items.max()) > LARGEST:
-        raise StreamError(RULE, "an escaped magnitude is out of range")
-    symbols[escaped] += items
-    check_magnitudes(symbols, negative)
-    return differences(symbols, negative)
+    """Differences and new words of all classes."""
+    symbols = np.zeros(sum(counts), "<u2")
+    tops = np.empty(symbols.size, np.uint8)
+    at = 0
+    for entry, content in zip(table, packed, strict=True):
+        stop = at + entry.count
+        if entry.value == NEW_WORDS:
+            symbols[at:stop] = join_words(content[0], content[1])
+        else:
+            tops[at:stop] = (1 << WIDTHS[entry.value]) - 1
+            if content:
+                symbols[at:stop] = read_symbols(content[0], entry.value, entry.count)
+        at = stop
+    if negative.size == at:
+        return differences(symbols, tops, escapes, negative)
+    is_step = np.repeat([entry.value != NEW_WORDS for entry in table], counts)
+    symbols[is_step] = differences(symbols[is_step], tops[is_step], escapes, negative)
+    return symbols
 
 
 def write_block(
@@ -245,7 +266,6 @@ __all__ = [
     "GAPS",
     "MASK",
     "WIDTHS",
-    "Class",
     "ClassEntry",
     "RankedBlock",
     "parse_block",

@@ -10,10 +10,11 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsedelta.codecs.entropy import FRACTION, entropies
+from sparsedelta.codecs.entropy import FRACTION, entropies, weighed_logarithms
 from sparsedelta.codecs.ranked_classes import Range
-from sparsedelta.codecs.ranked_layout import GAPS, MASK
-from sparsedelta.codecs.ranked_values import NEW_WORDS, WIDTHS
+from sparsedelta.codecs.ranked_layout import FLAT, GAPS, MASK
+from sparsedelta.codecs.ranked_values import WIDTHS
+from sparsedelta.words import Bytes, Indices
 
 _SCARCE: Final = 400
 """An exponent is left to the flat class if less than one of so many of its elements changed ..."""
@@ -36,12 +37,14 @@ class Division(NamedTuple):
     """Classes of a block.
 
     Attributes:
-        ranges: Their exponents.
-        flat: bool ``[256]``, exponents whose entries are ranked among all elements.
+        listed: Their ranges; FLAT is the last if some entries are ranked among all elements.
+        ranges: Those but FLAT.
+        classes: uint8 ``[256]``, by exponent the class of its entries.
     """
 
+    listed: list[Range]
     ranges: list[Range]
-    flat: NDArray[np.bool_]
+    classes: NDArray[np.uint8]
 
 
 def divide(sizes: NDArray[np.int64], changes: NDArray[np.int64]) -> Division:
@@ -52,15 +55,15 @@ def divide(sizes: NDArray[np.int64], changes: NDArray[np.int64]) -> Division:
         changes: int64 ``[256]``, entries of each exponent, at least one in all.
     """
     total = int(changes.sum())
-    wanted = min(max(total // 12, 96), 2048)
-    flat = np.zeros(_KINDS, np.bool_)
+    wanted = min(max(total // 6, 512), 4096)
+    has_flat = False
     ranges: list[Range] = []
     low: int | None = None
     high = held = 0
     for field in np.flatnonzero(sizes).tolist():
         size, changed = int(sizes[field]), int(changes[field])
         if changed * _SCARCE < size and changed * _FEW < total:
-            flat[field] = changed > 0
+            has_flat |= changed > 0
             if low is not None:
                 ranges.append(Range(low, high))
                 low, held = None, 0
@@ -73,7 +76,10 @@ def divide(sizes: NDArray[np.int64], changes: NDArray[np.int64]) -> Division:
             low, held = None, 0
     if low is not None:
         ranges.append(Range(low, high))
-    return Division(ranges, flat)
+    classes = np.full(_KINDS, len(ranges), np.uint8)
+    for number, each in enumerate(ranges):
+        classes[each.low : each.high + 1] = number
+    return Division([*ranges, FLAT] if has_flat else ranges, ranges, classes)
 
 
 def index_code(size: int, count: int) -> int:
@@ -81,37 +87,45 @@ def index_code(size: int, count: int) -> int:
     return MASK if _MASK_FROM * count >= size else GAPS
 
 
-def value_code(
-    found: NDArray[np.uint16], words: tuple[NDArray[np.uint8], NDArray[np.uint8]]
-) -> int:
-    """The value code of the fewest bits, by an estimate.
+def value_codes(found: NDArray[np.uint16], words: tuple[Bytes, Bytes], counts: Indices) -> Indices:
+    """The value codes of the fewest bits, by an estimate, int64 ``[classes]``.
 
     Args:
-        found: Magnitudes of the differences of a class.
-        words: The new words of the class, split.
+        found: Magnitudes of the differences, class by class.
+        words: The new words, split.
+        counts: int64 ``[classes]``, entries of each class.
     """
-    count = found.size
-    histogram = np.bincount(np.minimum(found, _KINDS - 1), minlength=_KINDS)
+    rows = np.repeat(np.arange(counts.size) * _KINDS, counts)
+    size = counts.size * _KINDS
+    histograms = [
+        np.bincount(rows + part, minlength=size).reshape(-1, _KINDS)
+        for part in (np.minimum(found, _KINDS - 1), *words)
+    ]
+    # Sums up to each magnitude, from which those of every width follow.
+    numbers, weighed = (
+        np.concatenate([np.zeros((counts.size, 1), np.int64), np.cumsum(each, axis=1)], axis=1)
+        for each in (histograms[0], weighed_logarithms(histograms[0]))
+    )
     costs = []
     for width in WIDTHS:
         top = (1 << width) - 1
-        symbols = np.zeros(_KINDS, np.int64)
-        escaped = histogram.copy()
-        escaped[:top] = 0
-        symbols[:top] = histogram[:top]
-        items = symbols[top] = int(escaped.sum())
-        bits = _coded(escaped, items, 2) + items * _ITEM_BITS
-        costs.append(bits + count + (_coded(symbols, count, 8 // width) if width else 0))
-    new = [_coded(np.bincount(part, minlength=_KINDS), count, 1) for part in words]
-    costs.append(sum(new))
-    return min(range(NEW_WORDS + 1), key=costs.__getitem__)
+        items = counts - numbers[:, top]
+        escaped = weighed_logarithms(items) - (weighed[:, -1] - weighed[:, top])
+        bits = counts + _coded(escaped, items, 2) + items * _ITEM_BITS
+        if width:
+            symbols = weighed_logarithms(counts) - weighed[:, top] - weighed_logarithms(items)
+            bits += _coded(symbols, counts, 8 // width)
+        costs.append(bits)
+    costs.append(sum(_coded(entropies(each), counts, 1) for each in histograms[1:]))
+    cheapest: Indices = np.argmin(costs, axis=0)
+    return cheapest
 
 
-def _coded(histogram: NDArray[np.int64], count: int, symbols_a_byte: int) -> int:
-    """Bits of a stream of symbols: stored, or coded with no byte below one bit."""
-    stored = 8 * -(-count // symbols_a_byte)
-    entropy = int(entropies(histogram[None])[0]) >> FRACTION
-    return min(stored, max(entropy, stored >> 3) + _CODED)
+def _coded(entropy: Indices, counts: Indices, symbols_a_byte: int) -> Indices:
+    """Bits of streams of symbols: stored, or coded with no byte below one bit."""
+    stored = 8 * -(-counts // symbols_a_byte)
+    bits: Indices = np.minimum(stored, np.maximum(entropy >> FRACTION, stored >> 3) + _CODED)
+    return bits
 
 
 def is_worth_rows(words: int, elements: int, count: int, rows: int, live: int) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsedelta.words import Bytes, Indices
+from sparsedelta.words import Indices, Words
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class LiveRows:
         """Elements of the first live row that lie before the block."""
         return self.offset if self.rows.size and not self.rows[0] else 0
 
-    def pick(self, block: Bytes) -> Bytes:
+    def pick(self, block: Words) -> Words:
         """What belongs to the elements of live rows, of something that each element has one of."""
         if self.elements == self.words:
             return block

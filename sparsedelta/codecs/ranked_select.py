@@ -1,91 +1,178 @@
-"""Ranks in a set of positions, and back: the set is a mask, and is not listed where few are asked.
+"""Ranks in sets of positions, and back: the sets are bits, and only those that are asked are found.
 
-Eight bytes of bits are counted at a time, as one integer of 64 bits.
+All sets of a block are looked up together: per set there is one comparison and one packing of bits,
+whatever the number of ranks. 64 bits are counted at a time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sparsedelta.words import Indices
+from sparsedelta.codecs.ranked_classes import Range, holds
+from sparsedelta.words import Bytes, Indices
 
 _U64: Final = np.uint64
-_PAIRS: Final = _U64(0x5555555555555555)
-_NIBBLES: Final = _U64(0x3333333333333333)
-_BYTES: Final = _U64(0x0F0F0F0F0F0F0F0F)
 _ONES: Final = _U64(0x0101010101010101)
 _TOPS: Final = _U64(0x8080808080808080)
-_ONE: Final = _U64(1)
-_TWO: Final = _U64(2)
-_THREE: Final = _U64(3)
-_FOUR: Final = _U64(4)
-_SEVEN: Final = _U64(7)
 _EIGHT: Final = _U64(8)
-_LAST: Final = _U64(56)
 _BYTE: Final = _U64(255)
+_THREE: Final = np.uint8(3)
+_EIGHT_WAYS: Final = _U64(3)
 
-_LISTED_FROM: Final = 128
+_WORD_LOG2: Final = 6
+_WORD_BITS: Final = 1 << _WORD_LOG2
+
+LISTED_FROM: Final = 64
 """From one of so many elements on, it is faster to list the set than to look up ranks in it."""
 
+_LOOKED_UP_FROM: Final = 4
+"""From one rank to so many words on, it is faster to list the word of every element."""
+
+GROUP_BITS: Final = 1 << 25
+"""Sets are looked up together up to so many bits."""
+
 _NTH: Final = np.array(
-    [([n for n in range(8) if byte >> n & 1] + 8 * [0])[:8] for byte in range(256)], np.uint64
+    [([n for n in range(8) if byte >> n & 1] + 8 * [0])[:8] for byte in range(256)], np.int64
 ).reshape(-1)
 """Position of the n-th 1 bit of a byte, at ``8 * byte + n``."""
 
 
-def positions(mask: NDArray[np.bool_], ranks: Indices) -> Indices:
-    """Where the elements of a set with some ranks are.
+class BitSets:
+    """The elements of some ranges of exponents, as bits.
 
     Args:
-        mask: The set: a mark for each position.
-        ranks: int64, ascending, below the size of the set.
+        fields: Exponents, uint8 ``[elements]``, at least one.
+        ranges: Disjoint ranges.
+
+    Attributes:
+        sizes: How many elements each range has.
     """
-    if ranks.size * _LISTED_FROM > mask.size:
-        return np.flatnonzero(mask)[ranks]
-    words = _packed(mask)
-    ends = np.cumsum(_sums(words) >> _LAST, dtype=np.int64)
-    at = np.searchsorted(ends, ranks, "right")
-    word = words[at]
-    sums = _sums(word)
-    left = (ranks - ends[at]).astype(_U64) + (sums >> _LAST)
-    # In each byte of the comparison the top bit says whether the sum up to it is at most `left`.
-    behind = (((left * _ONES) | _TOPS) - sums) & _TOPS
-    shift = ((behind >> _SEVEN) * _ONES >> _LAST) << _THREE
-    left -= ((sums << _EIGHT) >> shift) & _BYTE
-    byte = (word >> shift) & _BYTE
-    found: Indices = at * 64 + (shift + _NTH[(byte << _THREE) | left]).astype(np.int64)
-    return found
+
+    def __init__(self, fields: Bytes, ranges: Sequence[Range]) -> None:
+        row = -(-fields.size // _WORD_BITS)
+        bits = np.zeros((len(ranges), row * 8), np.uint8)
+        mask = np.empty(fields.size, np.bool_)
+        for into, each in zip(bits, ranges, strict=True):
+            packed = np.packbits(holds(fields, each, mask), bitorder="little")
+            into[: packed.size] = packed
+        self._row = row
+        self._words = bits.reshape(-1).view("<u8")
+        # Elements before each word, those of all ranges before included; in the end all of them.
+        self._counts = np.bitwise_count(self._words)
+        self._before = np.zeros(self._words.size + 1, np.int64)
+        np.cumsum(self._counts, dtype=np.int64, out=self._before[1:])
+        stops = self._before[row::row].tolist()
+        self._starts = [0, *stops[:-1]]
+        self.sizes = [stop - start for start, stop in zip(self._starts, stops, strict=True)]
+
+    def positions(self, ranks: Indices, counts: Sequence[int]) -> Indices:
+        """Where the elements with some ranks are.
+
+        Args:
+            ranks: int64, range by range, ascending within each, below its size.
+            counts: How many there are of each range.
+        """
+        wanted = ranks
+        if len(counts) > 1:
+            wanted = ranks + np.repeat(self._starts, counts)
+        at = self._words_of(wanted)
+        word = self._words[at]
+        left = (wanted - self._before[at]).view(_U64)
+        # In each byte of `sums` the bits up to it, and is that at most `left`?
+        sums = np.bitwise_count(word.view(np.uint8)).view(_U64)
+        sums *= _ONES
+        behind = left * _ONES
+        behind |= _TOPS
+        behind -= sums
+        behind &= _TOPS
+        shift = (np.bitwise_count(behind) << _THREE).astype(_U64)
+        sums <<= _EIGHT
+        sums >>= shift
+        sums &= _BYTE
+        left -= sums
+        word >>= shift
+        word &= _BYTE
+        word <<= _EIGHT_WAYS
+        word |= left
+        found = at << _WORD_LOG2
+        found += shift.view(np.int64)
+        found += _NTH[word.view(np.int64)]
+        if len(counts) > 1:
+            found -= np.repeat(np.arange(len(counts)) * (self._row * _WORD_BITS), counts)
+        return found
+
+    def _words_of(self, wanted: Indices) -> Indices:
+        """The words in which the elements with some ranks among those of all ranges lie."""
+        if wanted.size * _LOOKED_UP_FROM < self._words.size:
+            return np.searchsorted(self._before[1:], wanted, "right")
+        return np.repeat(np.arange(self._words.size), self._counts).take(wanted)
+
+    def ranks(self, positions: Indices, counts: Sequence[int]) -> Indices:
+        """Ranks of some elements.
+
+        Args:
+            positions: int64, range by range, each an element of its range.
+            counts: How many there are of each range.
+        """
+        at = positions >> _WORD_LOG2
+        at += np.repeat(np.arange(len(counts)) * self._row, counts)
+        above = self._words[at]
+        above >>= (positions & (_WORD_BITS - 1)).view(_U64)  # the element itself is the lowest left
+        found: Indices = self._before[1:][at]
+        found -= np.bitwise_count(above)
+        found -= np.repeat(self._starts, counts)
+        return found
 
 
-def ranks_of(mask: NDArray[np.bool_], where: Indices) -> Indices:
-    """Ranks in a set of some of its elements.
+class Listed:
+    """The elements of one range, listed; used as :class:`BitSets` of that range.
 
     Args:
-        mask: The set: a mark for each position.
-        where: int64, ascending, all in the set.
+        fields: Exponents.
+        each: The range.
     """
-    words = _packed(mask)
-    counts = (_sums(words) >> _LAST).astype(np.int64)
-    at = where >> 6
-    below = (_ONE << (where & 63).astype(_U64)) - _ONE
-    inner = (_sums(words[at] & below) >> _LAST).astype(np.int64)
-    found: Indices = (np.cumsum(counts) - counts)[at] + inner
-    return found
+
+    def __init__(self, fields: Bytes, each: Range) -> None:
+        self._positions = np.flatnonzero(holds(fields, each))
+        self.sizes = [self._positions.size]
+
+    def positions(self, ranks: Indices, counts: Sequence[int]) -> Indices:  # noqa: ARG002 (as BitSets)
+        """Where the elements with some ranks are."""
+        return self._positions.take(ranks)
 
 
-def _packed(mask: NDArray[np.bool_]) -> NDArray[np.uint64]:
-    found = np.packbits(mask, bitorder="little")
-    if found.size % 8:
-        found = np.concatenate([found, np.zeros(-found.size % 8, np.uint8)])
-    return found.view("<u8")
+def members(fields: Bytes, ranges: Sequence[Range], counts: Sequence[int]) -> BitSets | Listed:
+    """The elements of ranges of one of :func:`groups`.
+
+    Args:
+        fields: Exponents.
+        ranges: Disjoint ranges.
+        counts: How many ranks are asked of each.
+    """
+    is_listed = len(counts) == 1 and counts[0] * LISTED_FROM > fields.size
+    return Listed(fields, ranges[0]) if is_listed else BitSets(fields, ranges)
 
 
-def _sums(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """In each byte, how many bits of it and of the bytes below it are 1."""
-    pairs = words - ((words >> _ONE) & _PAIRS)
-    nibbles = (pairs & _NIBBLES) + ((pairs >> _TWO) & _NIBBLES)
-    found: NDArray[np.uint64] = ((nibbles + (nibbles >> _FOUR)) & _BYTES) * _ONES
-    return found
+def groups(elements: int, counts: Sequence[int], *, listed: bool = True) -> Iterator[slice]:
+    """Which neighbouring ranges to look up together: as many as have few bits.
+
+    Args:
+        elements: Elements that they are of.
+        counts: Ranks that are asked of each range.
+        listed: Whether those with many go by themselves.
+    """
+    most = max(GROUP_BITS // elements, 1)
+    start = 0
+    for stop, count in enumerate(counts):
+        is_alone = listed and count * LISTED_FROM > elements
+        if stop > start and (is_alone or stop - start == most):
+            yield slice(start, stop)
+            start = stop
+        if is_alone:
+            yield slice(start, stop + 1)
+            start = stop + 1
+    if start < len(counts):
+        yield slice(start, len(counts))

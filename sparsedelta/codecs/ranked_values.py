@@ -8,15 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsedelta.codecs.base import StreamError
-from sparsedelta.codecs.packed import pack, unpack
+from sparsedelta.codecs.escapes import decode_escapes
+from sparsedelta.codecs.packed import unpack
 from sparsedelta.codecs.ranked_frames import RULE
-from sparsedelta.words import Bytes, Words
+from sparsedelta.words import Bytes, Indices, Words
 
 WIDTHS: Final = (0, 1, 2, 4, 8)
 """Bits of a symbol, by value code."""
 
 NEW_WORDS: Final = 5
 """The value code of new words."""
+
+_TOPS: Final = np.array([*((1 << width) - 1 for width in WIDTHS), 0], np.uint16)
+"""The symbol that is an escape, by value code."""
 
 LARGEST: Final = (1 << 15) - 1
 """The largest magnitude."""
@@ -34,22 +38,52 @@ def magnitudes(values: Words) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
     return found, signs.astype(np.bool_)
 
 
-def differences(found: NDArray[np.uint16], negative: NDArray[np.bool_]) -> Words:
-    """The differences of some magnitudes and signs."""
+def differences(
+    found: NDArray[np.uint16],
+    tops: Bytes,
+    escapes: Bytes,
+    negative: NDArray[np.bool_],
+) -> Words:
+    """The differences of some symbols and signs.
+
+    Args:
+        found: The symbols; becomes the differences.
+        tops: Of each the symbol that is an escape.
+        escapes: Items of those that are escaped, as byte planes.
+        negative: Whether each is negative.
+
+    Raises:
+        StreamError: Too many or too few items, or a magnitude that its sign does not allow.
+    """
+    escaped = np.flatnonzero(found == tops)
+    items = decode_escapes(escapes, escaped.size, found.itemsize, RULE)
+    if items.size:
+        largest = int(items.max())
+        if largest > LARGEST:
+            raise StreamError(RULE, "an escaped magnitude is out of range")
+        items = items + found[escaped]
+        if largest + int(_TOPS.max()) >= LARGEST:
+            is_least = items >= LARGEST
+            if (items > LARGEST).any() or not negative[escaped[is_least]].all():
+                raise StreamError(RULE, "a magnitude is out of range")
+        found[escaped] = items
     signs = negative.astype(_U16)
-    words: Words = found + np.uint16(1)
-    words ^= np.negative(signs)  # ~d + 1 is -d
-    words += signs
-    return words
+    found += np.uint16(1)
+    found ^= np.negative(signs)  # ~d + 1 is -d
+    found += signs
+    return found
 
 
-def symbols(found: NDArray[np.uint16], code: int) -> tuple[Bytes, NDArray[np.uint16]]:
-    """The packed symbols of a class, and the items of those that are escaped."""
-    top = np.uint16((1 << WIDTHS[code]) - 1)
-    if not code:
-        return np.empty(0, np.uint8), found
-    packed = pack(np.minimum(found, top).astype(np.uint8), WIDTHS[code])
-    return packed, found[found >= top] - top
+def symbols(found: NDArray[np.uint16], codes: Indices) -> tuple[Bytes, NDArray[np.uint16]]:
+    """Symbols of some magnitudes, and the items of those that are escaped.
+
+    Args:
+        found: Magnitudes.
+        codes: The value code of each; those with NEW_WORDS have neither.
+    """
+    tops = _TOPS[codes]
+    items = (found - tops)[(found >= tops) & (codes != NEW_WORDS)]
+    return np.minimum(found, tops).astype(np.uint8), items
 
 
 def packed_bytes(count: int, code: int) -> int:
@@ -60,15 +94,6 @@ def packed_bytes(count: int, code: int) -> int:
 def read_symbols(packed: Bytes, code: int, count: int) -> Bytes:
     """The symbols of a class, uint8 ``[count]``."""
     return unpack(packed, WIDTHS[code], count, RULE)
-
-
-def check_magnitudes(found: NDArray[np.uint16], negative: NDArray[np.bool_]) -> None:
-    """Every magnitude is one that its sign allows; raises StreamError."""
-    largest = int(found.max()) if found.size else 0
-    if largest < LARGEST:
-        return
-    if largest > LARGEST or not negative[found == LARGEST].all():
-        raise StreamError(RULE, "a magnitude is out of range")
 
 
 def split_words(words: Words) -> tuple[Bytes, Bytes]:

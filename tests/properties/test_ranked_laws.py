@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from strategies import VALUE_KINDS, densities, random_values, seeds
 
 from sparsedelta.codecs import Block, Encoding, RankedIndices, RankedValues, StreamError
-from sparsedelta.codecs.ranked_classes import EXPONENTS, Range, exponents, holds, members
+from sparsedelta.codecs.ranked_classes import EXPONENTS, Range, exponents, histogram, holds
 from sparsedelta.codecs.ranked_layout import (
     FLAT,
     GAPS,
@@ -21,7 +21,7 @@ from sparsedelta.codecs.ranked_layout import (
     write_block,
 )
 from sparsedelta.codecs.ranked_rows import LiveRows, row_count
-from sparsedelta.codecs.ranked_select import positions, ranks_of
+from sparsedelta.codecs.ranked_select import GROUP_BITS, BitSets, groups, members
 from sparsedelta.codecs.ranked_values import join_words, split_words
 from sparsedelta.words import Bytes, Indices, Words
 
@@ -158,37 +158,53 @@ def test_live_rows_map_both_ways(
 
 
 @settings(max_examples=100)
-@given(seed=seeds, size=st.integers(1, 3000), share=densities, asked=densities)
-def test_ranks_in_a_mask_are_those_of_a_list(
-    seed: int, size: int, share: float, asked: float
+@given(
+    seed=seeds,
+    size=st.integers(1, 9000),
+    kind=st.sampled_from(BASES),
+    cuts=st.integers(1, 40),
+    asked=st.tuples(densities, st.sampled_from([1, 1 << 14, GROUP_BITS])),
+)
+def test_ranks_in_sets_are_those_of_lists(
+    seed: int, size: int, kind: str, cuts: int, asked: tuple[float, int]
 ) -> None:
-    """Both ways of looking a rank up give the element of that rank."""
-    rng = np.random.default_rng(seed)
-    mask = rng.random(size) < share
-    listed = np.flatnonzero(mask)
-    ranks = np.flatnonzero(rng.random(listed.size) < asked)
-    assert np.array_equal(positions(mask, ranks), listed[ranks])
-    assert np.array_equal(ranks_of(mask, listed[ranks]), ranks)
-
-
-@settings(max_examples=60)
-@given(seed=seeds, size=st.integers(1, 9000), kind=st.sampled_from(BASES), cuts=st.integers(1, 40))
-def test_members_of_ranges_are_those_with_their_exponents(
-    seed: int, size: int, kind: str, cuts: int
-) -> None:
-    """However they are looked for: in all elements, or in those of low exponents."""
+    """However many sets are looked up together, listed or not: the element of each rank."""
+    share, bits = asked
     rng = np.random.default_rng(seed)
     fields = exponents(base_words(rng, size, kind, "BF16"), "BF16")
     edges = np.unique(rng.integers(0, 256, 2 * cuts))
     ranges = [Range(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=False)]
-    found = {each.number: each for each in members(fields, ranges)}
-    assert sorted(found) == list(range(len(ranges)))
-    for number, each in enumerate(ranges):
-        expected = np.flatnonzero((fields >= each.low) & (fields <= each.high))
-        assert found[number].size == expected.size
-        assert np.array_equal(found[number].positions(np.arange(expected.size)), expected)
-        assert np.array_equal(found[number].ranks(expected), np.arange(expected.size))
-        assert np.array_equal(np.flatnonzero(holds(fields, each)), expected)
+    listed = [np.flatnonzero(holds(fields, each)) for each in ranges]
+    for each, found in zip(ranges, listed, strict=True):
+        assert np.array_equal(found, np.flatnonzero((fields >= each.low) & (fields <= each.high)))
+    ranks = [np.flatnonzero(rng.random(found.size) < share) for found in listed]
+    counts = [each.size for each in ranks]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sparsedelta.codecs.ranked_select.GROUP_BITS", bits)
+        for is_listed in (False, True):
+            taken = 0
+            for group in groups(size, counts, listed=is_listed):
+                assert group.start == taken
+                taken = group.stop
+                few = counts[group] if is_listed else [0] * (taken - group.start)
+                sets = members(fields, ranges[group], few)
+                assert sets.sizes == [each.size for each in listed[group]]
+                places = [f[r] for f, r in zip(listed[group], ranks[group], strict=True)]
+                together = np.concatenate(ranks[group])
+                found = sets.positions(together, counts[group])
+                assert np.array_equal(found, np.concatenate(places))
+                if isinstance(sets, BitSets):
+                    assert np.array_equal(sets.ranks(found, counts[group]), together)
+            assert taken == len(ranges)
+
+
+@settings(max_examples=60)
+@given(seed=seeds, size=st.integers(1, 3000), kind=st.sampled_from(BASES))
+def test_a_histogram_counts_every_exponent(seed: int, size: int, kind: str) -> None:
+    """Two elements at a time, and the last of an odd number."""
+    rng = np.random.default_rng(seed)
+    fields = exponents(base_words(rng, size, kind, "BF16"), "BF16")
+    assert np.array_equal(histogram(fields), np.bincount(fields, minlength=256))
 
 
 def test_split_words_are_joined_again() -> None:
