@@ -55,7 +55,8 @@ def divide(sizes: NDArray[np.int64], changes: NDArray[np.int64]) -> Division:
         changes: int64 ``[256]``, entries of each exponent, at least one in all.
     """
     total = int(changes.sum())
-    wanted = min(max(total // 6, 512), 4096)
+    # A byte holds the number of classes: even where all 256 exponents change there are fewer.
+    wanted = min(max(total // 6, 512), max(total // 120, 4096))
     has_flat = False
     ranges: list[Range] = []
     low: int | None = None

@@ -20,6 +20,7 @@ from sparsedelta.codecs.ranked_layout import (
     ClassEntry,
     write_block,
 )
+from sparsedelta.codecs.ranked_plan import divide
 from sparsedelta.codecs.ranked_rows import LiveRows, row_count
 from sparsedelta.codecs.ranked_select import GROUP_BITS, BitSets, groups, members
 from sparsedelta.codecs.ranked_values import join_words, split_words
@@ -205,6 +206,43 @@ def test_a_histogram_counts_every_exponent(seed: int, size: int, kind: str) -> N
     rng = np.random.default_rng(seed)
     fields = exponents(base_words(rng, size, kind, "BF16"), "BF16")
     assert np.array_equal(histogram(fields), np.bincount(fields, minlength=256))
+
+
+@settings(max_examples=100)
+@given(seed=seeds, size=st.integers(0, 30), share=densities, kinds=densities)
+def test_any_division_has_a_class_for_every_entry_and_fits_a_byte(
+    seed: int, size: int, share: float, kinds: float
+) -> None:
+    """Also where all exponents occur, and change, millions of times: at most 255 classes."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(0, 1 << rng.integers(0, size + 1, 256), endpoint=True)
+    sizes *= rng.random(256) < kinds
+    changes = rng.binomial(sizes, share * rng.integers(0, 2, 256))
+    changes[rng.integers(256)] += 1
+    sizes = np.maximum(sizes, changes)
+    division = divide(sizes, changes)
+    ranges, listed = division.ranges, division.listed
+    assert len(listed) < 256
+    assert listed == ranges + [FLAT] * (len(listed) - len(ranges))
+    assert all(a.high < b.low for a, b in zip(ranges, ranges[1:], strict=False))
+    held = np.bincount(division.classes, weights=changes, minlength=len(listed))
+    assert held.size == len(listed) or not held[len(listed) :].any()
+    assert held[: len(listed)].all()
+    for number, each in enumerate(ranges):
+        assert (division.classes[each.low : each.high + 1] == number).all()
+
+
+def test_a_block_with_every_exponent_is_written() -> None:
+    """Words that are no weights: random bits, of which half change."""
+    rng = np.random.default_rng(0)
+    base = rng.integers(0, 1 << 16, 1 << 21, "<u2")
+    indices: Indices = np.flatnonzero(rng.random(base.size) < 0.9)
+    values = random_values(rng, indices.size, 2, "any")
+    block = Block(base.size, 2, base, "BF16")
+    (stream,) = RANKED.encode(indices, values, block)
+    found, words = RANKED.decode([stream], indices.size, block)
+    assert np.array_equal(found, indices)
+    assert np.array_equal(words, values)
 
 
 def test_split_words_are_joined_again() -> None:
