@@ -35,10 +35,10 @@ class EntryCheck:
         pool: Where blocks are decoded, many at a time.
         progress: Told how many bytes of streams were decoded, and of how many.
         origins: The base; None: what only the base decodes is checked as far as goes without.
-        work: What may be decoded; None: as much as it takes.
 
     Attributes:
         unread: Names of tensors of which a part was not decoded: there is no base, or another.
+        wrong: What is wrong with the base, if that is the reason.
     """
 
     def __init__(
@@ -48,21 +48,27 @@ class EntryCheck:
         progress: Progress,
         *,
         origins: Origins | None = None,
-        work: WorkLeft | None = None,
     ) -> None:
         self._reader = reader
         self._pool = pool
         self._progress = progress
         self._origins = origins
-        self._work = work
+        self._work: WorkLeft | None = None
         self._contents: dict[str, bytes] = {}
         self._total = sum(record.nbytes for record in reader.manifest.tensors)
         self._done = 0
-        self.unread: set[str] = set()
+        self.unread = {record.name for record in reader.manifest.tensors if record.needs_base}
+        self.wrong: WrongBaseError | None = None
 
-    def problems(self) -> Iterator[FormatError]:
-        """Every problem; of blocks up to MAX_PROBLEMS in each file."""
+    def problems(self, work: WorkLeft | None = None) -> Iterator[FormatError]:
+        """Every problem; of blocks up to MAX_PROBLEMS in each file.
+
+        Args:
+            work: What may be decoded; None: as much as it takes.
+        """
         reader = self._reader
+        self._work = work
+        self.unread.clear()
         is_whole = True
         for file in reader.files:
             blocks = self._broken_blocks(file)
@@ -124,7 +130,16 @@ class EntryCheck:
             return None
         try:
             return self._origins.words(record, number)
-        except WrongBaseError:  # another dtype or shape; the proof says so
+        except WrongBaseError as error:  # another dtype or shape
+            self.wrong = self.wrong or error
+            return None
+
+    def _known(self, base: ReadWords | None, start: int, stop: int) -> Words | None:
+        """Base words of a block, if they are those of the delta's base."""
+        try:
+            return None if base is None else base(start, stop)
+        except WrongBaseError as error:
+            self.wrong = self.wrong or error
             return None
 
     def _broken_blocks(self, file: DeltaFile) -> Generator[FormatError, None, None]:
@@ -163,7 +178,7 @@ class EntryCheck:
             try:
                 words = None
                 if part.encoding.needs_base:
-                    words = _known(base, start, min(start + size, domain))
+                    words = self._known(base, start, min(start + size, domain))
                     if words is None:
                         return file.check_block(record, number, block)
                 indices, values = self._reader.read_block(record, number, block, base=words)
@@ -182,14 +197,6 @@ class EntryCheck:
                         self._work.take(found)
                 except FormatError as error:
                     yield error
-
-
-def _known(base: ReadWords | None, start: int, stop: int) -> Words | None:
-    """Base words of a block, if they are those of the delta's base."""
-    try:
-        return None if base is None else base(start, stop)
-    except WrongBaseError:
-        return None
 
 
 __all__ = ["EntryCheck"]

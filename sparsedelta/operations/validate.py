@@ -105,7 +105,9 @@ def validate(
             return ValidationReport(where, (), count, manifest.nnz, base_checked=False)
         of_base, is_bounded = _against_base(reader, base, threads, progress)
         with OrderedMap(threads) as pool, _origins(reader, base) as origins:
-            of_file, unread = _of_file(reader, origins, pool, progress, is_bounded=is_bounded)
+            entries, of_file = _of_file(reader, origins, pool, progress, is_bounded=is_bounded)
+            if entries.wrong is not None and not of_base:  # it changed since the proof
+                of_base = [Problem(entries.wrong.rule, entries.wrong.message)]
             known = {problem.rule for problem in of_file}
             # What stopped the proof is told once, with what else is broken in the same way.
             problems = (*of_file, *(problem for problem in of_base if problem.rule not in known))
@@ -116,7 +118,7 @@ def validate(
             tensors=len(manifest.tensors),
             nnz=manifest.nnz,
             base_checked=base is not None and not of_base and not problems,
-            unread=unread,
+            unread=len(entries.unread),
         )
 
 
@@ -164,20 +166,18 @@ def _of_file(
     progress: Progress,
     *,
     is_bounded: bool,
-) -> tuple[list[Problem], int]:
-    """What is wrong with the delta, and of how many tensors entries could not be read."""
-    unread = sum(record.needs_base for record in reader.manifest.tensors)
+) -> tuple[EntryCheck, list[Problem]]:
+    """What was found out about entries, and all that is wrong with the delta."""
+    entries = EntryCheck(reader, pool, progress, origins=origins)
     try:
         found = list(islice(reader.table_problems(), MAX_PROBLEMS))
         if found:  # lengths and counts that lie cannot guide a decoder
-            return list(map(_problem, found)), unread
+            return entries, list(map(_problem, found))
         work = None if is_bounded else reader.check_budget()
     except FormatError as error:
-        return [_problem(error)], unread
-    entries = EntryCheck(reader, pool, progress, origins=origins, work=work)
-    broken = chain(entries.problems(), _broken_blobs(reader))
-    problems = [_problem(error) for error in islice(broken, MAX_PROBLEMS)]
-    return problems, len(entries.unread)
+        return entries, [_problem(error)]
+    broken = chain(entries.problems(work), _broken_blobs(reader))
+    return entries, [_problem(error) for error in islice(broken, MAX_PROBLEMS)]
 
 
 def _broken_blobs(reader: DeltaReader) -> Iterator[FormatError]:
