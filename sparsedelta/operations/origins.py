@@ -108,12 +108,19 @@ class Origins:
         return made
 
     def _wrong(self, spec: TensorSpec) -> WrongBaseError:
-        found = self._checkpoint.specs.get(spec.name)
-        what = "differs there" if found == spec else f"is {found or 'missing'}, expected {spec}"
         first = self._before[0] if self._before else self._reader
-        return WrongBaseError(
-            f"{self._checkpoint.location} is not the base of {first.path} (SD501): tensor "
-            f"{spec.name!r} {what}",
-            hint=f"compare: sparsedelta info {first.path}, and sparsedelta fingerprint "
-            f"{self._checkpoint.location}",
-        )
+        return wrong_base(self._checkpoint, first, spec)
+
+
+def wrong_base(
+    checkpoint: CheckpointReader, reader: DeltaReader, spec: TensorSpec
+) -> WrongBaseError:
+    """The error of a checkpoint that is not the base of a delta: in one tensor it is not."""
+    found = checkpoint.specs.get(spec.name)
+    what = "differs there" if found == spec else f"is {found or 'missing'}, expected {spec}"
+    return WrongBaseError(
+        f"{checkpoint.location} is not the base of {reader.path} (SD501): tensor {spec.name!r} "
+        f"{what}",
+        hint=f"compare: sparsedelta info {reader.path}, and sparsedelta fingerprint "
+        f"{checkpoint.location}",
+    )
