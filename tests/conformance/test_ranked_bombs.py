@@ -202,11 +202,12 @@ def test_it_is_told_on_the_command_line(name: str, honest: Path, tmp_path: Path)
     assert call("validate", delta).code == (0 if without == "none" else 3)
     run = call("validate", delta, "--base", base)
     assert (run.code, with_base in run.out) == (3, True)
-    for words in (
+    commands: list[list[str | Path]] = [
         ["apply", base, delta, "-o", out],
         ["recode", delta, "--base", base, "--profile", "portable", "-o", out],
         ["squash", delta, "--base", base, "-o", out],
         ["export", "--raw", delta, "--base", base, "-o", out],
-    ):
+    ]
+    for words in commands:
         assert with_base in failed(call(*words), 3)
         assert not out.exists()
