@@ -34,20 +34,35 @@ def check_memory(path: Location, records: Iterable[TensorRecord], budget: int) -
         )
 
 
-def check_work(path: Location, total: int, budget: int) -> None:
-    """Refuse to decode more than that without a base.
+class WorkLeft:
+    """The work that a reader without a base is still willing to do for a delta.
 
     Args:
         path: The delta.
-        total: Bytes that all of it decodes to.
-        budget: Bytes.
+        budget: Bytes that it decodes at most.
+        known: Bytes that it will decode in any case.
 
     Raises:
-        FormatError: It is more.
+        FormatError: That is too much.
     """
-    if total > budget:
-        raise FormatError(
-            "SD504",
-            f"{path}: decoding needs {total} bytes, the budget without a base is {budget}",
-            hint=f"sparsedelta validate {path} --base BASE",
-        )
+
+    def __init__(self, path: Location, budget: int, known: int = 0) -> None:
+        self._path = path
+        self._budget = budget
+        self._taken = 0
+        self.take(known)
+
+    def take(self, nbytes: int) -> None:
+        """Count what is decoded.
+
+        Raises:
+            FormatError: It is too much, with what was counted before.
+        """
+        self._taken += nbytes
+        if self._taken > self._budget:
+            raise FormatError(
+                "SD504",
+                f"{self._path}: decoding needs {self._taken} bytes or more, the budget without a "
+                f"base is {self._budget}",
+                hint=f"sparsedelta validate {self._path} --base BASE",
+            )

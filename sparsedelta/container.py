@@ -29,7 +29,6 @@ from sparsedelta.tables import (
     CHECKSUM_BYTES,
     PartTable,
     Tables,
-    block_words,
     check_length,
     parse_tables,
     row,
@@ -129,16 +128,14 @@ class DeltaFile(Closing):
 
     @cached_property
     def decoded_bytes(self) -> int:
-        """Length of all streams and blobs, decoded; tables that passed SD3xx are truthful."""
+        """Length of all streams and blobs, decoded; tables that passed SD3xx are truthful.
+
+        What frames within streams decode to is not in it: :meth:`check_block` tells.
+        """
         total = sum(blob.size for blob in self.manifest.attachments.blobs)
         for record in self.manifest.tensors:
-            for number, part in record.coded:
-                table = self.tables.tensors[record.name].blocks(number)
-                if part.encoding.is_joint:  # there are frames within the stream
-                    words = block_words(record.domain(number), part.block_log2)
-                    total += part.encoding.work(table.counts, words)
-                else:
-                    total += int(table.decoded.sum())
+            for number, _ in record.coded:
+                total += int(self.tables.tensors[record.name].blocks(number).decoded.sum())
         return total
 
     def read_block(
@@ -175,15 +172,20 @@ class DeltaFile(Closing):
             )
             return described.encoding.decode(streams, count, shape)
 
-    def check_block(self, record: TensorRecord, number: int, block: int) -> None:
+    def check_block(self, record: TensorRecord, number: int, block: int) -> int:
         """Check all of a block that can be checked without the base words that decode it.
+
+        Returns:
+            Bytes that frames within its streams decode to.
 
         Raises:
             FormatError: A rule of a block is broken.
         """
         described = self._coded(record, number)
         with self._in_block(record, described, block):
-            described.encoding.check(*self._streams_of(record, number, described, block))
+            streams, count, shape = self._streams_of(record, number, described, block)
+            described.encoding.check(streams, count, shape)
+            return described.encoding.inner_bytes(streams, count)
 
     def read_stored(
         self, record: TensorRecord, number: int, block: int

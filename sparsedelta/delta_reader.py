@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsedelta.budgets import check_memory, check_work
+from sparsedelta.budgets import WorkLeft, check_memory
 from sparsedelta.closing import Closing
 from sparsedelta.container import DeltaFile, open_file
 from sparsedelta.delta import SPARSE_OPS, Delta, Part, TensorDelta, content_digest
@@ -375,17 +375,18 @@ class DeltaReader(Closing):
                 hint=DAMAGED,
             )
 
-    def check_budget(self, budget: int = WORK_BUDGET_BYTES) -> None:
+    def check_budget(self, budget: int = WORK_BUDGET_BYTES) -> WorkLeft:
         """Refuse to decode more than ``budget`` bytes without a base at hand (SD504).
+
+        Returns:
+            What is left for frames within streams, of which the tables do not tell.
 
         Raises:
             FormatError: Streams and blobs of the delta are longer than that.
         """
         self.tables  # noqa: B018
-        total = sum(file.decoded_bytes for file in self.files)
-        if self.is_set:
-            total += self.root.decoded_bytes
-        check_work(self.path, total, budget)
+        files = {self.root, *self.files}
+        return WorkLeft(self.path, budget, sum(file.decoded_bytes for file in files))
 
     def push_to_hub(self, repo: str, **options: Any) -> Any:  # noqa: ANN401 (those of push)
         """Push the delta to the Hub; see :func:`sparsedelta.push`."""

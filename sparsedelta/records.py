@@ -130,6 +130,11 @@ class TensorRecord:
         )
 
     @property
+    def is_plain(self) -> bool:
+        """Whether words of a tensor that stays are changed, and nothing else."""
+        return self.base is not None and self.base == self.target and not self.split
+
+    @property
     def coded(self) -> Iterator[tuple[int, PartRecord]]:
         """Number and record of each coded part."""
         return ((n, part) for n, part in enumerate(self.parts) if isinstance(part, PartRecord))

@@ -26,6 +26,7 @@ from sparsedelta.codecs.planes import Planes
 from sparsedelta.codecs.range import Range
 from sparsedelta.codecs.ranked import RankedIndices, RankedValues
 from sparsedelta.codecs.ranked_classes import EXPONENTS
+from sparsedelta.codecs.ranked_work import declared_bytes
 from sparsedelta.codecs.raw import RawWords
 from sparsedelta.codecs.registry import (
     INDEX_CODECS,
@@ -265,14 +266,9 @@ class Encoding:
         if count and self.is_joint:
             ranked.check(streams[0], count, block)
 
-    def work(self, counts: Counts, words: Counts) -> int:
-        """Bytes that the frames within the streams of a part decode to, at most.
-
-        Args:
-            counts: int64 ``[blocks]``, entries of each block.
-            words: int64 ``[blocks]``, words of each block.
-        """
-        return int(ranked.work(counts, words).sum()) if self.is_joint else 0
+    def inner_bytes(self, streams: Sequence[Bytes], count: int) -> int:
+        """Bytes that frames within the streams of a block decode to; the block has been checked."""
+        return declared_bytes(streams[0].data) if count and self.is_joint else 0
 
     def _decode_run(
         self, first: int, length: int, values: Sequence[Bytes], count: int, block: Block

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 
 from sparsedelta.errors import UsageError
 from sparsedelta.locations import LocationLike, output_path
@@ -16,7 +15,6 @@ from sparsedelta.operations.following import ApplyReport, transform
 from sparsedelta.operations.history import DeltaLike, History, open_all
 from sparsedelta.operations.request import Request
 from sparsedelta.operations.steps import Verify
-from sparsedelta.operations.undoing import undo_written
 from sparsedelta.progress import Progress, silent
 from sparsedelta.ranks import ALONE, Ranks
 
@@ -81,8 +79,9 @@ def apply(
         stream: Read what lies on the Hub by ranges, as other URLs are read, instead of bringing it
             into the client's cache first: nothing but the output is then on disk.
         undo: Also write the portable delta that leads from the result back to ``base``, whatever
-            the profile of the deltas: afterwards only ``base`` itself could make it. It is not
-            written if there is nothing to do.
+            the profile of the deltas: afterwards only ``base`` itself could make it. It is written
+            in the same pass where only words change, and is there before ``base`` is changed in
+            place. It is not written if there is nothing to do.
 
     Raises:
         NotInvertibleError: With ``undo``: a delta does not lead back.
@@ -112,21 +111,9 @@ def apply(
         cache=cache,
         ranks=ranks,
         stream=stream,
+        undo=None if undo is None else output_path(undo),
     )
-    if undo is None or dry_run:
-        return transform(base, _listed(delta), request)
-    path = output_path(undo)
-    with ExitStack() as stack:
-        readers = open_all(_listed(delta), stack)
-        if ranks.rank:
-            return transform(base, readers, request)
-        written = stack.enter_context(
-            undo_written(base, readers, path, to=to, threads=threads, force=force)
-        )
-        report = transform(base, readers, request)
-        if written is not None and not report.changed:
-            written.unlink()
-        return replace(report, undo=str(path) if report.changed else None)
+    return transform(base, _listed(delta), request)
 
 
 def revert(

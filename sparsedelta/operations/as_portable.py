@@ -10,10 +10,12 @@ from pathlib import Path
 from sparsedelta.checkpoint import CheckpointReader, check_unchanged, open_checkpoint
 from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.errors import StructureError
+from sparsedelta.hub.named_base import at_named_commit
 from sparsedelta.locations import LocationLike
 from sparsedelta.manifest import PORTABLE
 from sparsedelta.operations.origins import Origins
-from sparsedelta.operations.recode import write_recoded
+from sparsedelta.operations.recode import RecodedDelta
+from sparsedelta.operations.relay import Relay, is_relayed
 from sparsedelta.outputs import output_errors
 from sparsedelta.parallel import OrderedMap
 
@@ -54,21 +56,64 @@ def portable(
             "--profile portable -o OUT",
         )
     with ExitStack() as stack:
-        checkpoint = open_checkpoint(base)
+        checkpoint = open_checkpoint(at_named_commit(base, readers[:1]))
         if checkpoint is not base:
             stack.callback(checkpoint.close)
         with output_errors(folder):
             work = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder)))
-        made: list[DeltaReader] = []
-        for number, reader in enumerate(readers):
-            found = reader
-            if reader.needs_base:
-                path = work / f"{number}.safetensors"
-                with OrderedMap(threads) as pool:
-                    origins = Origins(checkpoint, reader, tuple(made))
-                    write_recoded(reader, origins, path, profile=PORTABLE, pool=pool)
-                found = stack.enter_context(DeltaReader(path))
-                found.path = reader.path
-            made.append(found)
+        with OrderedMap(threads) as pool:
+            recode = _relayed if is_relayed(readers) else _one_by_one
+            made = recode(readers, checkpoint, work, pool, stack)
         check_unchanged(checkpoint)
-        yield made
+        yield [made.get(reader, reader) for reader in readers]
+
+
+def _relayed(
+    readers: Sequence[DeltaReader],
+    checkpoint: CheckpointReader,
+    work: Path,
+    pool: OrderedMap,
+    stack: ExitStack,
+) -> dict[DeltaReader, DeltaReader]:
+    """All at once, a tensor at a time: what it takes grows with the length of the chain."""
+    relay = Relay(checkpoint, pool)
+    paths = {each: work / f"{n}.safetensors" for n, each in enumerate(readers) if each.needs_base}
+    with ExitStack() as writing:
+        written = {
+            reader: writing.enter_context(
+                RecodedDelta(reader, relay, path, profile=PORTABLE, pool=pool)
+            )
+            for reader, path in paths.items()
+        }
+        relay.run(readers, written)
+        for each in written.values():
+            each.finish()
+    return {reader: _opened(reader, path, stack) for reader, path in paths.items()}
+
+
+def _one_by_one(
+    readers: Sequence[DeltaReader],
+    checkpoint: CheckpointReader,
+    work: Path,
+    pool: OrderedMap,
+    stack: ExitStack,
+) -> dict[DeltaReader, DeltaReader]:
+    """Each by itself, where tensors come, go or change names: those before are followed again."""
+    made: dict[DeltaReader, DeltaReader] = {}
+    for number, reader in enumerate(readers):
+        if reader.needs_base:
+            before = tuple(made.get(each, each) for each in readers[:number])
+            path = work / f"{number}.safetensors"
+            origins = Origins(checkpoint, reader, before)
+            with RecodedDelta(reader, origins, path, profile=PORTABLE, pool=pool) as written:
+                for record in reader.manifest.tensors:
+                    written.add(record)
+                written.finish()
+            made[reader] = _opened(reader, path, stack)
+    return made
+
+
+def _opened(reader: DeltaReader, path: Path, stack: ExitStack) -> DeltaReader:
+    made = stack.enter_context(DeltaReader(path))
+    made.path = reader.path
+    return made

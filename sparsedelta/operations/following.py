@@ -46,6 +46,8 @@ from sparsedelta.operations.standpoint import (
     refuse_one_way,
 )
 from sparsedelta.operations.steps import Pass, Step, Verify
+from sparsedelta.operations.undoing import Undo, undoing
+from sparsedelta.operations.way_back import WayBack
 from sparsedelta.outputs import check_output
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.ranks import first
@@ -211,7 +213,7 @@ def _follow_way(
         )
     walk = Standpoint(here, route)
     checkpoint = walk.checkpoint
-    written = _Written()
+    written, undo = _Written(), Undo()
     try:
         walk.check_structure()
         files = walk.files(with_files=request.with_files)
@@ -219,14 +221,15 @@ def _follow_way(
             reader.records or reader.manifest.attachments != Attachments()
             for reader in route.readers
         )
-        if locked is None:
-            written = _write(walk, walk.step, files, request)
-        else:
-            _change(walk, locked, files, request)()
+        with undoing(walk, request) as undo:
+            if locked is None:
+                written = _write(walk, walk.step, files, request, undo.way_back)
+            else:
+                _change(walk, locked, files, request, undo.way_back)()
     except (DiffersError, WrongBaseError) as error:
         # Before it is called wrong: is it already where the deltas lead?
         insist_on_result(walk, request.verify if locked is not None else "full", error)
-        files = same_files(checkpoint)
+        files, undo = same_files(checkpoint), Undo()
         changed = is_ended
         if locked is None:
             try:
@@ -256,6 +259,7 @@ def _follow_way(
         discarded=written.discarded,
         deltas=tuple(str(reader.path) for reader in way) if changed else (),
         skipped=() if changed else tuple(str(reader.path) for reader in way),
+        undo=str(undo.out) if changed and undo.out is not None else None,
     )
 
 
@@ -268,7 +272,13 @@ class _Written:
     discarded: bool = False
 
 
-def _write(walk: Standpoint, step: Step, files: ResultFiles, request: Request) -> _Written:
+def _write(
+    walk: Standpoint,
+    step: Step,
+    files: ResultFiles,
+    request: Request,
+    way_back: WayBack | None = None,
+) -> _Written:
     checkpoint, out = walk.checkpoint, request.out
     if out is not None:
         inputs = (*checkpoint.paths, *walk.route.paths)
@@ -286,6 +296,7 @@ def _write(walk: Standpoint, step: Step, files: ResultFiles, request: Request) -
         request.force,
         request.ranks,
         request.verify if step is walk.step else "full",
+        way_back,
     )
     if out is None or not request.resume or not files.is_directory:
         return _Written(run(step, files))
@@ -311,7 +322,13 @@ def _remember(walk: Standpoint, files: ResultFiles, out: Path | None, verified: 
                 remember(path, FileState.of(path.stat()), found, verified)
 
 
-def _change(walk: Standpoint, locked: LockedFiles, files: ResultFiles, request: Request) -> InPlace:
+def _change(
+    walk: Standpoint,
+    locked: LockedFiles,
+    files: ResultFiles,
+    request: Request,
+    way_back: WayBack | None,
+) -> InPlace:
     return InPlace(
         walk,
         locked,
@@ -319,6 +336,7 @@ def _change(walk: Standpoint, locked: LockedFiles, files: ResultFiles, request: 
         walk.pool,
         request.verify,
         with_files=request.with_files,
+        way_back=way_back,
         dry_run=request.dry_run,
         progress=request.progress,
     )

@@ -36,6 +36,7 @@ from sparsedelta.operations.result_files import ResultFiles, replaced_file
 from sparsedelta.operations.settle import carry_out, remove
 from sparsedelta.operations.standpoint import Standpoint, changed_meanwhile
 from sparsedelta.operations.steps import Verify
+from sparsedelta.operations.way_back import WayBack
 from sparsedelta.outputs import output_errors
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress
@@ -56,6 +57,7 @@ class InPlace:
         pool: Threads to use.
         verify: What is verified.
         with_files: Whether the files that the delta carries are written.
+        way_back: What writes the way back, or None.
         dry_run: Verify everything, write nothing.
         progress: Told how many bytes were done, and of how many.
     """
@@ -66,6 +68,7 @@ class InPlace:
     pool: OrderedMap
     verify: Verify
     with_files: bool
+    way_back: WayBack | None
     dry_run: bool
     progress: Progress
 
@@ -98,6 +101,8 @@ class InPlace:
                 raise changed_meanwhile(self.checkpoint)
             if journal is None or not count:
                 return
+            if self.way_back is not None:
+                self.way_back.finish()  # it is there whatever happens from now on
             journal.commit()
             self._carry_out()
 
@@ -140,7 +145,8 @@ class InPlace:
                 append(frame)
         for each in small:
             append(small_frame(each))
-        proof(self.walk.step, append, self.progress)
+        step = self.walk.step
+        proof(step if self.way_back is None else step.by_name(), append, self.progress)
         return count
 
     def _carry_out(self) -> None:
@@ -201,7 +207,15 @@ class InPlace:
                     f"tensor {source.name!r} lies at byte {sources[source.name][1]}, in the result "
                     f"at byte {results[result.name][1]}"
                 )
-        return Proof(self.checkpoint, self.locked, sources, results, self.pool, self.verify)
+        return Proof(
+            self.checkpoint,
+            self.locked,
+            sources,
+            results,
+            self.pool,
+            self.verify,
+            self.way_back,
+        )
 
     def _check_files(self) -> None:
         present = self.checkpoint.files

@@ -87,11 +87,11 @@ class Origins:
         return pieces[0] if len(pieces) == 1 else np.concatenate([np.empty(0, np.uint8), *pieces])
 
     def _span(self, arrow: Arrow, begin: int, end: int) -> Bytes:
-        # Blocks come in order, and several lie in a span: the last one is kept.
-        key = id(arrow), begin
-        kept: tuple[object, Bytes] | None = getattr(self._kept, "span", None)
-        if kept is not None and kept[0] == key:
-            return kept[1]
+        # Blocks come in order, and several lie in a span: the last one is kept, with its arrow. Its
+        # id alone would not do: another arrow may be given it when this one is gone.
+        kept: tuple[Arrow, int, Bytes] | None = getattr(self._kept, "span", None)
+        if kept is not None and kept[0] is arrow and kept[1] == begin:
+            return kept[2]
         source = arrow.source
         data = np.empty(0, np.uint8)
         if source is not None:
@@ -104,16 +104,23 @@ class Origins:
         except DiffersError:
             assert source is not None  # noqa: S101 (only a source can differ)
             raise self._wrong(source) from None
-        self._kept.span = key, made
+        self._kept.span = arrow, begin, made
         return made
 
     def _wrong(self, spec: TensorSpec) -> WrongBaseError:
-        found = self._checkpoint.specs.get(spec.name)
-        what = "differs there" if found == spec else f"is {found or 'missing'}, expected {spec}"
         first = self._before[0] if self._before else self._reader
-        return WrongBaseError(
-            f"{self._checkpoint.location} is not the base of {first.path} (SD501): tensor "
-            f"{spec.name!r} {what}",
-            hint=f"compare: sparsedelta info {first.path}, and sparsedelta fingerprint "
-            f"{self._checkpoint.location}",
-        )
+        return wrong_base(self._checkpoint, first, spec)
+
+
+def wrong_base(
+    checkpoint: CheckpointReader, reader: DeltaReader, spec: TensorSpec
+) -> WrongBaseError:
+    """The error of a checkpoint that is not the base of a delta: in one tensor it is not."""
+    found = checkpoint.specs.get(spec.name)
+    what = "differs there" if found == spec else f"is {found or 'missing'}, expected {spec}"
+    return WrongBaseError(
+        f"{checkpoint.location} is not the base of {reader.path} (SD501): tensor {spec.name!r} "
+        f"{what}",
+        hint=f"compare: sparsedelta info {reader.path}, and sparsedelta fingerprint "
+        f"{checkpoint.location}",
+    )

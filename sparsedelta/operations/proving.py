@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 
+from sparsedelta.changes import Run as Changed
 from sparsedelta.checkpoint import FileCheckpoint
 from sparsedelta.delta import DIFFERENCE, REPLACE, Part
 from sparsedelta.digests import (
@@ -22,6 +23,7 @@ from sparsedelta.limits import SEGMENT_WORDS
 from sparsedelta.locked_files import LockedFiles
 from sparsedelta.operations.arrows import Arrow, DiffersError, follow
 from sparsedelta.operations.steps import SourceRun, Step, Verify, batches
+from sparsedelta.operations.way_back import WayBack
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress
 from sparsedelta.records import PartRecord
@@ -37,8 +39,19 @@ _CHUNK: Final = 1 << 20
 _PLAIN_OPS: Final = (DIFFERENCE, REPLACE)
 """Ops that never fail, whatever the words: they may run before all of a segment is digested."""
 
-_Found: TypeAlias = tuple[list[Digest], list[Buffers]]
-"""Digests of a source that is not known by its segments, and what to journal."""
+
+class _Found(NamedTuple):
+    """What became of a run.
+
+    Attributes:
+        frames: What to journal.
+        digests: Those of a source that is not known by its segments.
+        changed: What leads back, if that is asked for.
+    """
+
+    frames: list[Buffers]
+    digests: Sequence[Digest] = ()
+    changed: Sequence[Changed] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +65,7 @@ class Proof:
         results: Where those of the result lie, by name.
         pool: Threads to use.
         verify: What is verified.
+        way_back: What writes the way back, or None.
     """
 
     checkpoint: FileCheckpoint
@@ -60,6 +74,7 @@ class Proof:
     results: Mapping[str, Place]
     pool: OrderedMap
     verify: Verify
+    way_back: WayBack | None = None
 
     def __call__(self, step: Step, journal: Callable[[Buffers], None], progress: Progress) -> None:
         """Verify the checkpoint and what the step makes of it.
@@ -87,11 +102,13 @@ class Proof:
         with self.pool.mapped(work, batches(arrows)) as taken:
             results = chain.from_iterable(taken)
             for arrow in arrows:
-                digests = []
+                digests: list[Digest] = []
+                changed: list[Changed] = []
                 for start, stop in arrow.spans():
-                    segments, frames = next(results)
-                    digests += segments
-                    for frame in frames:
+                    run = next(results)
+                    digests += run.digests
+                    changed += run.changed
+                    for frame in run.frames:
                         journal(frame)
                     done += (stop - start) * arrow.word_bytes
                     progress(done, total)
@@ -100,6 +117,8 @@ class Proof:
                     found[name] = tensor_digest(arrow.source, digests)
                     if found[name] != step.expected.get(name, found[name]):
                         raise DiffersError
+                if self.way_back is not None and not arrow.stays:
+                    self.way_back.add(arrow, changed)
         if is_full:
             if checkpoint_fingerprint(found).hex() != step.fingerprint:
                 raise DiffersError
@@ -107,8 +126,12 @@ class Proof:
 
     def _take(self, arrow: Arrow, start: int, stop: int) -> _Found:
         if arrow.stays:
-            return self._digests(arrow, start, stop), []
-        return [], self._changes(arrow, start, stop)
+            return _Found([], self._digests(arrow, start, stop))
+        if self._is_plain(arrow):
+            found = self._scattered(arrow, start, stop)
+            if found is not None:
+                return found
+        return self._compared(arrow, start, stop)
 
     def _digests(self, arrow: Arrow, start: int, stop: int) -> list[Digest]:
         assert arrow.source is not None  # noqa: S101 (it stays)
@@ -122,13 +145,6 @@ class Proof:
             state.update(data.data)
         return [state.digest()]
 
-    def _changes(self, arrow: Arrow, start: int, stop: int) -> list[Buffers]:
-        if self._is_plain(arrow):
-            frames = self._scattered(arrow, start, stop)
-            if frames is not None:
-                return frames
-        return self._compared(arrow, start, stop)
-
     def _is_plain(self, arrow: Arrow) -> bool:
         """Whether entries are all that changes, and can be had without the words they change."""
         source, result = arrow.source, arrow.result
@@ -141,14 +157,15 @@ class Proof:
             and all(_is_simple(part) for hop in arrow.hops for _, part in hop.parts)
         )
 
-    def _compared(self, arrow: Arrow, start: int, stop: int) -> list[Buffers]:
+    def _compared(self, arrow: Arrow, start: int, stop: int) -> _Found:
         """Make a run of the result, and compare it with what lies in its place."""
         data = np.empty(0, np.uint8)
         if arrow.source is not None and start < arrow.source.words:
             data = self.checkpoint.read(arrow.source.name, start, min(stop, arrow.source.words))
+        before = data.copy() if self.way_back is not None else data
         made = follow(arrow, start, stop, data)
         if arrow.result is None:
-            return []
+            return _Found([])
         width = arrow.word_bytes
         file, offset = self.results[arrow.result.name]
         frames: list[Buffers] = []
@@ -158,9 +175,11 @@ class Proof:
             place = offset + start * width + at
             self.files.read_into(file, old.data, place)
             frames += compared(file, place, as_words(old, width), as_words(new, width))
-        return frames
+        if self.way_back is None:
+            return _Found(frames)
+        return _Found(frames, changed=[self.way_back.changed(arrow, start, before, made)])
 
-    def _scattered(self, arrow: Arrow, start: int, stop: int) -> list[Buffers] | None:
+    def _scattered(self, arrow: Arrow, start: int, stop: int) -> _Found | None:
         """Follow the entries of a run; None if a digest is not the expected one."""
         assert arrow.before is not None and arrow.source is not None  # noqa: S101, PT018
         parts = [
@@ -169,6 +188,7 @@ class Proof:
             for part in hop.entries(start, stop)
         ]
         frames = []
+        changed = []
         for first in range(start, stop, SEGMENT_WORDS):
             last = min(first + SEGMENT_WORDS, stop)
             number = first // SEGMENT_WORDS
@@ -177,7 +197,10 @@ class Proof:
                 return None
             if run is not None:
                 frames.append(run_frame(run))
-        return frames
+                if self.way_back is not None:
+                    at = np.arange(run.words) if run.positions is None else run.positions
+                    changed.append(self.way_back.entries(first, run.words, at, run.old, run.new))
+        return _Found(frames, changed=changed)
 
     def _segment(
         self, arrow: Arrow, first: int, last: int, parts: list[Part]

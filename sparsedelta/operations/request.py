@@ -35,6 +35,7 @@ class Request:
     ranks: Ranks = ALONE
     to: str | None = None
     stream: bool = False
+    undo: Path | None = None
 
     def __post_init__(self) -> None:
         if self.verify not in ("full", "touched"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
@@ -17,6 +17,7 @@ from typing import Final, Literal, TypeAlias
 
 import numpy as np
 
+from sparsedelta.changes import Run
 from sparsedelta.checkpoint import FileCheckpoint, check_unchanged
 from sparsedelta.checkpoint_writer import CheckpointWriter
 from sparsedelta.companions import find_companions
@@ -25,6 +26,7 @@ from sparsedelta.errors import DAMAGED, FormatError
 from sparsedelta.operations.arrows import Arrow, DiffersError, follow, stays
 from sparsedelta.operations.result_files import ResultFiles
 from sparsedelta.operations.route import Route
+from sparsedelta.operations.way_back import WayBack
 from sparsedelta.outputs import output_errors, staged
 from sparsedelta.parallel import OrderedMap, Scratch
 from sparsedelta.progress import Progress
@@ -84,6 +86,12 @@ class Step:
         # The fingerprint tells all; what the tables of a lean delta say of tensors may be a lie.
         return cls(route, tuple(map(stays, specs)), {}, route.end, route.end)
 
+    def by_name(self) -> Step:
+        """The same, in the order of names."""
+        ends = [(arrow.source or arrow.result, arrow) for arrow in self.arrows]
+        named = sorted(((spec.name, n) for n, (spec, _) in enumerate(ends) if spec is not None))
+        return replace(self, arrows=tuple(self.arrows[n] for _, n in named))
+
     def check_result(self, found: Mapping[str, Digest]) -> None:
         """Compare the fingerprint of the result: a lean delta cannot tell it by itself.
 
@@ -115,7 +123,7 @@ class Pass:
 
     Without an output everything is done and verified, and nothing written. Of several ranks each
     has arrows of its own, rank 0 the output and the last word. Verified are all tensors, or only
-    those that the step touches.
+    those that the step touches. The way back is written on the way, if that is asked for.
     """
 
     checkpoint: FileCheckpoint
@@ -125,6 +133,7 @@ class Pass:
     force: bool
     ranks: Ranks = ALONE
     verify: Verify = "full"
+    way_back: WayBack | None = None
 
     def __call__(self, step: Step, files: ResultFiles) -> Sequence[str]:
         """Take the step.
@@ -146,7 +155,9 @@ class Pass:
             return companions.left_behind
         with ExitStack() as stack:
             writer = self._writer(self.out, files, stack)
-            self.through(step, writer)
+            self.through(step if self.way_back is None else step.by_name(), writer)
+            if self.way_back is not None:
+                self.way_back.finish()
             if self.ranks.rank == 0:
                 if self.verify == "full":
                     files.check_sha256(writer)
@@ -246,16 +257,18 @@ class Pass:
 
         scratch = Scratch()
 
-        def work(batch: Sequence[SourceRun]) -> list[Digest | None]:
+        def work(batch: Sequence[SourceRun]) -> list[tuple[Digest | None, Run | None]]:
             return [self._take(writer, scratch, run) for run in batch]
 
         found: dict[str, Digest] = {}
         with self.pool.mapped(work, batches(arrows)) as taken:
             results = chain.from_iterable(taken)
             for arrow in arrows:
-                digests = []
+                digests, changed = [], []
                 for start, stop in arrow.spans():
-                    digests.append(next(results))
+                    digest, run = next(results)
+                    digests.append(digest)
+                    changed += [] if run is None else [run]
                     done += (stop - start) * arrow.word_bytes
                     progress(done, total)
                 if arrow.source is not None and self._is_digested(arrow):
@@ -263,6 +276,8 @@ class Pass:
                     found[name] = tensor_digest(arrow.source, [d for d in digests if d is not None])
                     if found[name] != step.expected.get(name, found[name]):
                         raise DiffersError
+                if self.way_back is not None and not arrow.stays:
+                    self.way_back.add(arrow, changed)
                 made(arrow)
         return found
 
@@ -275,22 +290,33 @@ class Pass:
         writer: CheckpointWriter | None,
         scratch: Scratch,
         run: SourceRun,
-    ) -> Digest | None:
-        """Take a run through a step; the digest of its source, if it is not known beforehand."""
+    ) -> tuple[Digest | None, Run | None]:
+        """Take a run through a step.
+
+        Returns:
+            The digest of its source, if it is not known beforehand; what leads back, if that is
+            asked for.
+        """
         arrow, start, stop = run
         source, result = arrow.source, arrow.result
         if arrow.stays and self.verify == "touched" and self._copied(writer, arrow, start, stop):
-            return None
+            return None, None
         data = np.empty(0, np.uint8)
         if source is not None and start < source.words:
             data, is_written = self._read(writer, arrow, start, min(stop, source.words), scratch)
         else:
             is_written = False
         digest = segment_digest(data.data) if self._is_digested(arrow) and data.size else None
+        before = None
+        if self.way_back is not None and not arrow.is_unchanged(start, stop):
+            before = scratch.take("before", data.size)  # what is read is changed in place
+            before[:] = data
         made = follow(arrow, start, stop, data)
         if writer is not None and result is not None and not is_written:
             writer.write(result.name, start, made)
-        return digest
+        if self.way_back is None or before is None:
+            return digest, None
+        return digest, self.way_back.changed(arrow, start, before, made)
 
     def _read(
         self,

@@ -64,9 +64,9 @@ class DeltaTask:
         self.identity = reader.manifest.content
         self.paths = reader.paths
         self.changed: Mapping[str, TensorRecord] = {
-            record.name: record for record in reader.manifest.tensors if is_plain(record)
+            record.name: record for record in reader.manifest.tensors if record.is_plain
         }
-        self.moved = [record for record in reader.manifest.tensors if not is_plain(record)]
+        self.moved = [record for record in reader.manifest.tensors if not record.is_plain]
 
     def changes(self, spec: TensorSpec) -> bool:
         """Whether the delta has a record of the tensor."""
@@ -124,11 +124,6 @@ class DeltaTask:
             described.dtype,
             described.scale,
         )
-
-
-def is_plain(record: TensorRecord) -> bool:
-    """Whether a record changes words of a tensor that stays, and nothing else."""
-    return record.base is not None and record.base == record.target and not record.split
 
 
 class CheckpointTask:

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
-
-import numpy as np
+from itertools import chain, islice
 
 from sparsedelta.attachments import LayoutEnd
-from sparsedelta.container import DeltaFile
-from sparsedelta.delta import (
-    SPARSE_OPS,
-    EntryHasher,
-    PartContent,
-    bare_content,
-    tensor_content,
-)
+from sparsedelta.checkpoint import FileCheckpoint, check_unchanged
 from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.digests import plain_digest
 from sparsedelta.errors import (
@@ -26,17 +18,18 @@ from sparsedelta.errors import (
     UsageError,
     WrongBaseError,
 )
+from sparsedelta.hub.named_base import at_named_commit
 from sparsedelta.limits import MAX_PROBLEMS
 from sparsedelta.locations import LocationLike, as_location
 from sparsedelta.open_delta import open_delta
 from sparsedelta.operations.apply import prove
+from sparsedelta.operations.entry_rules import EntryCheck
+from sparsedelta.operations.origins import Origins
 from sparsedelta.operations.result_files import check_carried, misfit, read_layouts
 from sparsedelta.operations.standpoint import refuse_part, touched_specs
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress, silent
-from sparsedelta.records import PartRecord, TensorRecord
-from sparsedelta.slices import check_disjoint
-from sparsedelta.words import Indices, TensorSpec, Words
+from sparsedelta.words import TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +79,9 @@ def validate(
 
     Args:
         delta: The delta file.
-        base: Its base; if given, applying is proven to give the target, without writing it. The
-            SHA-256 of files is compared only when they are written.
+        base: Its base; if given, applying is proven to give the target, without writing it, and
+            what only the base decodes is checked like all else. The SHA-256 of files is compared
+            only when they are written.
         headers: Check headers and manifests only (rules SD1xx, SD2xx and SD6xx): of a remote delta
             nothing else is read.
         threads: Worker threads; None for the cores of this process.
@@ -110,9 +104,10 @@ def validate(
             where, count = str(as_location(delta)), len(manifest.tensors)
             return ValidationReport(where, (), count, manifest.nnz, base_checked=False)
         of_base, is_bounded = _against_base(reader, base, threads, progress)
-        with OrderedMap(threads) as pool:
-            found = _problems(reader, pool, progress, is_bounded=is_bounded)
-            of_file = [_problem(problem) for problem in islice(found, MAX_PROBLEMS)]
+        with OrderedMap(threads) as pool, _origins(reader, base) as origins:
+            entries, of_file = _of_file(reader, origins, pool, progress, is_bounded=is_bounded)
+            if entries.wrong is not None and not of_base:  # it changed since the proof
+                of_base = [Problem(entries.wrong.rule, entries.wrong.message)]
             known = {problem.rule for problem in of_file}
             # What stopped the proof is told once, with what else is broken in the same way.
             problems = (*of_file, *(problem for problem in of_base if problem.rule not in known))
@@ -123,8 +118,19 @@ def validate(
             tensors=len(manifest.tensors),
             nnz=manifest.nnz,
             base_checked=base is not None and not of_base and not problems,
-            unread=0 if base is not None else sum(r.needs_base for r in manifest.tensors),
+            unread=len(entries.unread),
         )
+
+
+@contextmanager
+def _origins(reader: DeltaReader, base: LocationLike | None) -> Iterator[Origins | None]:
+    """The base, where entries can only be read with it; whether it is the right one shows then."""
+    if base is None or not reader.needs_base:
+        yield None
+        return
+    with FileCheckpoint(at_named_commit(base, [reader])) as checkpoint:
+        yield Origins(checkpoint, reader)
+        check_unchanged(checkpoint)
 
 
 def _against_base(
@@ -153,72 +159,25 @@ def _problem(error: FormatError) -> Problem:
     return Problem(error.rule, error.message)
 
 
-def _problems(
-    reader: DeltaReader, pool: OrderedMap, progress: Progress, *, is_bounded: bool
-) -> Iterator[FormatError]:
+def _of_file(
+    reader: DeltaReader,
+    origins: Origins | None,
+    pool: OrderedMap,
+    progress: Progress,
+    *,
+    is_bounded: bool,
+) -> tuple[EntryCheck, list[Problem]]:
+    """What was found out about entries, and all that is wrong with the delta."""
+    entries = EntryCheck(reader, pool, progress, origins=origins)
     try:
         found = list(islice(reader.table_problems(), MAX_PROBLEMS))
         if found:  # lengths and counts that lie cannot guide a decoder
-            yield from found
-            return
-        if not is_bounded:
-            reader.check_budget()
+            return entries, list(map(_problem, found))
+        work = None if is_bounded else reader.check_budget()
     except FormatError as error:
-        yield error
-        return
-    contents: dict[str, bytes] = {}
-    broken = False
-    done = _Progress(progress, sum(record.nbytes for record in reader.manifest.tensors))
-    for file in reader.files:
-        records = file.manifest.tensors
-        broken_blocks = _broken_blocks(reader, records, pool, done, contents)
-        found = list(islice(broken_blocks, MAX_PROBLEMS))
-        broken_blocks.close()
-        if not found:
-            found = list(_broken_whole(reader, file, contents))
-        broken = broken or bool(found)
-        yield from found
-    if reader.is_set and not broken and not reader.needs_base:
-        try:
-            reader.check_content(reader.root, contents)
-        except FormatError as error:
-            yield error
-    yield from _broken_blobs(reader)
-
-
-def _broken_whole(
-    reader: DeltaReader, file: DeltaFile, contents: dict[str, bytes]
-) -> Iterator[FormatError]:
-    """What is broken though every block can be decoded."""
-    try:
-        readable = [record for record in file.manifest.tensors if not record.needs_base]
-        for record in readable:
-            _check_disjoint(reader, record)
-        if len(readable) == len(file.manifest.tensors):
-            reader.check_content(file, contents)
-    except FormatError as error:
-        yield error
-
-
-def _check_disjoint(reader: DeltaReader, record: TensorRecord) -> None:
-    """Rule SD409 for a whole tensor, a block at a time.
-
-    Raises:
-        FormatError: Two parts hold an index, or a block breaks a rule.
-    """
-    numbers = [n for n, part in record.coded if part.op in SPARSE_OPS and n >= record.split]
-    if len(numbers) == 1 or not numbers:
-        return
-    # Blocks are aligned powers of two: the largest holds whole blocks of every part.
-    largest = max(1 << part.block_log2 for n, part in record.coded if n in numbers)
-    domain = record.domain(numbers[0])
-    for start in range(0, domain, largest):
-        stop = min(start + largest, domain)
-        found = [
-            np.concatenate([i for i, _ in reader.blocks(record, number, start, stop)])
-            for number in numbers
-        ]
-        check_disjoint(reader.path, record.name, found)
+        return entries, [_problem(error)]
+    broken = chain(entries.problems(work), _broken_blobs(reader))
+    return entries, [_problem(error) for error in islice(broken, MAX_PROBLEMS)]
 
 
 def _broken_blobs(reader: DeltaReader) -> Iterator[FormatError]:
@@ -261,61 +220,3 @@ def _broken_layout(reader: DeltaReader, end: LayoutEnd, *, target: bool) -> Iter
     wrong += [name for name, spec in touched.items() if found.get(name, spec) != spec]
     if wrong:
         yield misfit(reader, f"tensor {wrong[0]!r:.100} is not as the delta has it")
-
-
-class _Progress:
-    """Adds up what was done."""
-
-    def __init__(self, progress: Progress, total: int) -> None:
-        self._progress = progress
-        self._total = total
-        self._done = 0
-
-    def add(self, nbytes: int) -> None:
-        self._done += nbytes
-        self._progress(self._done, self._total)
-
-
-def _broken_blocks(
-    reader: DeltaReader,
-    records: Sequence[TensorRecord],
-    pool: OrderedMap,
-    progress: _Progress,
-    contents: dict[str, bytes],
-) -> Generator[FormatError, None, None]:
-    # One pass: what decodes enters the content digest, what does not is a problem.
-
-    def decode(item: tuple[TensorRecord, int, int]) -> tuple[Indices, Words] | FormatError | None:
-        record, number, block = item
-        part = record.parts[number]
-        assert isinstance(part, PartRecord)  # noqa: S101 (only coded parts have blocks)
-        try:
-            if part.encoding.needs_base:
-                reader.home(record).check_block(record, number, block)
-                return None
-            indices, words = reader.read_block(record, number, block)
-        except FormatError as error:
-            return error
-        return indices + (block << part.block_log2), words
-
-    for record in records:
-        parts = []
-        for number, part in enumerate(record.parts):
-            if not isinstance(part, PartRecord):
-                parts.append(bare_content(part.op, part.reference))
-                continue
-            entries = EntryHasher()
-            is_sparse = part.op in SPARSE_OPS
-            blocks = range(part.block_count(record.domain(number)))
-            with pool.mapped(decode, ((record, number, block) for block in blocks)) as decoded:
-                for result in decoded:
-                    if isinstance(result, FormatError):
-                        yield result
-                    elif result is not None:
-                        indices, words = result
-                        entries.update(indices if is_sparse else indices[:0], words)
-            parts.append(
-                PartContent(part.op, part.nnz, *entries.digests(), None, part.dtype, part.scale)
-            )
-            progress.add(part.nbytes)
-        contents[record.name] = tensor_content(record.base, record.target, parts)

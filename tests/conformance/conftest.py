@@ -4,4 +4,5 @@ import sys
 from pathlib import Path
 
 SPEC = Path(__file__).resolve().parents[2] / "spec"
-sys.path[:0] = [str(SPEC / "reference"), str(SPEC / "vectors")]
+FUZZ = Path(__file__).resolve().parents[1] / "fuzz"
+sys.path[:0] = [str(SPEC / "reference"), str(SPEC / "vectors"), str(FUZZ)]

@@ -38,7 +38,7 @@ def files(folder: Path) -> None:
         dry = sparsedelta.diff(base, target, many / "dry", dry_run=True, ranks=ranks)
         assert dry.manifest.content == report.manifest.content
         sparsedelta.diff(base, base, many / "nothing", ranks=ranks)
-        applied = sparsedelta.apply(base, whole, many / "out", ranks=ranks)
+        applied = sparsedelta.apply(base, whole, many / "out", ranks=ranks, undo=many / "undo")
         assert applied.fingerprint == report.manifest.target
         sparsedelta.revert(target, cut, many / "back", ranks=ranks)
         again = sparsedelta.apply(target, whole, many / "again", ranks=ranks)
@@ -52,7 +52,9 @@ def files(folder: Path) -> None:
                 sparsedelta.apply(base, whole, ranks=ranks, **options)
         # What is wrong on all ranks alike ends all of them alike, and they can go on.
         with pytest.raises(WrongBaseError, match="digest"):
-            sparsedelta.apply(folder / "other", whole, many / "no", ranks=ranks)
+            sparsedelta.apply(
+                folder / "other", whole, many / "no", ranks=ranks, undo=many / "no-undo"
+            )
 
 
 def composing(folder: Path) -> None:

@@ -297,6 +297,19 @@ def test_a_model_of_transformers(llama: Path) -> None:
     )
 
 
+def test_a_compact_delta_is_read_with_the_base_it_is_loaded_on(llama: Path, tmp_path: Path) -> None:
+    """The same model as by a portable one; on another base no model at all."""
+    transformers = pytest.importorskip("transformers")
+    auto, delta = transformers.AutoModelForCausalLM, tmp_path / "compact"
+    sparsedelta.diff(llama / "base", llama / "t1", delta, profile="compact", codec="ranked")
+    assert sparsedelta.info(delta).needs_base
+    made = sparsedelta.from_pretrained(auto, llama / "base", [delta])
+    assert same(made.state_dict(), auto.from_pretrained(llama / "t1").state_dict())
+    for verify in ("full", "touched"):
+        with pytest.raises(WrongBaseError, match="differs"):
+            sparsedelta.from_pretrained(auto, llama / "t2", [delta], verify=verify)
+
+
 def test_a_model_that_cannot_be_had(llama: Path, tmp_path: Path) -> None:
     """Our own errors, not those that transformers makes of them."""
     transformers = pytest.importorskip("transformers")

@@ -100,6 +100,7 @@ def test_many_ranks_make_what_one_makes(ends: Path, tmp_path: Path, size: int) -
     )
     sparsedelta.diff(base, target, one / "cut.safetensors", shards=5, layout="always")
     sparsedelta.diff(base, base, one / "nothing", shards=size)
+    sparsedelta.apply(base, one / "whole.safetensors", tmp_path / "out", undo=one / "undo")
     assert sparsedelta.info(many / "whole.safetensors").content == single.manifest.content
     assert len(sparsedelta.info(many / "whole.safetensors").parts) == size
     for path in one.iterdir():

@@ -1,0 +1,213 @@
+"""Blocks of `ranked` that ask for much: a named rule or little memory, with their base or without.
+
+As in `tests/integration/test_bombs.py`, they are read in a process with a bound on its memory.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pytest
+import zstandard
+from checkpoint_files import TIMEOUT, Stored, call, environment, failed, write_file
+from ranked_encoder import compressed, stored, varint
+from sections import Sections, digest
+
+import sparsedelta
+
+WORDS_LOG2: Final = 22
+WORDS: Final = 1 << WORDS_LOG2
+ROOM: Final = 400
+"""MiB of address space above the imports: the base takes 8, a block of all words some 200."""
+
+CHILD: Final = """
+import json, os, resource, sys
+import sparsedelta
+room, base, folder = sys.argv[1:]
+def applied(delta):
+    try:
+        sparsedelta.apply(base, delta, delta + ".out", threads=1)
+    except sparsedelta.SparseDeltaError as error:
+        return error.rule
+with open("/proc/self/statm") as file:
+    used = int(file.read().split()[0]) * resource.getpagesize()
+limit = used + (int(room) << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+found = []
+for name in sorted(os.listdir(folder), key=int):
+    delta = os.path.join(folder, name)
+    problems = sparsedelta.validate(delta, threads=1).problems
+    found.append([problems[0].rule if problems else "none", applied(delta)])
+print(json.dumps(found))
+"""
+
+FLAT: Final = b"\xff\0"
+ALL: Final = b"\0\xff"
+LARGEST: Final = (1 << 63) - 1
+
+
+def classes(*each: tuple[bytes, int, int]) -> bytes:
+    """A class table: range, both codes, count."""
+    lines = (ends + bytes([codes]) + varint(count) for ends, codes, count in each)
+    return bytes([len(each)]) + b"".join(lines)
+
+
+def one(*, rows: bytes = b"\0", codes: int = 5, exc: bytes = b"\0", idx: bytes = b"\2\0") -> bytes:
+    """A block of one entry, a new word, of which something else can be said."""
+    return rows + classes((ALL, codes, 1)) + b"\0" + exc + idx + stored(b"\1") + stored(b"\2")
+
+
+def frame_of(raw: int, content: bytes) -> bytes:
+    """A frame that says to be of so many bytes."""
+    return varint(len(content) << 1 | 1) + varint(raw) + content
+
+
+def zeros(size: int) -> bytes:
+    """A Zstandard frame of zeros."""
+    return zstandard.compress(bytes(size))
+
+
+def huge_window() -> bytes:
+    """A frame of 2^16 zeros that wants a window of 2^30 bytes."""
+    stream = zstandard.ZstdCompressor().compressobj(size=1 << 16)
+    frame = b"".join([stream.compress(bytes(1 << 16)), stream.flush()])
+    blocks = zstandard.frame_header_size(frame)
+    return frame[:4] + b"\xc0" + bytes([20 << 3]) + struct.pack("<Q", 1 << 16) + frame[blocks:]
+
+
+def every_word(ends: bytes, idx: bytes, codes: int) -> bytes:
+    """All words are entries, in some kilobytes."""
+    values = compressed(b"\1" * WORDS) + compressed(b"\2" * WORDS)
+    return b"\0" + classes((ends, codes, WORDS)) + b"\0" + b"\0" + idx + values
+
+
+def many(codes: int, idx: bytes) -> bytes:
+    """255 classes of one entry each."""
+    table = classes(*((bytes([e, e]), codes, 1) for e in range(255)))
+    return b"\0" + table + b"\0" + b"\0" + (idx + stored(b"\1") + stored(b"\2")) * 255
+
+
+MASK: Final = compressed(b"\1" + bytes(WORDS // 8 - 1))
+ROWS: Final = compressed(b"\x55" * (WORDS // 8))
+
+Case = tuple[bytes, int, str, str]
+"""A block, its entries; the rule that it breaks without its base, and with it."""
+
+CASES: Final[dict[str, Callable[[], Case]]] = {
+    "gaps without end": lambda: (one(idx=frame_of(LARGEST, b"\0" * 9)), 1, "SD417", "SD417"),
+    "rows without end": lambda: (
+        one(rows=b"\1" + frame_of(1 << 40, zeros(9))), 1, "SD417", "SD417",
+    ),
+    "exceptions without end": lambda: (
+        one(codes=0, exc=frame_of(1 << 40, zeros(9))), 1, "SD417", "SD417",
+    ),
+    "more than declared": lambda: (one(idx=frame_of(2, zeros(1 << 26))), 1, "SD417", "SD417"),
+    "a frame of more": lambda: (
+        one(idx=frame_of(16_000, zeros(1 << 26)[:9000])), 1, "SD417", "SD417",
+    ),
+    "a huge window": lambda: (
+        every_word(ALL, frame_of(1 << 16, huge_window()), 5), WORDS, "SD417", "SD417",
+    ),
+    "bitmasks over all words": lambda: (many(0x15, MASK), 255, "SD417", "SD417"),
+    "255 classes": lambda: (many(5, stored(b"\0")), 255, "none", "SD418"),
+    "entries without end": lambda: (
+        b"\0" + classes((ALL, 5, LARGEST)) + b"\0" * 8, 1, "SD417", "SD417",
+    ),
+    "rows as long as numbers go": lambda: (
+        one(rows=varint(LARGEST) + stored(b"\1")), 1, "none", "SD502",
+    ),
+    "every second row": lambda: (one(rows=b"\1" + ROWS), 1, "none", "SD502"),
+    "every word by a bitmask": lambda: (
+        every_word(ALL, compressed(b"\xff" * (WORDS // 8)), 0x15), WORDS, "none", "SD502",
+    ),
+    "every word by gaps": lambda: (
+        every_word(ALL, compressed(bytes(WORDS)), 5), WORDS, "none", "SD502",
+    ),
+    "every word in no class": lambda: (
+        every_word(FLAT, compressed(bytes(WORDS)), 5), WORDS, "none", "SD502",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a base, and a delta of one block."""
+    folder = tmp_path_factory.mktemp("honest")
+    words = np.zeros(WORDS, "<u2")
+    base = write_file(folder / "base", {"w": Stored("BF16", (WORDS,), words.tobytes())})
+    words[:: 1 << 12] = 1
+    target = write_file(folder / "target", {"w": Stored("BF16", (WORDS,), words.tobytes())})
+    sparsedelta.diff(base, target, folder / "delta", profile="compact", codec="ranked")
+    return folder
+
+
+def with_block(delta: bytes, block: bytes, count: int) -> bytes:
+    """The delta with another block in the place of its only one, and tables that tell of it."""
+    file = Sections.of(delta)
+    manifest = file.copied()
+    part = manifest["tensors"][0]["parts"][0]
+    assert part["block"] == WORDS_LOG2
+    part |= {"bytes": len(block), "nnz": count}
+    manifest["nnz"] = count
+    length = len(block)
+    row = struct.pack("<III", count, length, length) + bytes.fromhex(digest(block))[:8]
+    blobs = file.data[part_end(file) :]
+    tables = file.tables[: -len(row)] + row
+    return file.edited(manifest, tables=tables, data=block + blobs).agreeing().build()
+
+
+def part_end(file: Sections) -> int:
+    end: int = file.manifest["tensors"][0]["parts"][0]["bytes"]
+    return end
+
+
+def test_no_block_takes_much(honest: Path, tmp_path: Path) -> None:
+    """All in one process, with its base and without; none leaves anything behind."""
+    expected = {}
+    for number, (name, make) in enumerate(CASES.items()):
+        block, count, *rules = make()
+        expected[name] = rules
+        (tmp_path / f"{number}").write_bytes(with_block(whole(honest), block, count))
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, str(ROOM), str(honest / "base"), str(tmp_path)],
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert dict(zip(CASES, json.loads(done.stdout), strict=True)) == expected
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(map(str, range(len(CASES))))
+
+
+def whole(honest: Path) -> bytes:
+    return (honest / "delta").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["gaps without end", "255 classes"])
+def test_it_is_told_on_the_command_line(name: str, honest: Path, tmp_path: Path) -> None:
+    block, count, without, with_base = CASES[name]()
+    delta = tmp_path / "delta"
+    delta.write_bytes(with_block(whole(honest), block, count))
+    base, out = honest / "base", tmp_path / "out"
+    assert call("validate", delta).code == (0 if without == "none" else 3)
+    run = call("validate", delta, "--base", base)
+    assert (run.code, with_base in run.out) == (3, True)
+    commands: list[list[str | Path]] = [
+        ["apply", base, delta, "-o", out],
+        ["recode", delta, "--base", base, "--profile", "portable", "-o", out],
+        ["squash", delta, "--base", base, "-o", out],
+        ["export", "--raw", delta, "--base", base, "-o", out],
+    ]
+    for words in commands:
+        assert with_base in failed(call(*words), 3)
+        assert not out.exists()

@@ -1,0 +1,284 @@
+"""Chains of compact deltas with their base at hand: one pass along them, whatever their length."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pytest
+from checkpoint_files import Stored, Tensors, tree, write_file, write_shards
+
+import sparsedelta
+from sparsedelta import UsageError, VerificationError
+from sparsedelta.codecs import ranked
+from sparsedelta.operations import as_portable, undoing
+
+SHAPE: Final = (60, 50)
+NAMES: Final = ("a", "b")
+STEPS: Final = 5
+STAYS: Final = Stored("F32", (3,), bytes(12))
+
+
+def stepped(tensors: Tensors, seed: int) -> Tensors:
+    """Some words of each other."""
+    chance = np.random.default_rng(seed)
+    made = dict(tensors)
+    for name, each in tensors.items():
+        words = each.words
+        at = np.flatnonzero(chance.random(words.size) < 0.08)
+        words[at] += chance.choice(np.array([1, 2, 65535], "<u2"), at.size)
+        made[name] = Stored(each.dtype, each.shape, words.tobytes())
+    return made
+
+
+def first() -> Tensors:
+    numbers = np.random.default_rng(0).standard_normal((2, *SHAPE)).astype("<f2")
+    return {
+        name: Stored("F16", SHAPE, each.tobytes())
+        for name, each in zip(NAMES, numbers, strict=True)
+    }
+
+
+Chain = tuple[list[Path], list[Path]]
+"""Checkpoints one after the other, and the compact deltas between them."""
+
+
+def chain_of(folder: Path, states: list[Tensors]) -> Chain:
+    paths = [write_file(folder / f"s{n}", each) for n, each in enumerate(states)]
+    deltas = []
+    for number, (base, target) in enumerate(pairwise(paths)):
+        deltas.append(folder / f"d{number}")
+        sparsedelta.diff(base, target, deltas[-1], profile="compact", codec="ranked")
+    return paths, deltas
+
+
+def plain(folder: Path, steps: int = STEPS) -> Chain:
+    states = [first()]
+    for number in range(steps):
+        states.append(stepped(states[-1], number))
+        if number == 1:  # one of them rests
+            states[-1]["b"] = states[-2]["b"]
+    return chain_of(folder, states)
+
+
+def with_moves(folder: Path) -> Chain:
+    """One tensor gets another name, the other more rows; then both change on."""
+    states = [first()]
+    states.append(stepped(states[-1], 1))
+    moved = stepped(states[-1], 2)
+    moved["c"] = moved.pop("a")
+    more = Stored("F16", (SHAPE[0] + 1, SHAPE[1]), moved["b"].data + bytes(2 * SHAPE[1]))
+    moved["b"] = more
+    states.append(moved)
+    states.append(stepped(states[-1], 3))
+    return chain_of(folder, states)
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Entries of every ranked block that is decoded."""
+    counts: list[int] = []
+    decode = ranked.decode
+
+    def counted(*arguments: Any) -> Any:  # noqa: ANN401 (as that of the codec)
+        found = decode(*arguments)
+        counts.append(len(found[0]))
+        return found
+
+    monkeypatch.setattr("sparsedelta.codecs.ranked.decode", counted)
+    return counts
+
+
+Deed = Callable[[list[Path], list[Path], Path], object]
+DEEDS: Final[dict[str, Deed]] = {
+    "squash": lambda states, deltas, out: sparsedelta.squash(deltas, out, base=states[0]),
+    "revert": lambda states, deltas, out: sparsedelta.revert(
+        states[-1], deltas, out, base=states[0]
+    ),
+}
+
+
+@pytest.mark.parametrize("deed", DEEDS)
+def test_work_grows_with_the_length_of_a_chain(
+    deed: str, decoded: list[int], tmp_path: Path
+) -> None:
+    """Each block at most twice: for what is written of it, and for where the next one starts."""
+    counts = {}
+    for steps in (2, 4, 8):
+        folder = tmp_path / str(steps)
+        folder.mkdir()
+        states, deltas = plain(folder, steps)
+        decoded.clear()
+        DEEDS[deed](states, deltas, folder / "out")
+        counts[steps] = len(decoded)
+        assert counts[steps] <= 2 * 2 * steps
+    assert counts[8] - counts[4] == 2 * 2 * 4
+
+
+@pytest.mark.parametrize("make", [plain, with_moves])
+def test_both_ways_of_recoding_give_the_same_bytes(
+    make: Callable[[Path], Chain], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states, deltas = make(tmp_path)
+    direct = sparsedelta.squash(deltas, tmp_path / "one", base=states[0], threads=1)
+    sparsedelta.apply(states[0], tmp_path / "one", tmp_path / "made")
+    assert (tmp_path / "made").read_bytes() == states[-1].read_bytes()
+    sparsedelta.revert(states[-1], deltas, tmp_path / "back", base=states[0], threads=3)
+    assert (tmp_path / "back").read_bytes() == states[0].read_bytes()
+    monkeypatch.setattr(as_portable, "is_relayed", lambda _: False)
+    again = sparsedelta.squash(deltas, tmp_path / "two", base=states[0], threads=3)
+    assert (tmp_path / "two").read_bytes() == (tmp_path / "one").read_bytes()
+    assert again.manifest.content == direct.manifest.content
+
+
+def test_portable_deltas_between_compact_ones_are_followed(tmp_path: Path) -> None:
+    states, deltas = plain(tmp_path)
+    sparsedelta.squash(deltas, tmp_path / "one", base=states[0])
+    for number in (0, 2, 4):
+        sparsedelta.diff(states[number], states[number + 1], deltas[number], force=True)
+    sparsedelta.squash(deltas, tmp_path / "two", base=states[0])
+    assert (tmp_path / "two").read_bytes() == (tmp_path / "one").read_bytes()
+
+
+def test_a_delta_that_lies_is_told_before_the_next_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states, deltas = plain(tmp_path)
+    decode = ranked.decode
+    made = []
+
+    def wrong(*arguments: Any) -> Any:  # noqa: ANN401 (as that of the codec)
+        indices, words = decode(*arguments)
+        made.append(len(indices))
+        return indices, words + 1
+
+    monkeypatch.setattr("sparsedelta.codecs.ranked.decode", wrong)
+    with pytest.raises(VerificationError, match="SD502") as caught:
+        sparsedelta.squash(deltas, tmp_path / "out", base=states[0], threads=1)
+    assert str(deltas[0]) in str(caught.value)
+    assert len(made) == 2
+    assert not (tmp_path / "out").exists()
+
+
+# --- The way back, in the pass that makes the result ---
+
+
+def sharded(folder: Path, profile: str, *, lean: bool = False) -> Chain:
+    """Folders of two shards whose names are in no order, with files beside, and a set of deltas."""
+    states = []
+    deltas = []
+    tensors = first()
+    for number in range(4):
+        place = folder / f"s{number}"
+        place.mkdir()
+        write_shards(place, {"b": tensors["b"]}, {"a": tensors["a"], "stays": STAYS})
+        (place / "config.json").write_text(json.dumps({"step": number // 2}))
+        states.append(place)
+        tensors = stepped(tensors, number)
+        if number == 2:  # one of them comes back to what it was
+            tensors["b"] = first()["b"]
+    for number in range(3):
+        deltas.append(folder / f"d{number}.safetensors")
+        sparsedelta.diff(
+            states[number],
+            states[number + 1],
+            deltas[-1],
+            profile=profile,
+            lean=lean,
+            with_files=True,
+            shards=2 if number == 1 else None,
+        )
+    return states, deltas
+
+
+@pytest.mark.parametrize("profile", ["compact", "portable"])
+@pytest.mark.parametrize("kind", ["lean", "full"])
+def test_the_way_back_is_the_same_file_however_it_is_written(
+    profile: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the pass, from threads, in place; or beforehand, by recoding and inverting."""
+    states, deltas = sharded(tmp_path, profile, lean=kind == "lean")
+    ways = {"one": (deltas[:1], 0), "two": (deltas[:2], 0), "all": (deltas, 0), "last": (deltas, 1)}
+    written: dict[str, bytes] = {}
+    for name, (way, start) in ways.items():
+        for how in ("pass", "threads", "in place", "touched", "beforehand"):
+            out, undo = tmp_path / f"{name}-{how}", tmp_path / f"undo-{name}-{how}"
+            with monkeypatch.context() as patch:
+                if how == "beforehand":
+                    patch.setattr(undoing, "leads_back", lambda _: False)
+                if how == "in place":
+                    shutil.copytree(states[start], out)
+                    report = sparsedelta.apply(out, way, in_place=True, undo=undo)
+                else:
+                    report = sparsedelta.apply(
+                        states[start],
+                        way,
+                        out,
+                        undo=undo,
+                        threads=3 if how == "threads" else 1,
+                        verify="touched" if how == "touched" else "full",
+                    )
+            assert report.undo == str(undo)
+            assert undo.read_bytes() == written.setdefault(name, undo.read_bytes()), how
+        assert sparsedelta.info(undo).profile == "portable"
+        sparsedelta.apply(out, undo, tmp_path / f"{name}-back")
+        assert tree(tmp_path / f"{name}-back") == tree(states[start])
+
+
+def test_the_way_back_takes_no_pass_of_its_own(decoded: list[int], tmp_path: Path) -> None:
+    states, deltas = plain(tmp_path)
+    sparsedelta.apply(states[0], deltas, tmp_path / "alone")
+    alone = sorted(decoded)
+    decoded.clear()
+    sparsedelta.apply(states[0], deltas, tmp_path / "out", undo=tmp_path / "undo")
+    assert sorted(decoded) == alone
+
+
+@pytest.mark.parametrize("profile", ["compact", "portable"])
+def test_the_way_back_leads_to_the_link_that_was_given(profile: str, tmp_path: Path) -> None:
+    """Not to where the chain starts: what was there was an inner link of it."""
+    states, deltas = sharded(tmp_path, profile)
+    report = sparsedelta.apply(states[1], deltas[:2], tmp_path / "out", undo=tmp_path / "undo")
+    assert (len(report.skipped), report.undo) == (1, str(tmp_path / "undo"))
+    sparsedelta.apply(tmp_path / "out", tmp_path / "undo", tmp_path / "back")
+    assert tree(tmp_path / "back") == tree(states[1])
+
+
+def test_where_tensors_come_and_go_it_is_written_beforehand(tmp_path: Path) -> None:
+    states, deltas = with_moves(tmp_path)
+    sparsedelta.apply(states[0], deltas, tmp_path / "out", undo=tmp_path / "undo")
+    sparsedelta.apply(tmp_path / "out", tmp_path / "undo", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == states[0].read_bytes()
+
+
+def test_it_is_there_before_files_are_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states, deltas = plain(tmp_path)
+    undo, before = tmp_path / "undo", states[0].read_bytes()
+    seen = []
+
+    def stop(*_: object, **__: object) -> None:
+        seen.append(undo.exists())
+        raise OSError("no more")
+
+    monkeypatch.setattr("sparsedelta.operations.in_place.Journal", stop)
+    with pytest.raises(sparsedelta.OutputError):
+        sparsedelta.apply(states[0], deltas, in_place=True, undo=undo)
+    assert seen == [True]
+    monkeypatch.undo()
+    sparsedelta.apply(states[0], deltas, in_place=True, undo=undo, resume=True)
+    assert states[0].read_bytes() == states[-1].read_bytes()
+    del before
+
+
+def test_a_result_cannot_be_its_own_way_back(tmp_path: Path) -> None:
+    states, deltas = plain(tmp_path)
+    with pytest.raises(UsageError, match="lead back"):
+        sparsedelta.apply(states[0], deltas, tmp_path / "out", undo=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
