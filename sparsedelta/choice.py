@@ -8,24 +8,23 @@ from typing import Final
 
 from sparsedelta.codecs import (
     INDEX_CODECS,
-    IndexCodec,
+    AnyIndexCodec,
+    AnyValueCodec,
     Packed,
     Planes,
-    RankedIndices,
-    RankedValues,
+    Ranked,
     RawWords,
-    ValueCodec,
     Zigzag,
 )
 from sparsedelta.codecs.packed import WIDTHS
 from sparsedelta.errors import UsageError
 
-VALUE_NAMES: Final[Mapping[str, ValueCodec]] = {
+VALUE_NAMES: Final[Mapping[str, AnyValueCodec]] = {
     **{f"packed{width}": Packed(width) for width in WIDTHS},
     "zigzag": Zigzag(),
     "planes": Planes(),
     "raw": RawWords(),
-    "ranked": RankedValues(),
+    "ranked": Ranked(),
 }
 """Value codecs by the names that a person types, in the order in which equals are chosen."""
 
@@ -39,8 +38,8 @@ class CodecChoice:
         value: The value codec, or None for the smallest.
     """
 
-    index: IndexCodec
-    value: ValueCodec | None = None
+    index: AnyIndexCodec
+    value: AnyValueCodec | None = None
 
 
 def parse_choice(text: str) -> CodecChoice:
@@ -61,6 +60,6 @@ def parse_choice(text: str) -> CodecChoice:
                 hint="an index codec alone or with a value codec: gap8, gap8+packed2, raw+raw",
             )
     chosen = INDEX_CODECS[index]()
-    if isinstance(chosen, RankedIndices) and not plus:
-        return CodecChoice(chosen, RankedValues())
+    if isinstance(chosen, Ranked) and not plus:
+        return CodecChoice(chosen, Ranked())
     return CodecChoice(chosen, VALUE_NAMES[value] if plus else None)

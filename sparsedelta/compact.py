@@ -20,8 +20,7 @@ from sparsedelta.codecs import (
     Encoding,
     Gap8,
     Packed,
-    RankedIndices,
-    RankedValues,
+    Ranked,
     Zigzag,
 )
 from sparsedelta.delta import DIFFERENCE
@@ -30,7 +29,7 @@ from sparsedelta.measure import PartBlocks, Sample, measure, row_bytes
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.words import ReadWords
 
-RANKED: Final = Encoding(DIFFERENCE, RankedIndices(), RankedValues())
+RANKED: Final = Encoding(DIFFERENCE, Ranked(), Ranked())
 
 BLOCK_ENTRIES: Final = 1 << 16
 """Entries that a block of ``ranked`` should hold: each of its classes has frames of its own."""

@@ -183,9 +183,7 @@ class DeltaFile(Closing):
         """
         described = self._coded(record, number)
         with self._in_block(record, described, block):
-            streams, count, shape = self._streams_of(record, number, described, block)
-            described.encoding.check(streams, count, shape)
-            return described.encoding.inner_bytes(streams, count)
+            return described.encoding.check(*self._streams_of(record, number, described, block))
 
     def read_stored(
         self, record: TensorRecord, number: int, block: int

@@ -16,13 +16,13 @@ import numpy as np
 from sparsedelta.changes import Changes
 from sparsedelta.choice import CodecChoice
 from sparsedelta.codecs import (
+    AnyValueCodec,
     Block,
     Dense,
     Encoding,
     Planes,
     RawWords,
     UnfitError,
-    ValueCodec,
 )
 from sparsedelta.delta import EntryHasher, PartContent, tensor_content
 from sparsedelta.digests import Digest
@@ -195,7 +195,7 @@ def encode_words(
     if block_log2 is None:
         block_log2 = min(max((words - 1).bit_length(), MIN_BLOCK_LOG2), DENSE_BLOCK_LOG2)
     size_log2 = block_log2
-    values: list[ValueCodec] = [Planes(), RawWords()]
+    values: list[AnyValueCodec] = [Planes(), RawWords()]
     if choice is not None and choice.value is not None:
         values = [choice.value]
     try:

@@ -15,7 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsedelta.changes import Changes
-from sparsedelta.codecs import Block, Dense, Encoding, IndexCodec, Range, UnfitError, ValueCodec
+from sparsedelta.codecs import (
+    AnyCodec,
+    AnyIndexCodec,
+    Block,
+    Dense,
+    Encoding,
+    IndexCodec,
+    Range,
+    UnfitError,
+    ValueCodec,
+)
 from sparsedelta.codecs.frames import encode_frame
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.tables import block_words
@@ -171,6 +181,7 @@ class CodedBlock:
         self.indices = indices
         self.values = values
         self._block = block
+        self._joint: dict[Encoding, Frames] = {}
         self._indices: dict[IndexCodec, Frames] = {}
         self._values: dict[tuple[ValueCodec, IndexCodec | None], Frames] = {}
         self._known: dict[bytes, bytes] = {}
@@ -181,8 +192,14 @@ class CodedBlock:
         Raises:
             UnfitError: The encoding cannot hold the block.
         """
-        index, value, run = encoding.index, encoding.value, self._run(encoding.index)
-        if run is not None or not self.indices.size or encoding.is_joint:
+        if encoding.joint is not None:
+            if encoding not in self._joint:
+                streams = encoding.encode(self.indices, self.values, self._block)
+                self._joint[encoding] = self._frames(encoding.joint, streams)
+            return self._joint[encoding], Frames([], [], 0)
+        index, value = encoding.pair
+        run = self._run(index)
+        if run is not None or not self.indices.size:
             if index not in self._indices or (value, run) not in self._values:
                 streams = encoding.encode(self.indices, self.values, self._block)
                 split = index.stream_count(self._block.word_bytes)
@@ -197,17 +214,17 @@ class CodedBlock:
                 self._values[value, None] = self._frames(value, streams)
         return self._indices[index], self._values[value, run]
 
-    def _run(self, index: IndexCodec) -> IndexCodec | None:
+    def _run(self, index: AnyIndexCodec) -> IndexCodec | None:
         """The index codec, if its values have padding between them in this block."""
         if not isinstance(index, (Dense, Range)) or not self.indices.size:
             return None
         return index if index.span(self.indices, self._block)[1] != self.indices.size else None
 
-    def _frames(self, codec: IndexCodec | ValueCodec, streams: Sequence[Bytes]) -> Frames:
+    def _frames(self, codec: AnyCodec, streams: Sequence[Bytes]) -> Frames:
         frames = [self._frame(codec, stream) for stream in streams]
         return Frames(frames, [stream.size for stream in streams], sum(map(len, frames)))
 
-    def _frame(self, codec: IndexCodec | ValueCodec, stream: Bytes) -> bytes:
+    def _frame(self, codec: AnyCodec, stream: Bytes) -> bytes:
         # Some codecs share streams: the signs are the same at every width.
         content = stream.tobytes()
         frame = content if codec.stored else self._known.get(content)
@@ -218,7 +235,7 @@ class CodedBlock:
     def sizes(self, encodings: Sequence[Encoding]) -> list[int]:
         """Bytes of the frames in each encoding, or _UNFIT."""
         sizes = []
-        parts: dict[IndexCodec | ValueCodec, int] = {}
+        parts: dict[AnyCodec, int] = {}
         for encoding in encodings:
             index, value = parts.get(encoding.index), parts.get(encoding.value)
             if index is None or value is None or self._run(encoding.index) is not None:

@@ -31,16 +31,16 @@ from numpy.typing import NDArray
 from sparsedelta.choice import VALUE_NAMES, CodecChoice
 from sparsedelta.codecs import (
     INDEX_CODECS,
+    AnyIndexCodec,
+    AnyValueCodec,
     Bitmask,
     Dense,
     Encoding,
     Gap8,
     GapSplit,
-    IndexCodec,
     Range,
     RawIndices,
     UnfitError,
-    ValueCodec,
 )
 from sparsedelta.delta import DIFFERENCE
 from sparsedelta.likely import likely_values, magnitudes
@@ -132,7 +132,7 @@ def _applicable(op: str) -> list[Encoding]:
     return [e for e in pairs if e is not None and not e.needs_base]
 
 
-def _allowed(op: str, index: IndexCodec, value: ValueCodec) -> Encoding | None:
+def _allowed(op: str, index: AnyIndexCodec, value: AnyValueCodec) -> Encoding | None:
     try:
         return Encoding(op, index, value)
     except ValueError:
@@ -160,9 +160,9 @@ def _candidates(
     return [encoding for encoding in pairs if encoding is not None]
 
 
-def _indices(blocks: PartBlocks, op: str, survey: _Survey, pool: OrderedMap) -> list[IndexCodec]:
+def _indices(blocks: PartBlocks, op: str, survey: _Survey, pool: OrderedMap) -> list[AnyIndexCodec]:
     words, nnz = blocks.changes.spec.words, blocks.changes.nnz
-    indices: list[IndexCodec] = [Gap8()]
+    indices: list[AnyIndexCodec] = [Gap8()]
     if nnz * _SPLIT_UP_TO <= words:
         indices.append(GapSplit())
     if nnz * _BITMASK_FROM >= words:

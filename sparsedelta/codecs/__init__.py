@@ -1,6 +1,15 @@
 """Codecs: pure maps between the entries of a block and byte streams."""
 
-from sparsedelta.codecs.base import Block, IndexCodec, StreamError, UnfitError, ValueCodec
+from sparsedelta.codecs.base import (
+    AnyCodec,
+    AnyIndexCodec,
+    AnyValueCodec,
+    Block,
+    IndexCodec,
+    StreamError,
+    UnfitError,
+    ValueCodec,
+)
 from sparsedelta.codecs.bitmask import Bitmask
 from sparsedelta.codecs.dense import Dense
 from sparsedelta.codecs.encoding import DENSE_OPS, ENTRY_OPS, Encoding
@@ -9,7 +18,7 @@ from sparsedelta.codecs.gap8_split import GapSplit
 from sparsedelta.codecs.packed import Packed
 from sparsedelta.codecs.planes import Planes
 from sparsedelta.codecs.range import Range
-from sparsedelta.codecs.ranked import RankedIndices, RankedValues
+from sparsedelta.codecs.ranked import Ranked
 from sparsedelta.codecs.raw import RawIndices, RawWords
 from sparsedelta.codecs.registry import INDEX_CODECS, VALUE_CODECS
 from sparsedelta.codecs.zigzag import Zigzag
@@ -19,6 +28,9 @@ __all__ = [
     "ENTRY_OPS",
     "INDEX_CODECS",
     "VALUE_CODECS",
+    "AnyCodec",
+    "AnyIndexCodec",
+    "AnyValueCodec",
     "Bitmask",
     "Block",
     "Dense",
@@ -29,8 +41,7 @@ __all__ = [
     "Packed",
     "Planes",
     "Range",
-    "RankedIndices",
-    "RankedValues",
+    "Ranked",
     "RawIndices",
     "RawWords",
     "StreamError",

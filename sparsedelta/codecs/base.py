@@ -130,3 +130,49 @@ class ValueCodec(Protocol):
         Raises:
             StreamError: The streams break a rule.
         """
+
+
+class JointCodec(Protocol):
+    """Maps the entries of a block to streams, index and value together.
+
+    A part names it as both of its codecs. Attributes are those of an index codec.
+    """
+
+    id: ClassVar[str]
+    needs_base: ClassVar[bool]
+    stored: ClassVar[bool]
+    rule: ClassVar[str]
+
+    def holds(self, dtype: str) -> bool:
+        """Whether it may be used for tensors of a dtype (rule SD210)."""
+
+    def stream_count(self, word_bytes: int) -> int:
+        """Number of streams per block."""
+
+    def bounds(self, counts: Counts, words: Counts, word_bytes: int) -> Sequence[Bounds]:
+        """Decoded lengths allowed for blocks of ``words`` words with ``counts`` > 0 entries."""
+
+    def encode(self, indices: Indices, values: Words, block: Block) -> list[Bytes]:
+        """Streams of at least one entry, in ascending order."""
+
+    def check(self, streams: Sequence[Bytes], count: int, block: Block) -> int:
+        """Check all that needs no base words.
+
+        Returns:
+            Bytes that frames within the streams decode to.
+
+        Raises:
+            StreamError: The streams break a rule.
+        """
+
+    def decode(self, streams: Sequence[Bytes], count: int, block: Block) -> tuple[Indices, Words]:
+        """The ``count`` entries, at least one; in ascending order unless the block allows any.
+
+        Raises:
+            StreamError: The streams break a rule.
+        """
+
+
+AnyIndexCodec: TypeAlias = IndexCodec | JointCodec
+AnyValueCodec: TypeAlias = ValueCodec | JointCodec
+AnyCodec: TypeAlias = IndexCodec | ValueCodec | JointCodec

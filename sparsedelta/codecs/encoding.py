@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsedelta.codecs import ranked
 from sparsedelta.codecs.base import (
+    AnyCodec,
+    AnyIndexCodec,
+    AnyValueCodec,
     Block,
     Bounds,
     Counts,
     IndexCodec,
+    JointCodec,
     StreamError,
     UnfitError,
     ValueCodec,
@@ -24,9 +27,7 @@ from sparsedelta.codecs.dense import Dense
 from sparsedelta.codecs.packed import Packed
 from sparsedelta.codecs.planes import Planes
 from sparsedelta.codecs.range import Range
-from sparsedelta.codecs.ranked import RankedIndices, RankedValues
-from sparsedelta.codecs.ranked_classes import EXPONENTS
-from sparsedelta.codecs.ranked_work import declared_bytes
+from sparsedelta.codecs.ranked import Ranked
 from sparsedelta.codecs.raw import RawWords
 from sparsedelta.codecs.registry import (
     INDEX_CODECS,
@@ -69,15 +70,15 @@ class Encoding:
     """
 
     op: str
-    index: IndexCodec
-    value: ValueCodec
+    index: AnyIndexCodec
+    value: AnyValueCodec
 
     def __post_init__(self) -> None:
         if self.op not in (*ENTRY_OPS, *DENSE_OPS):
             raise ValueError(f"unknown op {self.op!r}, expected one of {ENTRY_OPS + DENSE_OPS}")
         if self.op in DENSE_OPS and not isinstance(self.index, Dense):
             raise ValueError(f"index codec {self.index.id!r}, {self.op!r} allows 'dense' only")
-        if isinstance(self.index, RankedIndices) != isinstance(self.value, RankedValues):
+        if isinstance(self.index, Ranked) != isinstance(self.value, Ranked):
             raise ValueError("'ranked' is an index codec and a value codec: it goes with itself")
         if self.op != "difference" and not isinstance(self.value, (Planes, RawWords)):
             raise ValueError(
@@ -109,18 +110,23 @@ class Encoding:
     def describe(self) -> str:
         """The codecs in words, such as ``gap8 + packed(width=1)``."""
         # Codecs are frozen and hash, which a protocol cannot say.
-        if self.is_joint:
-            return self.index.id
+        if self.joint is not None:
+            return self.joint.id
         return f"{_describe(self.index)} + {_describe(self.value)}"  # type: ignore[arg-type]
 
     @property
-    def is_joint(self) -> bool:
-        """Whether indices and values are written together."""
-        return isinstance(self.index, RankedIndices)
+    def joint(self) -> JointCodec | None:
+        """The codec that writes indices and values together, if that is how it is."""
+        return self.index if isinstance(self.index, Ranked) else None
+
+    @property
+    def pair(self) -> tuple[IndexCodec, ValueCodec]:
+        """The two codecs of an encoding that is not joint."""
+        return self.index, self.value  # type: ignore[return-value]  # see __post_init__
 
     def holds(self, dtype: str) -> bool:
         """Whether it may be used for tensors of a dtype (rule SD210)."""
-        return not self.is_joint or dtype in EXPONENTS
+        return self.joint is None or self.joint.holds(dtype)
 
     @property
     def needs_base(self) -> bool:
@@ -129,14 +135,17 @@ class Encoding:
 
     def stream_count(self, word_bytes: int) -> int:
         """Streams per block: those of the index codec, then those of the value codec."""
-        return self.index.stream_count(word_bytes) + self.value.stream_count(word_bytes)
+        return sum(codec.stream_count(word_bytes) for codec in self._codecs)
+
+    @property
+    def _codecs(self) -> tuple[AnyCodec, ...]:
+        """The codecs that have streams of their own."""
+        return self.pair if self.joint is None else (self.joint,)
 
     def stored(self, word_bytes: int) -> list[bool]:
         """Whether the frames of a stream must be stored, per stream."""
         return [
-            codec.stored
-            for codec in (self.index, self.value)
-            for _ in range(codec.stream_count(word_bytes))
+            codec.stored for codec in self._codecs for _ in range(codec.stream_count(word_bytes))
         ]
 
     def bounds(self, counts: Counts, words: Counts, word_bytes: int) -> list[Bounds]:
@@ -147,19 +156,26 @@ class Encoding:
             words: int64 ``[blocks]``, words of each block.
             word_bytes: Bytes of a word.
         """
-        least = words if isinstance(self.index, Dense) else counts
-        most = words if isinstance(self.index, (Dense, Range)) else counts
-        values = [
-            Bounds(low.low, high.high, low.step)
-            for low, high in zip(
-                self.value.bounds(least, words, word_bytes),
-                self.value.bounds(most, words, word_bytes),
-                strict=True,
-            )
-        ]
+        if self.joint is not None:
+            bounds = self.joint.bounds(counts, words, word_bytes)
+        else:
+            index, value = self.pair
+            least = words if isinstance(index, Dense) else counts
+            most = words if isinstance(index, (Dense, Range)) else counts
+            bounds = [
+                *index.bounds(counts, words, word_bytes),
+                *(
+                    Bounds(low.low, high.high, low.step)
+                    for low, high in zip(
+                        value.bounds(least, words, word_bytes),
+                        value.bounds(most, words, word_bytes),
+                        strict=True,
+                    )
+                ),
+            ]
         return [
             Bounds(np.where(counts, low, 0), np.where(counts, high, 0), step)
-            for low, high, step in (*self.index.bounds(counts, words, word_bytes), *values)
+            for low, high, step in bounds
         ]
 
     def length_faults(
@@ -220,10 +236,11 @@ class Encoding:
         """
         if not indices.size:
             return [np.empty(0, np.uint8)] * self.stream_count(block.word_bytes)
-        if self.is_joint:
-            return [ranked.encode(indices, values, block)]
-        if isinstance(self.index, (Dense, Range)):
-            first, length = self.index.span(indices, block)
+        if self.joint is not None:
+            return self.joint.encode(indices, values, block)
+        index, value = self.pair
+        if isinstance(index, (Dense, Range)):
+            first, length = index.span(indices, block)
             if length != indices.size:
                 if self.op != "difference":
                     raise UnfitError(
@@ -233,7 +250,7 @@ class Encoding:
                 run = np.zeros(length, values.dtype)
                 run[indices - first] = values
                 values = run
-        return [*self.index.encode(indices, block), *self.value.encode(values, block)]
+        return [*index.encode(indices, block), *value.encode(values, block)]
 
     def decode(self, streams: Sequence[Bytes], count: int, block: Block) -> tuple[Indices, Words]:
         """Entries of a block, from streams whose lengths have no :meth:`length_faults`.
@@ -244,57 +261,57 @@ class Encoding:
         if not count:
             empty: Indices = np.empty(0, np.int64)
             return empty, np.empty(0, f"<u{block.word_bytes}")
-        if self.is_joint:
-            return ranked.decode(streams[0], count, block)
-        split = self.index.stream_count(block.word_bytes)
+        if self.joint is not None:
+            return self.joint.decode(streams, count, block)
+        index, value = self.pair
+        split = index.stream_count(block.word_bytes)
         values = streams[split:]
-        if isinstance(self.index, (Dense, Range)):
-            first, length = self.index.run(streams[:split], count, block)
+        if isinstance(index, (Dense, Range)):
+            first, length = index.run(streams[:split], count, block)
             return self._decode_run(first, length, values, count, block)
-        indices = self.index.decode(streams[:split], count, block)
-        words = self.value.decode(values, count, block)
+        indices = index.decode(streams[:split], count, block)
+        words = value.decode(values, count, block)
         if self.op == "difference" and not words.all():
             raise StreamError("SD408", "a difference of 0")
         return indices, words
 
-    def check(self, streams: Sequence[Bytes], count: int, block: Block) -> None:
+    def check(self, streams: Sequence[Bytes], count: int, block: Block) -> int:
         """Check what can be checked of streams that only their base words decode.
+
+        Returns:
+            Bytes that frames within the streams decode to.
 
         Raises:
             StreamError: The streams break a rule of their codec's page.
         """
-        if count and self.is_joint:
-            ranked.check(streams[0], count, block)
-
-    def inner_bytes(self, streams: Sequence[Bytes], count: int) -> int:
-        """Bytes that frames within the streams of a block decode to; the block has been checked."""
-        return declared_bytes(streams[0].data) if count and self.is_joint else 0
+        return self.joint.check(streams, count, block) if count and self.joint is not None else 0
 
     def _decode_run(
         self, first: int, length: int, values: Sequence[Bytes], count: int, block: Block
     ) -> tuple[Indices, Words]:
-        rule = self.index.rule
+        index, value = self.pair
+        rule = index.rule
         if self.op != "difference" and length != count:
             raise StreamError(rule, f"{length} values for {count} entries")
         told = np.array([length])
         for stream, (low, high, _) in zip(
-            values, self.value.bounds(told, told, block.word_bytes), strict=True
+            values, value.bounds(told, told, block.word_bytes), strict=True
         ):
             if not low[0] <= stream.size <= high[0]:
                 raise StreamError(rule, f"the value streams do not hold {length} values")
         if self.op != "difference":
-            return np.arange(first, first + length), self.value.decode(values, length, block)
-        marks = self.value.nonzero(values, length)
+            return np.arange(first, first + length), value.decode(values, length, block)
+        marks = value.nonzero(values, length)
         run: Indices = np.flatnonzero(marks)
         if run.size != count:
             raise StreamError("SD405", f"{count} values other than 0 expected, {run.size} found")
-        if isinstance(self.index, Range) and not (marks[0] and marks[-1]):
+        if isinstance(index, Range) and not (marks[0] and marks[-1]):
             raise StreamError("SD405", "the run does not begin and end with an entry")
-        words = self.value.decode(values, length, block)
+        words = value.decode(values, length, block)
         return run + first, words if count == length else words[run]
 
 
 @lru_cache(maxsize=256)
-def _describe(codec: IndexCodec | ValueCodec) -> str:
+def _describe(codec: AnyCodec) -> str:
     rest = [f"{key}={value}" for key, value in codec_to_json(codec).items() if key != "id"]
     return f"{codec.id}({', '.join(rest)})" if rest else codec.id

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import ClassVar, Final
+from typing import ClassVar, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,13 +47,17 @@ _MOST_PER_ENTRY: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
-class RankedIndices:
-    """Positions and values in one stream, BLOCK; goes with :class:`RankedValues` only."""
+class Ranked:
+    """Ranks and values of entries in one stream, BLOCK, class by class."""
 
     id: ClassVar[str] = "ranked"
     needs_base: ClassVar[bool] = True
     stored: ClassVar[bool] = True
     rule: ClassVar[str] = RULE
+
+    def holds(self, dtype: str) -> bool:
+        """Whether words of a dtype have 16 bits, with an exponent among them."""
+        return dtype in EXPONENTS
 
     def stream_count(self, word_bytes: int) -> int:  # noqa: ARG002 (part of the protocol)
         """One stream: BLOCK."""
@@ -64,111 +68,110 @@ class RankedIndices:
         least = np.full_like(counts, _LEAST)
         return [Bounds(least, _MOST + words + _MOST_PER_ENTRY * counts)]
 
-    def encode(self, indices: Indices, block: Block) -> list[Bytes]:  # noqa: ARG002
-        """Not without the values."""
-        raise TypeError("'ranked' writes indices and values together")
+    def check(self, streams: Sequence[Bytes], count: int, block: Block) -> int:
+        """Check all that needs no base words; returns the bytes that the frames decode to.
 
-    def decode(self, streams: Sequence[Bytes], count: int, block: Block) -> Indices:  # noqa: ARG002
-        """Not without the values."""
-        raise TypeError("'ranked' reads indices and values together")
+        Raises:
+            StreamError: SD417.
+        """
+        return _parse(streams, count, block).frame_bytes
+
+    def decode(self, streams: Sequence[Bytes], count: int, block: Block) -> tuple[Indices, Words]:
+        """The entries of a block, in ascending order unless the block allows any.
+
+        Args:
+            streams: BLOCK.
+            count: Its entries, at least 1.
+            block: The block, with its base words.
+
+        Raises:
+            StreamError: SD417 or SD418.
+        """
+        parsed = _parse(streams, count, block)
+        base = _base(block)
+        live = parsed.live
+        fields = exponents(base if live is None else live.pick(base), block.dtype)
+        found = _places(fields, parsed)
+        if live is not None:
+            found = live.indices(found)
+        words = parsed.words
+        is_new = [entry.value == NEW_WORDS for entry in parsed.table]
+        if any(is_new):
+            marks = np.repeat(is_new, parsed.counts)
+            steps = words[marks] - base[found[marks]]
+            if not steps.all():
+                raise StreamError(BASE_RULE, "a new word is the old one")
+            words[marks] = steps
+        if block.any_order or len(parsed.table) == 1:
+            return found, words
+        # No difference is 0: put in their places, they are found again in order.
+        dense = np.zeros(block.words, words.dtype)
+        dense[found] = words
+        ordered: Indices = np.flatnonzero(dense)
+        return ordered, dense[ordered]
+
+    def encode(self, indices: Indices, values: Words, block: Block) -> list[Bytes]:
+        """BLOCK of some entries.
+
+        Args:
+            indices: int64 ``[count]``, ascending, at least one.
+            values: Differences, none of them 0.
+            block: The block, with its base words, dtype, start and row length.
+        """
+        elements = base = _base(block)
+        at = indices
+        live = _live_rows(indices, block)
+        if live is not None:
+            elements, at = live.rows.pick(base), live.rows.positions(indices)
+        fields = exponents(elements, block.dtype)
+        own = fields[at]
+        division = divide(histogram(fields), np.bincount(own, minlength=256))
+        classes = division.classes[own]
+        order = np.argsort(classes, kind="stable")
+        at, indices, values = at[order], indices[order], values[order]
+        counts = np.bincount(classes).tolist()
+        ranks, sizes = _ranks(fields, at, division.ranges, counts)
+        found, negative = magnitudes(values)
+        new = split_words(base[indices] + values)
+        codes = value_codes(found, new, np.array(counts))
+        is_step = np.repeat(codes != NEW_WORDS, counts)
+        narrow, items = symbols(found, np.repeat(codes, counts))
+        table = [
+            ClassEntry(each, index_code(size, count), code, count)
+            for each, size, code, count in zip(
+                division.listed, sizes, codes.tolist(), counts, strict=True
+            )
+        ]
+        contents = []
+        for entry, size, stop in zip(table, sizes, accumulate(counts), strict=True):
+            own_part = slice(stop - entry.count, stop)
+            content = [_index_stream(entry, ranks[own_part], size)]
+            if entry.value == NEW_WORDS:
+                content += [part[own_part] for part in new]
+            elif entry.value:
+                content.append(pack(narrow[own_part], WIDTHS[entry.value]))
+            contents.append([part.tobytes() for part in content])
+        escapes = encode_escapes(items, WORD_BYTES).tobytes()
+        rows = None if live is None else (live.rows.length, live.marks)
+        data = write_block(rows, table, negative[is_step], escapes, contents)
+        return [np.frombuffer(data, np.uint8)]
 
 
-@dataclass(frozen=True, slots=True)
-class RankedValues:
-    """Values that are in the stream of :class:`RankedIndices`."""
-
-    id: ClassVar[str] = "ranked"
-    needs_base: ClassVar[bool] = True
-    stored: ClassVar[bool] = True
-    rule: ClassVar[str] = RULE
-
-    def stream_count(self, word_bytes: int) -> int:  # noqa: ARG002 (part of the protocol)
-        """No stream."""
-        return 0
-
-    def bounds(self, counts: Counts, words: Counts, word_bytes: int) -> Sequence[Bounds]:  # noqa: ARG002
-        """No stream."""
-        return []
-
-    def encode(self, values: Words, block: Block) -> list[Bytes]:  # noqa: ARG002
-        """Nothing beside BLOCK."""
-        return []
-
-    def nonzero(self, streams: Sequence[Bytes], count: int) -> NDArray[np.bool_]:  # noqa: ARG002
-        """Never asked for: no run holds such values."""
-        raise TypeError("'ranked' reads indices and values together")
-
-    def decode(self, streams: Sequence[Bytes], count: int, block: Block) -> Words:  # noqa: ARG002
-        """Not without the indices."""
-        raise TypeError("'ranked' reads indices and values together")
-
-
-def work(counts: Counts, words: Counts) -> Counts:
-    """Bytes that the frames of blocks decode to, at most: what a work budget counts."""
-    return np.where(counts, words + _MOST_PER_ENTRY * counts, 0)
-
-
-def _dtype(block: Block) -> str:
-    if block.dtype not in EXPONENTS:
-        raise TypeError(f"'ranked' holds {' and '.join(EXPONENTS)}, not {block.dtype}")
-    return block.dtype
-
-
-def check(stream: Bytes, count: int, block: Block) -> RankedBlock:
-    """Take a block apart, without its base.
-
-    Args:
-        stream: BLOCK.
-        count: Its entries, at least 1.
-        block: Its words, dtype and start.
-
-    Raises:
-        StreamError: SD417.
-    """
+def _parse(streams: Sequence[Bytes], count: int, block: Block) -> RankedBlock:
+    (stream,) = streams
     return parse_block(
         stream.data,
         count,
         words=block.words,
         start=block.start,
-        top_exponent=EXPONENTS[_dtype(block)][1],
+        top_exponent=EXPONENTS[block.dtype][1],
     )
 
 
-def decode(stream: Bytes, count: int, block: Block) -> tuple[Indices, Words]:
-    """The entries of a block, in ascending order unless the block allows any.
-
-    Args:
-        stream: BLOCK.
-        count: Its entries, at least 1.
-        block: The block, with its base words.
-
-    Raises:
-        StreamError: SD417 or SD418.
-    """
-    parsed = check(stream, count, block)
-    base = block.base
-    if base is None:
+def _base(block: Block) -> Words:
+    if block.base is None:
         raise TypeError("'ranked' needs the base words")
-    live = parsed.live
-    fields = exponents(base if live is None else live.pick(base), _dtype(block))
-    found = _places(fields, parsed)
-    if live is not None:
-        found = live.indices(found)
-    words = parsed.words
-    is_new = [entry.value == NEW_WORDS for entry in parsed.table]
-    if any(is_new):
-        marks = np.repeat(is_new, parsed.counts)
-        steps = words[marks] - base[found[marks]]
-        if not steps.all():
-            raise StreamError(BASE_RULE, "a new word is the old one")
-        words[marks] = steps
-    if block.any_order or len(parsed.table) == 1:
-        return found, words
-    # No difference is 0: put in their places, they are found again in order.
-    dense = np.zeros(block.words, words.dtype)
-    dense[found] = words
-    ordered: Indices = np.flatnonzero(dense)
-    return ordered, dense[ordered]
+    return block.base
 
 
 def _places(fields: Bytes, parsed: RankedBlock) -> Indices:
@@ -198,59 +201,14 @@ def _places(fields: Bytes, parsed: RankedBlock) -> Indices:
     return places
 
 
-def encode(indices: Indices, values: Words, block: Block) -> Bytes:
-    """BLOCK of some entries.
+class _Live(NamedTuple):
+    """Live rows, and a mark for each row."""
 
-    Args:
-        indices: int64 ``[count]``, ascending, at least one.
-        values: Differences, none of them 0.
-        block: The block, with its base words, dtype, start and row length.
-    """
-    base = block.base
-    if base is None:
-        raise TypeError("'ranked' needs the base words")
-    elements = base
-    live = _live_rows(indices, block)
-    at = indices
-    rows = None
-    if live is not None:
-        found_rows, rows = live
-        elements, at = found_rows.pick(base), found_rows.positions(indices)
-    fields = exponents(elements, _dtype(block))
-    own = fields[at]
-    division = divide(histogram(fields), np.bincount(own, minlength=256))
-    classes = division.classes[own]
-    order = np.argsort(classes, kind="stable")
-    at, indices, values = at[order], indices[order], values[order]
-    counts = np.bincount(classes).tolist()
-    ranks, sizes = _ranks(fields, at, division.ranges, counts)
-    found, negative = magnitudes(values)
-    new = split_words(base[indices] + values)
-    codes = value_codes(found, new, np.array(counts))
-    is_step = np.repeat(codes != NEW_WORDS, counts)
-    narrow, items = symbols(found, np.repeat(codes, counts))
-    table = [
-        ClassEntry(each, index_code(size, count), code, count)
-        for each, size, code, count in zip(
-            division.listed, sizes, codes.tolist(), counts, strict=True
-        )
-    ]
-    contents = []
-    for entry, size, stop in zip(table, sizes, accumulate(counts), strict=True):
-        own_part = slice(stop - entry.count, stop)
-        content = [_index_stream(entry, ranks[own_part], size)]
-        if entry.value == NEW_WORDS:
-            content += [part[own_part] for part in new]
-        elif entry.value:
-            content.append(pack(narrow[own_part], WIDTHS[entry.value]))
-        contents.append([part.tobytes() for part in content])
-    escapes = encode_escapes(items, WORD_BYTES).tobytes()
-    return np.frombuffer(write_block(rows, table, negative[is_step], escapes, contents), np.uint8)
+    rows: LiveRows
+    marks: NDArray[np.bool_]
 
 
-def _live_rows(
-    indices: Indices, block: Block
-) -> tuple[LiveRows, tuple[int, NDArray[np.bool_]]] | None:
+def _live_rows(indices: Indices, block: Block) -> _Live | None:
     """The live rows, if it pays to leave the others out."""
     length = block.row
     if not length:
@@ -258,10 +216,10 @@ def _live_rows(
     count = row_count(length, block.words, block.start)
     marks = np.zeros(count, np.bool_)
     marks[(indices + block.start % length) // length] = True
-    live = LiveRows.of(marks, length, block.words, block.start)
-    if not is_worth_rows(block.words, live.elements, indices.size, count, live.rows.size):
+    rows = LiveRows.of(marks, length, block.words, block.start)
+    if not is_worth_rows(block.words, rows.elements, indices.size, count, rows.rows.size):
         return None
-    return live, (length, marks)
+    return _Live(rows, marks)
 
 
 def _ranks(

@@ -47,11 +47,15 @@ class Cursor:
 
     Args:
         data: The block.
+
+    Attributes:
+        frame_bytes: What the Zstandard frames that have been read decoded to, in bytes.
     """
 
     def __init__(self, data: memoryview) -> None:
         self._data = data
         self._position = 0
+        self.frame_bytes = 0
 
     def byte(self) -> int:
         """The next byte."""
@@ -108,6 +112,7 @@ class Cursor:
         if head & 1 and length >= size:
             raise StreamError(RULE, f"{what}: a frame that is compressed, and not shorter")
         data = self.take(length)
+        self.frame_bytes += size if head & 1 else 0
         try:
             return decode_frame(data, size)
         except FrameError as error:

@@ -60,6 +60,7 @@ class RankedBlock:
         bits: For each class the bits of the bitmask over it, spare ones included; 0 if it has none.
         ranks: int64 ``[entries]``, ascending within a class.
         words: Differences of the entries; new words where the class says so.
+        frame_bytes: What its Zstandard frames decoded to, in bytes.
     """
 
     live: LiveRows | None
@@ -68,6 +69,7 @@ class RankedBlock:
     bits: list[int]
     ranks: Indices
     words: Words
+    frame_bytes: int
 
 
 def parse_block(
@@ -121,6 +123,7 @@ def parse_block(
         masks,
         _read_ranks(table, counts, ranks, elements),
         _read_words(table, counts, packed, negative, escapes),
+        cursor.frame_bytes,
     )
 
 

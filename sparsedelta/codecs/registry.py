@@ -6,7 +6,7 @@ from dataclasses import asdict, fields
 from functools import lru_cache
 from typing import Final, TypeVar
 
-from sparsedelta.codecs.base import IndexCodec, ValueCodec
+from sparsedelta.codecs.base import AnyCodec, AnyIndexCodec, AnyValueCodec
 from sparsedelta.codecs.bitmask import Bitmask
 from sparsedelta.codecs.dense import Dense
 from sparsedelta.codecs.gap8 import Gap8
@@ -14,39 +14,39 @@ from sparsedelta.codecs.gap8_split import GapSplit
 from sparsedelta.codecs.packed import Packed
 from sparsedelta.codecs.planes import Planes
 from sparsedelta.codecs.range import Range
-from sparsedelta.codecs.ranked import RankedIndices, RankedValues
+from sparsedelta.codecs.ranked import Ranked
 from sparsedelta.codecs.raw import RawIndices, RawWords
 from sparsedelta.codecs.zigzag import Zigzag
 from sparsedelta.strict_json import Json
 
-INDEX_CODECS: Final[dict[str, type[IndexCodec]]] = {
+INDEX_CODECS: Final[dict[str, type[AnyIndexCodec]]] = {
     "gap8": Gap8,
     "gap8-split": GapSplit,
     "bitmask": Bitmask,
     "range": Range,
     "dense": Dense,
     "raw": RawIndices,
-    "ranked": RankedIndices,
+    "ranked": Ranked,
 }
 
-VALUE_CODECS: Final[dict[str, type[ValueCodec]]] = {
+VALUE_CODECS: Final[dict[str, type[AnyValueCodec]]] = {
     "packed": Packed,
     "zigzag": Zigzag,
     "planes": Planes,
     "raw": RawWords,
-    "ranked": RankedValues,
+    "ranked": Ranked,
 }
 
 _Codec = TypeVar("_Codec")
 
 
-def codec_to_json(codec: IndexCodec | ValueCodec) -> dict[str, Json]:
+def codec_to_json(codec: AnyCodec) -> dict[str, Json]:
     """The id and the parameters of a codec."""
     return dict(_items(codec))  # type: ignore[arg-type]  # frozen, and so hashable
 
 
 @lru_cache(maxsize=256)
-def _items(codec: IndexCodec | ValueCodec) -> tuple[tuple[str, Json], ...]:
+def _items(codec: AnyCodec) -> tuple[tuple[str, Json], ...]:
     return ("id", codec.id), *asdict(codec).items()  # type: ignore[call-overload]
 
 

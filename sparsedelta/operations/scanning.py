@@ -12,7 +12,7 @@ import numpy as np
 from sparsedelta.changes import Changes, Run, make_run
 from sparsedelta.checkpoint import CheckpointReader, FileCheckpoint
 from sparsedelta.choice import CodecChoice
-from sparsedelta.codecs import Planes, RankedIndices, RawWords
+from sparsedelta.codecs import Planes, Ranked, RawWords
 from sparsedelta.compact import encode_difference, encode_ranked, ranked_bytes
 from sparsedelta.compare import differing_words
 from sparsedelta.delta import DIFFERENCE, DROP, NEW, REPLACE, RESIZE, bare_content
@@ -180,7 +180,7 @@ def _encoded(changes: Changes, recipe: Recipe, pool: OrderedMap, base: ReadWords
     choice = recipe.choice
     if choice is None:
         return encode_difference(changes, base, pool=pool, explain=recipe.explain)
-    if isinstance(choice.index, RankedIndices):
+    if isinstance(choice.index, Ranked):
         return encode_ranked(changes, base, pool=pool)
     return encode_part(changes, recipe.op, pool=pool, choice=choice, explain=recipe.explain)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import zstandard
 from checkpoint_files import call
@@ -20,7 +21,7 @@ from test_package import (
 )
 
 import sparsedelta
-from sparsedelta.codecs.ranked_work import declared_bytes
+from sparsedelta.codecs import Block, Ranked
 from sparsedelta.delta_reader import DeltaReader
 
 FALSE = "5" * 64
@@ -153,14 +154,20 @@ def compressible() -> Pieces:
     return encode_ranked(inside, old, 0, "BF16", Plan(classes, length=2, compress=True))
 
 
-def test_what_frames_decode_to_is_read_from_the_block() -> None:
+def test_a_check_tells_what_the_frames_decoded_to() -> None:
     pieces = compressible()
     frames = [pieces[n] for n in pieces if n.rstrip("0123456789") in FRAMES]
     expected = sum(map(piece_bytes, frames))
     assert sum(piece_bytes(each) > 0 for each in frames) > len(FRAMES)
-    assert declared_bytes(memoryview(b"".join(pieces.values()))) == expected
+    assert checked_bytes(pieces, 3000, 4000) == expected
     small = encode_ranked({1: 1}, [128] * 9, 0, "BF16", Plan(((1, 1, GAPS, 0),)))
-    assert declared_bytes(memoryview(b"".join(small.values()))) == 0
+    assert checked_bytes(small, 1, 9) == 0
+
+
+def checked_bytes(pieces: Pieces, count: int, words: int) -> int:
+    """What a check of a block returns."""
+    stream = np.frombuffer(b"".join(pieces.values()), np.uint8)
+    return Ranked().check([stream], count, Block(words, 2, dtype="BF16"))
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -15,7 +15,7 @@ from checkpoint_files import Stored, Tensors, tree, write_file, write_shards
 
 import sparsedelta
 from sparsedelta import UsageError, VerificationError
-from sparsedelta.codecs import ranked
+from sparsedelta.codecs import Ranked
 from sparsedelta.operations import as_portable, undoing
 
 SHAPE: Final = (60, 50)
@@ -83,14 +83,14 @@ def with_moves(folder: Path) -> Chain:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Entries of every ranked block that is decoded."""
     counts: list[int] = []
-    decode = ranked.decode
+    decode = Ranked.decode
 
     def counted(*arguments: Any) -> Any:  # noqa: ANN401 (as that of the codec)
         found = decode(*arguments)
         counts.append(len(found[0]))
         return found
 
-    monkeypatch.setattr("sparsedelta.codecs.ranked.decode", counted)
+    monkeypatch.setattr("sparsedelta.codecs.ranked.Ranked.decode", counted)
     return counts
 
 
@@ -149,7 +149,7 @@ def test_a_delta_that_lies_is_told_before_the_next_is_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states, deltas = plain(tmp_path)
-    decode = ranked.decode
+    decode = Ranked.decode
     made = []
 
     def wrong(*arguments: Any) -> Any:  # noqa: ANN401 (as that of the codec)
@@ -157,7 +157,7 @@ def test_a_delta_that_lies_is_told_before_the_next_is_decoded(
         made.append(len(indices))
         return indices, words + 1
 
-    monkeypatch.setattr("sparsedelta.codecs.ranked.decode", wrong)
+    monkeypatch.setattr("sparsedelta.codecs.ranked.Ranked.decode", wrong)
     with pytest.raises(VerificationError, match="SD502") as caught:
         sparsedelta.squash(deltas, tmp_path / "out", base=states[0], threads=1)
     assert str(deltas[0]) in str(caught.value)

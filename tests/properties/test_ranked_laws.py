@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import VALUE_KINDS, densities, random_values, seeds
 
-from sparsedelta.codecs import Block, Encoding, RankedIndices, RankedValues, StreamError
+from sparsedelta.codecs import Block, Encoding, Ranked, StreamError
 from sparsedelta.codecs.ranked_classes import EXPONENTS, Range, exponents, histogram, holds
 from sparsedelta.codecs.ranked_layout import (
     FLAT,
@@ -26,7 +27,7 @@ from sparsedelta.codecs.ranked_select import GROUP_BITS, BitSets, groups, member
 from sparsedelta.codecs.ranked_values import join_words, split_words
 from sparsedelta.words import Bytes, Indices, Words
 
-RANKED: Final = Encoding("difference", RankedIndices(), RankedValues())
+RANKED: Final = Encoding("difference", Ranked(), Ranked())
 BASES: Final = ("any", "weights", "constant", "zeros", "few exponents", "not finite")
 
 Case = tuple[Block, Indices, Words]
@@ -224,7 +225,7 @@ def test_any_division_has_a_class_for_every_entry_and_fits_a_byte(
     ranges, listed = division.ranges, division.listed
     assert len(listed) < 256
     assert listed == ranges + [FLAT] * (len(listed) - len(ranges))
-    assert all(a.high < b.low for a, b in zip(ranges, ranges[1:], strict=False))
+    assert all(a.high < b.low for a, b in pairwise(ranges))
     held = np.bincount(division.classes, weights=changes, minlength=len(listed))
     assert held.size == len(listed) or not held[len(listed) :].any()
     assert held[: len(listed)].all()
