@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from transformers import AutoModel, AutoTokenizer
 
 import gallop
+from gallop.computing import computing
 
 Weights: TypeAlias = dict[str, torch.Tensor]
 Batch: TypeAlias = dict[str, torch.Tensor]
@@ -95,19 +96,26 @@ def train(sentences: list[str], *, steps: int, lr: float, rounded: bool) -> tupl
 
 
 def train_mask(sentences: list[str]) -> tuple[Weights, Weights]:
-    """Weights before and after GaLLoP: only the chosen entries of a bf16 model are trained."""
+    """Weights before and after GaLLoP: only the chosen entries of a bf16 model are trained.
+
+    A CPU that emulates bfloat16 computes in float32 on the same bf16 weights; the entries that it
+    chooses are not quite the same.
+    """
     torch.manual_seed(0)
     model = AutoModel.from_pretrained(model_directory(), dtype=torch.bfloat16)
     model.train()
     before = weights_of(model)
     listed = batches(sentences, MASK_STEPS)
-    mask = gallop.select(
-        model, listed[:8], gallop.GallopConfig(density=MASK_DENSITY), loss_fn=simcse_loss
-    )
-    with gallop.SparseAdamW(model, mask, lr=MASK_LR) as optimizer:
-        for batch in listed:
-            simcse_loss(model, batch).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+    config = gallop.GallopConfig(density=MASK_DENSITY)
+    with computing("auto", model):
+        mask = gallop.select(model, listed[:8], config, loss_fn=simcse_loss)
+        with gallop.SparseAdamW(model, mask, lr=MASK_LR) as optimizer:
+            for step, batch in enumerate(listed, start=1):
+                loss = simcse_loss(model, batch)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                print(f"\rmask {step}/{MASK_STEPS}", end="", file=sys.stderr)
+    print(file=sys.stderr)
     return before, weights_of(model)
 
 

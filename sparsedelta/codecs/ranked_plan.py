@@ -25,6 +25,10 @@ _FEW: Final = 50
 _MASK_FROM: Final = 5
 """Ranks are a bitmask if at least one of so many elements of the class changed."""
 
+_ROWS_LIVE: Final = 16
+"""Rows are looked at if at least one word of so many lies in a row that is not live: each reader has
+to take the others together, and below that there is next to nothing to gain."""
+
 _KINDS: Final = 256
 _ITEM_BITS: Final = 4
 """What the high byte of an escaped magnitude takes, about."""
@@ -139,6 +143,8 @@ def is_worth_rows(words: int, elements: int, count: int, rows: int, live: int) -
         rows: Rows of the block.
         live: Live ones.
     """
+    if elements * _ROWS_LIVE > words * (_ROWS_LIVE - 1):
+        return False
     pairs = [[words - count, count], [elements - count, count], [rows - live, live]]
     among_all, among_live, marks = entropies(np.array(pairs, np.int64)).tolist()
     return bool(among_all > among_live + marks + (8 << FRACTION))
