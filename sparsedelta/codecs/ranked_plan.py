@@ -26,8 +26,8 @@ _MASK_FROM: Final = 5
 """Ranks are a bitmask if at least one of so many elements of the class changed."""
 
 _ROWS_LIVE: Final = 16
-"""Rows are looked at if at least one word of so many lies in a row that is not live: each reader has
-to take the others together, and below that there is next to nothing to gain."""
+"""Rows are left out if at least one word of so many lies in them: a reader has to put the others
+together, and below that there is next to nothing to gain."""
 
 _KINDS: Final = 256
 _ITEM_BITS: Final = 4
