@@ -221,7 +221,8 @@ def _follow_way(
             reader.records or reader.manifest.attachments != Attachments()
             for reader in route.readers
         )
-        with undoing(walk, request) as undo:
+        # Of a run that has been ended just now the way back was written before it was broken off.
+        with undoing(walk, replace(request, undo=None) if is_ended else request) as undo:
             if locked is None:
                 written = _write(walk, walk.step, files, request, undo.way_back)
             else:

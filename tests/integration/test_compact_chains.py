@@ -256,25 +256,27 @@ def test_where_tensors_come_and_go_it_is_written_beforehand(tmp_path: Path) -> N
     assert (tmp_path / "back").read_bytes() == states[0].read_bytes()
 
 
-def test_it_is_there_before_files_are_changed(
+def test_it_is_there_before_files_are_changed_and_stays_when_the_run_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states, deltas = plain(tmp_path)
-    undo, before = tmp_path / "undo", states[0].read_bytes()
-    seen = []
+    undo, before, kept = tmp_path / "undo", tmp_path / "before", tmp_path / "kept"
+    before.write_bytes(states[0].read_bytes())
 
-    def stop(*_: object, **__: object) -> None:
-        seen.append(undo.exists())
+    def killed(*_: object, **__: object) -> None:
+        undo.rename(kept)  # nobody is there any more who would remove it
         raise OSError("no more")
 
-    monkeypatch.setattr("sparsedelta.operations.in_place.Journal", stop)
-    with pytest.raises(sparsedelta.OutputError):
-        sparsedelta.apply(states[0], deltas, in_place=True, undo=undo)
-    assert seen == [True]
-    monkeypatch.undo()
-    sparsedelta.apply(states[0], deltas, in_place=True, undo=undo, resume=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("sparsedelta.operations.in_place.Journal", killed)
+        with pytest.raises(sparsedelta.OutputError):
+            sparsedelta.apply(states[0], deltas, in_place=True, undo=undo)
+    kept.rename(undo)
+    report = sparsedelta.apply(states[0], deltas, in_place=True, undo=undo, resume=True)
+    assert (report.settled, report.undo) == ("ended", None)
     assert states[0].read_bytes() == states[-1].read_bytes()
-    del before
+    sparsedelta.apply(states[0], undo, in_place=True)
+    assert states[0].read_bytes() == before.read_bytes()
 
 
 def test_a_result_cannot_be_its_own_way_back(tmp_path: Path) -> None:
