@@ -60,14 +60,14 @@ class LiveRows:
             return block
         starts = np.maximum(self.rows * self.length - self.offset, 0)
         stops = np.minimum((self.rows + 1) * self.length - self.offset, self.words)
+        if self.rows.size > self.elements >> 4:  # short rows: marked, not copied one by one
+            marks = np.zeros(self.words + 1, np.int8)
+            marks[starts] += 1
+            marks[stops] -= 1
+            return block[np.cumsum(marks[:-1], dtype=np.int8).view(np.bool_)]
         joined = np.flatnonzero(starts[1:] != stops[:-1])  # neighbours are copied together
         first = starts[np.concatenate([[0], joined + 1])].tolist()
         last = stops[np.concatenate([joined, [self.rows.size - 1]])].tolist()
-        if len(first) > self.elements >> 4:
-            marks = np.zeros(self.words + 1, np.int8)
-            marks[first] += 1
-            marks[last] -= 1
-            return block[np.cumsum(marks[:-1], dtype=np.int8).view(np.bool_)]
         return np.concatenate([block[a:b] for a, b in zip(first, last, strict=True)])
 
     def positions(self, indices: Indices) -> Indices:
