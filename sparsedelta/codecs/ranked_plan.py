@@ -5,12 +5,12 @@ Any division decodes; this one is near the smallest. Integers only: every machin
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsedelta.codecs.entropy import FRACTION, entropies, weighed_logarithms
+from sparsedelta.codecs.entropy import FRACTION, entropies
 from sparsedelta.codecs.ranked_classes import Range
 from sparsedelta.codecs.ranked_layout import FLAT, GAPS, MASK
 from sparsedelta.codecs.ranked_values import WIDTHS
@@ -30,9 +30,6 @@ _ROWS_LIVE: Final = 16
 together, and below that there is next to nothing to gain."""
 
 _KINDS: Final = 256
-_ITEM_BITS: Final = 4
-"""What the high byte of an escaped magnitude takes, about."""
-
 _CODED: Final = 320
 """Bits that a compressed stream takes beside its symbols, about: header and code."""
 
@@ -101,29 +98,33 @@ def value_codes(found: NDArray[np.uint16], words: tuple[Bytes, Bytes], counts: I
         counts: int64 ``[classes]``, entries of each class.
     """
     rows = np.repeat(np.arange(counts.size) * _KINDS, counts)
-    size = counts.size * _KINDS
-    histograms = [
-        np.bincount(rows + part, minlength=size).reshape(-1, _KINDS)
-        for part in (np.minimum(found, _KINDS - 1), *words)
-    ]
-    # Sums up to each magnitude, from which those of every width follow.
-    numbers, weighed = (
-        np.concatenate([np.zeros((counts.size, 1), np.int64), np.cumsum(each, axis=1)], axis=1)
-        for each in (histograms[0], weighed_logarithms(histograms[0]))
-    )
+    is_near = found < _KINDS
+    near = _table(rows[is_near], found[is_near], counts)
+    far = _table(rows[~is_near], found[~is_near] & np.uint16(255), counts)
+    high = _table(rows, found >> np.uint16(8), counts)
     costs = []
     for width in WIDTHS:
         top = (1 << width) - 1
-        items = counts - numbers[:, top]
-        escaped = weighed_logarithms(items) - (weighed[:, -1] - weighed[:, top])
-        bits = counts + _coded(escaped, items, 2) + items * _ITEM_BITS
+        symbols = near[:, : top + 1].copy()
+        items = symbols[:, top] = counts - near[:, :top].sum(axis=1)
+        # Escapes are low and high bytes of all classes, in one stream and under one code.
+        planes = far + high
+        planes[:, 0] -= counts - items
+        planes[:, top:] += near[:, top:]
+        bits = counts + _coded(entropies(planes), 2 * items, 1)
         if width:
-            symbols = weighed_logarithms(counts) - weighed[:, top] - weighed_logarithms(items)
-            bits += _coded(symbols, counts, 8 // width)
+            bits += _coded(entropies(symbols), counts, 8 // width)
         costs.append(bits)
-    costs.append(sum(_coded(entropies(each), counts, 1) for each in histograms[1:]))
+    high_bytes, low_bytes = (entropies(_table(rows, part, counts)) for part in words)
+    costs.append(_coded(high_bytes, counts, 1) + _coded(low_bytes, counts, 1))
     cheapest: Indices = np.argmin(costs, axis=0)
     return cheapest
+
+
+def _table(rows: Indices, symbols: NDArray[np.unsignedinteger[Any]], counts: Indices) -> Indices:
+    """How often each class has each symbol, int64 ``[classes, 256]``."""
+    found: Indices = np.bincount(rows + symbols, minlength=counts.size * _KINDS)
+    return found.reshape(-1, _KINDS)
 
 
 def _coded(entropy: Indices, counts: Indices, symbols_a_byte: int) -> Indices:
