@@ -1,4 +1,4 @@
-"""Linear layers whose weight gradient is gathered and dropped inside backward.
+"""Linear layers whose weight gradient is gathered and dropped inside backward, or never made.
 
 The forward pass is the layer's own, on the real weight: nothing is cloned, and what is kept for the
 backward pass is the input and the weight, as autograd would. The weight itself is frozen.
@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from gallop.pieces import take_entries
+from gallop.sampled_product import GradientMode, sampled_product
 
 __all__ = ["gathers_in_backward", "install", "without_autocast"]
 
@@ -39,7 +40,9 @@ def gathers_in_backward(module: nn.Module) -> bool:
     )
 
 
-def install(module: nn.Linear, values: nn.Parameter, index: Tensor) -> Callable[[], None]:
+def install(
+    module: nn.Linear, values: nn.Parameter, index: Tensor, *, gradient: GradientMode = "dense"
+) -> Callable[[], None]:
     """Let the layer's backward pass give ``values`` their gradient.
 
     Hooks of the module, and its class, stay. The layer does not keep ``values`` alive: once they
@@ -48,12 +51,15 @@ def install(module: nn.Linear, values: nn.Parameter, index: Tensor) -> Callable[
     Args:
         module: A layer of which :func:`gathers_in_backward` is true; its weight is frozen.
         values: k float32 parameters, whose gradient is that of the chosen entries.
-        index: k flat indices into the weight.
+        index: k flat indices into the weight, sorted.
+        gradient: ``"dense"`` gathers the entries of the whole gradient, whose bits are those of
+            autograd; ``"sampled"`` computes the chosen entries alone.
 
     Returns:
         What puts the layer's own forward back.
     """
     held, own = weakref.ref(values), weakref.ref(module)
+    sampled = gradient == "sampled"
 
     def forward(self: nn.Linear, x: Tensor) -> Tensor:
         # A copy of the module brings this forward along: it has the layer's own, as ever.
@@ -67,7 +73,7 @@ def install(module: nn.Linear, values: nn.Parameter, index: Tensor) -> Callable[
             x = x.to(dtype)
             bias = None if bias is None else bias.to(dtype)
         with without_autocast(kind):
-            out: Tensor = _Gathered.apply(x, self.weight, bias, owned, index)  # type: ignore[no-untyped-call]
+            out: Tensor = _Gathered.apply(x, self.weight, bias, owned, index, sampled)  # type: ignore[no-untyped-call]
         return out
 
     vars(module)["forward"] = MethodType(forward, module)
@@ -92,9 +98,10 @@ class _Gathered(torch.autograd.Function):
         bias: Tensor | None,
         values: Tensor,
         index: Tensor,
+        sampled: bool,  # noqa: FBT001
     ) -> Tensor:
         ctx.save_for_backward(x, weight, index)
-        ctx.values_dtype = values.dtype
+        ctx.values_dtype, ctx.sampled = values.dtype, sampled
         return functional.linear(x, weight.to(x.dtype), bias)
 
     @staticmethod
@@ -108,7 +115,9 @@ class _Gathered(torch.autograd.Function):
             dx = rows.mm(weight.to(x.dtype)).view(x.shape) if ctx.needs_input_grad[0] else None
             db = rows.sum(0) if ctx.needs_input_grad[2] else None
             dv = None
-            if ctx.needs_input_grad[3]:
+            if ctx.needs_input_grad[3] and ctx.sampled:
+                dv = sampled_product(rows, x.reshape(-1, inputs), index).to(ctx.values_dtype)
+            elif ctx.needs_input_grad[3]:
                 dv = torch.empty(index.numel(), dtype=ctx.values_dtype, device=weight.device)
                 take_entries(rows.t().mm(x.reshape(-1, inputs)), index, out=dv)
-        return dx, None, db, dv, None
+        return dx, None, db, dv, None, None
