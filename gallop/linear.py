@@ -7,7 +7,7 @@ backward pass is the input and the weight, as autograd would. The weight itself 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import MethodType
 from typing import Any
@@ -19,8 +19,9 @@ from torch.nn import functional
 
 from gallop.pieces import take_entries
 from gallop.sampled_product import GradientMode, sampled_product
+from gallop.targets import Target
 
-__all__ = ["gathers_in_backward", "install", "without_autocast"]
+__all__ = ["gathering_linears", "gathers_in_backward", "install", "without_autocast"]
 
 
 def gathers_in_backward(module: nn.Module) -> bool:
@@ -38,6 +39,31 @@ def gathers_in_backward(module: nn.Module) -> bool:
         and type(module).forward is nn.Linear.forward
         and "forward" not in vars(module)
     )
+
+
+def gathering_linears(model: nn.Module, targets: Sequence[Target]) -> dict[str, nn.Linear]:
+    """Find the layers whose backward pass can give the gradient of chosen entries.
+
+    Args:
+        model: The model.
+        targets: What is trained.
+
+    Returns:
+        By name of the weight: layers that hold it alone. A weight that several modules hold gets
+        its gradient from all of them, and only autograd knows the order of that sum.
+    """
+    holders: dict[int, list[nn.Module]] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():  # noqa: SLF001  (tied ones each time)
+            if parameter is not None:
+                holders.setdefault(id(parameter), []).append(module)
+    found = {}
+    for target in targets:
+        first, *others = holders[id(target.parameter)]
+        if not others and gathers_in_backward(first) and first.weight is target.parameter:
+            assert isinstance(first, nn.Linear)  # noqa: S101  (what gathers_in_backward has said)
+            found[target.name] = first
+    return found
 
 
 def install(

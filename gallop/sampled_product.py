@@ -85,11 +85,13 @@ def _sampled_product(left: Tensor, right: Tensor, index: Tensor) -> Tensor:
     )
     for start in range(0, left.shape[0], TOKENS):
         part = slice(start, start + TOKENS)
-        # The kernel takes dot products of rows: it wants the first matrix in this layout, and the
-        # second one in the other.
-        first = left[part].to(values.dtype).t().contiguous()
-        second = right[part].to(values.dtype).t().contiguous()
-        torch.sparse.sampled_addmm(chosen, first, second.t(), out=chosen)
+        # The kernel takes dot products of rows: in this layout it copies neither matrix once more.
+        torch.sparse.sampled_addmm(
+            chosen,
+            _transposed(left[part], values.dtype),
+            _transposed(right[part], values.dtype).t(),
+            out=chosen,
+        )
     return values
 
 
@@ -108,14 +110,17 @@ def gathered_product(left: Tensor, right: Tensor, index: Tensor) -> Tensor:
     values = left.new_zeros(index.numel(), dtype=_sum_dtype(left, right))
     for start in range(0, left.shape[0], TOKENS):
         part = slice(start, start + TOKENS)
-        first = left[part].to(values.dtype).t().contiguous()
-        second = right[part].to(values.dtype).t().contiguous()
+        first, second = (_transposed(each[part], values.dtype) for each in (left, right))
         for run in pieces(index.numel(), _GATHERED):
             row = torch.div(index[run], columns, rounding_mode="floor")
             column = torch.remainder(index[run], columns)
             dots = first.index_select(0, row).mul_(second.index_select(0, column))
             values[run].add_(dots.sum(1))
     return values
+
+
+def _transposed(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    return matrix.to(dtype).t().contiguous()
 
 
 def _sum_dtype(left: Tensor, right: Tensor) -> torch.dtype:

@@ -102,7 +102,7 @@ class SparseValues(Closing):
         self._entries = [written_entries(target, plain.compact(target.name)) for target in targets]
         kinds = parameter_kinds(model)
         self._kinds = {target.name: kinds[id(target.parameter)] for target in targets}
-        inside = _gathering_linears(model, targets)
+        inside = linear.gathering_linears(model, targets)
         self._tap = GradientTap(
             model,
             {
@@ -278,23 +278,6 @@ class SparseValues(Closing):
                 each = self._by_id.get(id(parameter))
                 if each is not None and each.values is parameter:
                     yield each
-
-
-def _gathering_linears(model: nn.Module, targets: Sequence[Target]) -> dict[str, nn.Linear]:
-    # A weight that several modules hold gets its gradient from all of them: only autograd knows
-    # the order of that sum.
-    holders: dict[int, list[nn.Module]] = {}
-    for module in model.modules():
-        for parameter in module._parameters.values():  # noqa: SLF001  (tied ones each time)
-            if parameter is not None:
-                holders.setdefault(id(parameter), []).append(module)
-    found = {}
-    for target in targets:
-        first, *others = holders[id(target.parameter)]
-        if not others and linear.gathers_in_backward(first) and first.weight is target.parameter:
-            assert isinstance(first, nn.Linear)  # noqa: S101  (what gathers_in_backward has said)
-            found[target.name] = first
-    return found
 
 
 def _tell_what_is_sampled(entries: Sequence[ValueEntries], sampled: frozenset[str]) -> None:

@@ -19,12 +19,12 @@ from gallop.errors import ModelError
 from gallop.estimation import (
     delta_bytes,
     entry_bytes,
-    matmul_speed,
     micro_batch_cost,
     model_bytes,
     run_probe,
 )
 from gallop.loading import load_architecture, load_model
+from gallop.speeds import matmul_speed
 from gallop.targets import eligible_targets
 
 
