@@ -65,7 +65,7 @@ def transient_bytes(rows: int, columns: int, entries: int, *, tokens: int) -> in
     Returns:
         Bytes: two transposed pieces, and where each entry lies.
     """
-    return 4 * (min(tokens, TOKENS) * (rows + columns) + 2 * entries + 3 * rows)
+    return 4 * (min(tokens, TOKENS) * (rows + columns) + 2 * entries + 7 * rows)
 
 
 def _sampled_product(left: Tensor, right: Tensor, index: Tensor) -> Tensor:
