@@ -44,7 +44,7 @@ def gradient_speeds(
     inner: int,
     outer: int,
     share: float,
-    seconds: float = 0.5,
+    seconds: float = 0.25,
 ) -> tuple[float, float]:
     """Measure how fast the chosen entries of a Linear's gradient come about, in both ways.
 
