@@ -143,7 +143,7 @@ def test_no_dense_gradient_exists() -> None:
     with profile(profile_memory=True) as recorded:
         sampled_product(left, right, index)
     held = peak = 0
-    for event in recorded.profiler.kineto_results.events():  # type: ignore[union-attr]
+    for event in recorded.profiler.kineto_results.events():
         if event.name() == "[memory]":
             held += event.nbytes()
             peak = max(peak, held)
@@ -250,7 +250,7 @@ def test_it_trains_as_dense_gradients_do(name: str, monkeypatch: pytest.MonkeyPa
     mask = select(base, batches[:2], GallopConfig(0.1), loss)
 
     def train(way: GradientMode) -> nn.Module:
-        model = clone(base)
+        model: nn.Module = clone(base)
         with SparseValues(model, mask, gradient=way) as values:
             optimizer = values.optimizer(torch.optim.SGD, lr=0.05)
             for start in range(0, 4, 2):
