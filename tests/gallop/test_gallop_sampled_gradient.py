@@ -74,10 +74,13 @@ def test_small_integers_give_the_bits_of_the_dense_product(
     index_dtype: torch.dtype,
     seed: int,
 ) -> None:
-    """Law: where sums are exact, an entry is that of left.T @ right, bit for bit, in both forms."""
+    """Law: where sums are exact, an entry is that of left.T @ right, bit for bit, in both forms.
+
+    A sum that is zero is +0 here; of the dense product, of one token for instance, it may be -0.
+    """
     left, right = matrices(*shape, seed=seed, whole=True)
     index = chosen(shape[0] * shape[1], density, seed, index_dtype)
-    dense = left.t().mm(right).view(-1)[index]
+    dense = left.t().mm(right).view(-1)[index] + 0.0
     wide = torch.float64 if torch.float64 in dtypes else torch.float32
     for product in PRODUCTS:
         found = product(left.to(dtypes[0]), right.to(dtypes[1]), index)
@@ -130,7 +133,7 @@ def test_bfloat16_is_not_rounded_back() -> None:
     left, right = (each.bfloat16() for each in matrices(30, 20, 900, whole=True))
     index = torch.arange(600, dtype=torch.int32)
     exact = left.double().t().mm(right.double()).view(-1)
-    assert same_bits(sampled_product(left, right, index), exact.float())
+    assert same_bits(sampled_product(left, right, index), exact.float() + 0.0)
     assert not torch.equal(left.t().mm(right).view(-1).double(), exact)
 
 
@@ -208,7 +211,7 @@ def test_gradients_of_small_integers_are_those_of_dense(shape: tuple[int, ...]) 
     for dense, alone in zip(found["dense"], found["sampled"], strict=True):
         assert dense is not None
         assert alone is not None
-        assert same_bits(dense, alone)
+        assert same_bits(dense + 0.0, alone + 0.0)  # inputs' gradients may have -0 in both
         assert dense.count_nonzero()
 
 
@@ -303,7 +306,7 @@ def test_the_ways_of_computing_narrow_weights(dtype: torch.dtype, around: Any) -
             (out * upstream.to(out.dtype)).sum().backward()
         (each,) = values.parameters()
         assert each.grad is not None
-        assert same_bits(each.grad, upstream.t().mm(x).view(-1))
+        assert same_bits(each.grad, upstream.t().mm(x).view(-1) + 0.0)
 
 
 @pytest.mark.parametrize("density", [0.001, 0.01, 0.02])
