@@ -7,8 +7,8 @@ product computes these alone, each as the dot product of two columns.
 Each entry is summed up by one thread, over pieces of ``TOKENS`` tokens in their order: the result
 does not depend on how many threads there are, nor on what else is in the mask. Where all sums are
 exact, as with small integers, it equals the dense product bit for bit, the sign of a zero aside
-(here always +); elsewhere both are rounded, in different orders. What is narrower than float32 is widened first, and the sums are not rounded
-back: a dense gradient in bfloat16 is.
+(here always +); elsewhere both are rounded, in different orders. What is narrower than float32 is
+widened first, and the sums are not rounded back: a dense gradient in bfloat16 is.
 """
 
 from __future__ import annotations
