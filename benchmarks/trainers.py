@@ -86,6 +86,14 @@ def autograd(model: nn.Module, batch: Batch, density: float) -> Way:
     return Way(f"gallop autograd {density:.3g}", mask.nnz, _stepper(model, batch, optimizer))
 
 
+def sampled(model: nn.Module, batch: Batch, density: float) -> Way:
+    """The same, with the chosen entries of gradients computed alone."""
+    mask = random_mask(model, density)
+    values = gallop.SparseValues(model, mask, gradient="sampled")
+    optimizer = values.optimizer(torch.optim.AdamW, lr=LR, weight_decay=0.0, fused=True)
+    return Way(f"gallop sampled {density:.3g}", mask.nnz, _stepper(model, batch, optimizer))
+
+
 def full(model: nn.Module, batch: Batch, kind: str) -> Way:
     """AdamW over every weight but the embeddings."""
     for name, parameter in model.named_parameters():
@@ -126,6 +134,7 @@ WAYS: Final[dict[str, Callable[[nn.Module, Batch], Way]]] = {
     "hook": lambda model, batch: hook(model, batch, 0.01),
     "hook10": lambda model, batch: hook(model, batch, 0.1),
     "autograd": lambda model, batch: autograd(model, batch, 0.01),
+    "sampled": lambda model, batch: sampled(model, batch, 0.01),
     "foreach": lambda model, batch: full(model, batch, "foreach"),
     "fused": lambda model, batch: full(model, batch, "fused"),
     "shira": lambda model, batch: adapter(model, batch, "shira", 4),

@@ -2,7 +2,7 @@
 
 ``y = layer(x) + x @ D.T``, where ``D`` holds the trained values at the chosen entries and zeros
 elsewhere. The layer runs as it is, quantised or not, and gives the gradient of its input. ``D`` is
-made dense a few rows at a time, in forward and in backward, and never whole.
+made dense a few rows at a time, in forward and in backward, and never whole; nor is its gradient.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from gallop.linear import without_autocast
+from gallop.sampled_product import GradientMode, sampled_product
 
 __all__ = ["install"]
 
@@ -25,7 +26,12 @@ _BLOCK = 1 << 20
 
 
 def install(
-    module: nn.Module, values: nn.Parameter, index: Tensor, shape: tuple[int, int]
+    module: nn.Module,
+    values: nn.Parameter,
+    index: Tensor,
+    shape: tuple[int, int],
+    *,
+    gradient: GradientMode = "dense",
 ) -> Callable[[], None]:
     """Let a layer add the sparse matrix to its output.
 
@@ -34,6 +40,7 @@ def install(
         values: k float32 parameters: the entries of ``D``, not those of the weight.
         index: Their flat indices in a matrix of ``shape``, sorted.
         shape: ``(out, in)``.
+        gradient: As in :func:`gallop.linear.install`.
 
     Returns:
         What puts the layer's own forward back.
@@ -42,6 +49,7 @@ def install(
     own = module.forward
     held, mine = weakref.ref(values), weakref.ref(module)
     blocks = tuple(_blocks(index, shape))
+    sampled = gradient == "sampled"
 
     def forward(self: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
         if mine() is not self and isinstance(own, MethodType):
@@ -53,7 +61,7 @@ def install(
         if owned is None:
             return out
         with without_autocast(x.device.type):
-            added: Tensor = _Added.apply(x.to(out.dtype), owned, index, shape, blocks)  # type: ignore[no-untyped-call]
+            added: Tensor = _Added.apply(x.to(out.dtype), owned, index, shape, blocks, sampled)  # type: ignore[no-untyped-call]
         return out + added
 
     vars(module)["forward"] = MethodType(forward, module)
@@ -99,9 +107,10 @@ class _Added(torch.autograd.Function):
         index: Tensor,
         shape: tuple[int, int],
         blocks: tuple[_Block, ...],
+        sampled: bool,  # noqa: FBT001
     ) -> Tensor:
         ctx.save_for_backward(x, values, index)
-        ctx.shape, ctx.blocks = shape, blocks
+        ctx.shape, ctx.blocks, ctx.sampled = shape, blocks, sampled
         rows, columns = shape
         flat = x.reshape(-1, columns)
         out = flat.new_zeros(flat.shape[0], rows)
@@ -119,14 +128,16 @@ class _Added(torch.autograd.Function):
             flat, out = x.reshape(-1, columns), gradient.reshape(-1, rows)
             if ctx.needs_input_grad[0]:
                 dx = torch.zeros_like(flat)
-            if ctx.needs_input_grad[1]:
+            if ctx.needs_input_grad[1] and ctx.sampled:
+                dv = sampled_product(out, flat, index).to(values.dtype)
+            elif ctx.needs_input_grad[1]:
                 dv = torch.empty_like(values)
             for block in ctx.blocks:
                 first, last, start, stop = block
                 if dx is not None:
                     dx.addmm_(out[:, first:last], _dense(values, index, columns, block, x))
-                if dv is not None:
+                if dv is not None and not ctx.sampled:
                     dense = out[:, first:last].t().mm(flat).view(-1)
                     here = index[start:stop] - first * columns
                     dv[start:stop] = dense.index_select(0, here).to(dv.dtype)
-        return None if dx is None else dx.view(x.shape), dv, None, None, None
+        return None if dx is None else dx.view(x.shape), dv, None, None, None, None

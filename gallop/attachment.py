@@ -157,6 +157,7 @@ class Attachment:
         settings = {
             **training_settings(self._trainer),
             "engine": self._request.engine,
+            "gradient": self._request.gradient,
             "weight_decay_mode": self._request.weight_decay_mode,
         }
         return export(

@@ -19,16 +19,18 @@ from gallop.errors import ModelError
 from gallop.estimation import (
     delta_bytes,
     entry_bytes,
-    matmul_speed,
     micro_batch_cost,
     model_bytes,
     requested_entries,
     run_probe,
 )
+from gallop.linear import gathering_linears
 from gallop.loading import load_architecture, load_model, load_tokenizer
 from gallop.memory import plan_targets
 from gallop.outcome import Outcome
+from gallop.speeds import gradient_speeds, matmul_speed
 from gallop.targets import eligible_targets
+from gallop.train_config import check_gradient
 from sparsedelta.checkpoint import open_checkpoint
 
 __all__ = ["run_estimate"]
@@ -50,6 +52,7 @@ def run_estimate(config: GallopConfig, options: Mapping[str, Any], *, probe: boo
     Raises:
         SparseDeltaError: Anything that goes wrong.
     """
+    check_gradient(options["gradient"], options["engine"])
     source = options["model"]
     samples = _samples(options)
     model, mode = load_architecture(source, _dtype(source, options["dtype"]))
@@ -62,9 +65,14 @@ def run_estimate(config: GallopConfig, options: Mapping[str, Any], *, probe: boo
     )
     sums = next(each for each in plan.estimates if each.mode == plan.mode)
     batches = _Batches(samples, options)
-    cost = micro_batch_cost(
-        model, targets, mode=mode, batch_size=options["batch_size"], length=batches.longest
-    )
+    share = chosen / eligible
+    sampled = share if options["gradient"] == "sampled" else None
+    gathering = sum(each.weight.numel() for each in gathering_linears(model, targets).values())
+    size = {"batch_size": options["batch_size"], "length": batches.longest}
+    # A selection needs gradients as a whole, however they are trained.
+    whole = cost = micro_batch_cost(model, targets, mode=mode, **size)
+    if sampled is not None:
+        cost = micro_batch_cost(model, targets, mode=mode, **size, sampled=sampled)
     weights, state = model_bytes(model), chosen * entry_bytes(dtype)
     document: dict[str, Any] = {
         "model": source,
@@ -78,7 +86,7 @@ def run_estimate(config: GallopConfig, options: Mapping[str, Any], *, probe: boo
         "activations_bytes": cost.nbytes,
         "activations_from": "a forward and backward pass of one micro-batch, followed without data",
         "training_bytes": weights + state + cost.nbytes,
-        "selection_bytes": weights + sums.device_bytes + sums.host_bytes + cost.nbytes,
+        "selection_bytes": weights + sums.device_bytes + sums.host_bytes + whole.nbytes,
         "selection_memory": dataclasses.asdict(plan) | {"groups": plan.passes},
         "delta_bytes": delta_bytes(chosen, eligible, dtype),
         "samples": batches.samples,
@@ -86,24 +94,34 @@ def run_estimate(config: GallopConfig, options: Mapping[str, Any], *, probe: boo
         "steps": batches.steps,
         "selection_batches": batches.selection,
     }
-    per_token = cost.flops / (options["batch_size"] * batches.longest)
+    rows = max(1, round(batches.mean_tokens))
+    speeds = gradient_speeds(dtype, rows=rows, share=share, **_widths(model))
+    dense, alone = (gathering * batches.mean_tokens / speed for speed in speeds)
+    document |= {
+        "gradient": options["gradient"],
+        "dense_gradient_seconds": dense * options["accumulate"],
+        "sampled_gradient_seconds": alone * options["accumulate"],
+    }
+    per_token = (cost.flops - cost.sampled_flops) / (options["batch_size"] * batches.longest)
     flops = per_token * batches.mean_tokens
     if probe:
-        found = _probe(source, config, samples, options=options, length=batches.longest)
+        found = _probe(
+            source, config, samples, options=options, length=batches.longest, sampled=sampled
+        )
         seconds = found["probe_seconds"] * batches.mean_tokens / found["probe_tokens"]
         document |= found
         document["seconds_from"] = "one micro-batch that was run"
     else:
-        rows = max(1, round(batches.mean_tokens))
         speed = matmul_speed(dtype, rows=rows, **_widths(model))
-        seconds = flops / speed
+        seconds = flops / speed + (0.0 if sampled is None else alone)
         document["seconds_from"] = (
             f"{flops:.3g} floating-point operations a micro-batch at {speed / 1e9:.0f} GFLOP/s, "
             "which a matrix product of this model reaches here: a lower bound"
         )
+    in_selection = seconds + (0.0 if sampled is None else max(0.0, dense - alone))
     document |= {
         "seconds_per_step": seconds * options["accumulate"],
-        "selection_seconds": seconds * batches.selection * plan.passes,
+        "selection_seconds": in_selection * batches.selection * plan.passes,
     }
     if batches.steps is not None:
         document["training_seconds"] = document["seconds_per_step"] * batches.steps
@@ -183,6 +201,7 @@ def _probe(
     *,
     options: Mapping[str, Any],
     length: int,
+    sampled: float | None,
 ) -> dict[str, Any]:
     loaded = load_model(source, options["dtype"])
     longest = sorted(samples or [], key=lambda sample: -len(sample.ids))[: options["batch_size"]]
@@ -192,7 +211,8 @@ def _probe(
     batch = make_batch(
         [longest[i % len(longest)] for i in range(options["batch_size"])], loaded.pad_id
     )
-    found = run_probe(loaded.model, eligible_targets(loaded.model, config), batch)
+    targets = eligible_targets(loaded.model, config)
+    found = run_probe(loaded.model, targets, batch, sampled=sampled)
     return {
         "probe_seconds": found.seconds,
         "probe_bytes": found.nbytes,

@@ -19,16 +19,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gallop.config import GallopConfig
 from gallop.errors import ModelError
+from gallop.linear import gathering_linears, install
+from gallop.mask import Mask
+from gallop.sampled_product import transient_bytes
+from gallop.speeds import even_indices
 from gallop.state import gather_entries
 from gallop.taps import GradientTap
 from gallop.targets import Target
+from gallop.values import SparseValues
 
 __all__ = [
     "MicroBatchCost",
     "ProbeResult",
     "delta_bytes",
     "entry_bytes",
-    "matmul_speed",
     "micro_batch_cost",
     "model_bytes",
     "requested_entries",
@@ -50,10 +54,12 @@ class MicroBatchCost:
         nbytes: Largest sum of the bytes of all tensors that are alive at once, weights aside: what
             backward needs, its transients, and one gradient at a time.
         flops: Floating-point operations of matrix products and convolutions.
+        sampled_flops: Of these, those of sampled gradients, which are slower ones.
     """
 
     nbytes: int
     flops: int
+    sampled_flops: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +105,10 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     weakref.finalize(storage, self._gone, key, storage.nbytes())
         return result
 
+    def forget(self) -> None:
+        """Take what there is for granted, as the model is."""
+        self._live = self.peak = 0
+
     def _gone(self, key: int, nbytes: int) -> None:
         self._known.discard(key)
         self._live -= nbytes
@@ -111,6 +121,7 @@ def micro_batch_cost(
     mode: FakeTensorMode,
     batch_size: int,
     length: int,
+    sampled: float | None = None,
 ) -> MicroBatchCost:
     """Follow a forward and backward pass without computing it: nothing is allocated.
 
@@ -120,6 +131,7 @@ def micro_batch_cost(
         mode: The mode of its tensors.
         batch_size: Sequences.
         length: Tokens of each.
+        sampled: With sampled gradients, the share of the entries that are chosen.
 
     Returns:
         Bytes and operations.
@@ -127,10 +139,21 @@ def micro_batch_cost(
     Raises:
         ModelError: The model cannot be followed: its computation depends on values.
     """
-    _keep_no_gradients(model, targets)
+    inside = {} if sampled is None else gathering_linears(model, targets)
+    _keep_no_gradients(model, [target for target in targets if target.name not in inside])
     model.train()
+    tokens = batch_size * length
+    held: list[nn.Parameter] = []
+    undo = []
     try:
         with mode, _LiveBytes(model) as live, FlopCounterMode(display=False) as counter:
+            for module in inside.values():
+                count = _chosen(module, sampled)
+                held.append(nn.Parameter(torch.empty(count)))
+                held[-1].register_post_accumulate_grad_hook(_free)  # type: ignore[no-untyped-call]
+                index = torch.empty(count, dtype=torch.int32)
+                undo.append(install(module, held[-1], index, gradient="sampled"))
+            live.forget()
             ids = torch.zeros((batch_size, length), dtype=torch.int64)
             model(input_ids=ids, labels=ids).loss.backward()
     except Exception as error:
@@ -140,11 +163,22 @@ def micro_batch_cost(
             f"found {first}",
             hint="gallop estimate --probe runs one micro-batch instead",
         ) from error
-    return MicroBatchCost(live.peak, int(counter.get_total_flops()))
+    finally:
+        for restore in undo:
+            restore()
+    return MicroBatchCost(
+        live.peak + _transient(inside, sampled, tokens),
+        int(counter.get_total_flops()),
+        2 * tokens * sum(each.numel() for each in held),
+    )
 
 
 def run_probe(
-    model: nn.Module, targets: Sequence[Target], batch: Mapping[str, Tensor]
+    model: nn.Module,
+    targets: Sequence[Target],
+    batch: Mapping[str, Tensor],
+    *,
+    sampled: float | None = None,
 ) -> ProbeResult:
     """Run a micro-batch forward and backward, twice, dropping the gradients.
 
@@ -152,16 +186,30 @@ def run_probe(
         model: A loaded causal language model; left as it was found.
         targets: What requires a gradient.
         batch: As from :func:`gallop.data.make_batch`.
+        sampled: With sampled gradients, the share of the entries that are chosen.
 
     Returns:
         Time and bytes.
     """
+    if sampled is not None:
+        inside = gathering_linears(model, targets)
+        mask = _even_mask(targets, sampled)
+        with SparseValues(model, mask, gradient="sampled") as values:
+            for each in values.parameters():
+                each.register_post_accumulate_grad_hook(_free)  # type: ignore[no-untyped-call]
+            found = _probe(model, batch)
+        more = _transient(inside, sampled, batch["input_ids"].numel())
+        return ProbeResult(found.seconds, found.nbytes + more)
     with GradientTap(model, dict.fromkeys(targets, _drop)):
-        with _LiveBytes(model) as live:
-            model(**batch).loss.backward()
-        began = time.perf_counter()
+        return _probe(model, batch)
+
+
+def _probe(model: nn.Module, batch: Mapping[str, Tensor]) -> ProbeResult:
+    with _LiveBytes(model) as live:
         model(**batch).loss.backward()
-        return ProbeResult(time.perf_counter() - began, live.peak)
+    began = time.perf_counter()
+    model(**batch).loss.backward()
+    return ProbeResult(time.perf_counter() - began, live.peak)
 
 
 def model_bytes(model: nn.Module) -> int:
@@ -220,31 +268,28 @@ def delta_bytes(chosen: int, eligible: int, dtype: torch.dtype) -> int:
     return math.ceil(chosen * (entropy + _VALUE_BITS[dtype.itemsize]) / 8)
 
 
-def matmul_speed(
-    dtype: torch.dtype, *, rows: int, inner: int, outer: int, seconds: float = 0.5
-) -> float:
-    """Measure the speed of matrix products of the kind that a model is made of.
+def _even_mask(targets: Sequence[Target], share: float) -> Mask:
+    return Mask(
+        {t.name: even_indices(t.size, max(1, round(share * t.size))) for t in targets},
+        {t.name: tuple(t.parameter.shape) for t in targets},
+    )
 
-    Args:
-        dtype: Of the factors.
-        rows: Tokens of a micro-batch; more than 4096 are measured as so many, which is as fast.
-        inner: Width of the model.
-        outer: Width of its widest layer.
-        seconds: How long to measure; at least two products are made.
 
-    Returns:
-        Floating-point operations per second, the median of single products.
-    """
-    rows = min(rows, 1 << 12)
-    left, right = torch.ones(rows, inner, dtype=dtype), torch.ones(inner, outer, dtype=dtype)
-    times: list[float] = []
-    with torch.inference_mode():
-        left @ right
-        while sum(times) < seconds or not times:
-            began = time.perf_counter()
-            left @ right
-            times.append(time.perf_counter() - began)
-    return 2 * rows * inner * outer / sorted(times)[len(times) // 2]
+def _chosen(module: nn.Linear, share: float | None) -> int:
+    return max(1, round((share or 0.0) * module.weight.numel()))
+
+
+def _transient(inside: Mapping[str, nn.Linear], share: float | None, tokens: int) -> int:
+    # What the one operation holds inside, which nobody sees from outside.
+    return max(
+        (
+            transient_bytes(
+                each.out_features, each.in_features, _chosen(each, share), tokens=tokens
+            )
+            for each in inside.values()
+        ),
+        default=0,
+    )
 
 
 def _drop(gradient: Tensor) -> None:
@@ -253,11 +298,11 @@ def _drop(gradient: Tensor) -> None:
 
 def _keep_no_gradients(model: nn.Module, targets: Sequence[Target]) -> None:
     wanted = {id(target.parameter) for target in targets}
-
-    def free(parameter: Tensor) -> None:
-        parameter.grad = None
-
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in wanted)
         if id(parameter) in wanted:
-            parameter.register_post_accumulate_grad_hook(free)  # type: ignore[no-untyped-call]
+            parameter.register_post_accumulate_grad_hook(_free)  # type: ignore[no-untyped-call]
+
+
+def _free(parameter: Tensor) -> None:
+    parameter.grad = None

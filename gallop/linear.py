@@ -1,4 +1,4 @@
-"""Linear layers whose weight gradient is gathered and dropped inside backward.
+"""Linear layers whose weight gradient is gathered and dropped inside backward, or never made.
 
 The forward pass is the layer's own, on the real weight: nothing is cloned, and what is kept for the
 backward pass is the input and the weight, as autograd would. The weight itself is frozen.
@@ -7,7 +7,7 @@ backward pass is the input and the weight, as autograd would. The weight itself 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import MethodType
 from typing import Any
@@ -18,8 +18,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from gallop.pieces import take_entries
+from gallop.sampled_product import GradientMode, sampled_product
+from gallop.targets import Target
 
-__all__ = ["gathers_in_backward", "install", "without_autocast"]
+__all__ = ["gathering_linears", "gathers_in_backward", "install", "without_autocast"]
 
 
 def gathers_in_backward(module: nn.Module) -> bool:
@@ -39,7 +41,34 @@ def gathers_in_backward(module: nn.Module) -> bool:
     )
 
 
-def install(module: nn.Linear, values: nn.Parameter, index: Tensor) -> Callable[[], None]:
+def gathering_linears(model: nn.Module, targets: Sequence[Target]) -> dict[str, nn.Linear]:
+    """Find the layers whose backward pass can give the gradient of chosen entries.
+
+    Args:
+        model: The model.
+        targets: What is trained.
+
+    Returns:
+        By name of the weight: layers that hold it alone. A weight that several modules hold gets
+        its gradient from all of them, and only autograd knows the order of that sum.
+    """
+    holders: dict[int, list[nn.Module]] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():  # noqa: SLF001  (tied ones each time)
+            if parameter is not None:
+                holders.setdefault(id(parameter), []).append(module)
+    found = {}
+    for target in targets:
+        first, *others = holders[id(target.parameter)]
+        if not others and gathers_in_backward(first) and first.weight is target.parameter:
+            assert isinstance(first, nn.Linear)  # noqa: S101  (what gathers_in_backward has said)
+            found[target.name] = first
+    return found
+
+
+def install(
+    module: nn.Linear, values: nn.Parameter, index: Tensor, *, gradient: GradientMode = "dense"
+) -> Callable[[], None]:
     """Let the layer's backward pass give ``values`` their gradient.
 
     Hooks of the module, and its class, stay. The layer does not keep ``values`` alive: once they
@@ -48,12 +77,15 @@ def install(module: nn.Linear, values: nn.Parameter, index: Tensor) -> Callable[
     Args:
         module: A layer of which :func:`gathers_in_backward` is true; its weight is frozen.
         values: k float32 parameters, whose gradient is that of the chosen entries.
-        index: k flat indices into the weight.
+        index: k flat indices into the weight, sorted.
+        gradient: ``"dense"`` gathers the entries of the whole gradient, whose bits are those of
+            autograd; ``"sampled"`` computes the chosen entries alone.
 
     Returns:
         What puts the layer's own forward back.
     """
     held, own = weakref.ref(values), weakref.ref(module)
+    sampled = gradient == "sampled"
 
     def forward(self: nn.Linear, x: Tensor) -> Tensor:
         # A copy of the module brings this forward along: it has the layer's own, as ever.
@@ -67,7 +99,7 @@ def install(module: nn.Linear, values: nn.Parameter, index: Tensor) -> Callable[
             x = x.to(dtype)
             bias = None if bias is None else bias.to(dtype)
         with without_autocast(kind):
-            out: Tensor = _Gathered.apply(x, self.weight, bias, owned, index)  # type: ignore[no-untyped-call]
+            out: Tensor = _Gathered.apply(x, self.weight, bias, owned, index, sampled)  # type: ignore[no-untyped-call]
         return out
 
     vars(module)["forward"] = MethodType(forward, module)
@@ -92,9 +124,10 @@ class _Gathered(torch.autograd.Function):
         bias: Tensor | None,
         values: Tensor,
         index: Tensor,
+        sampled: bool,  # noqa: FBT001
     ) -> Tensor:
         ctx.save_for_backward(x, weight, index)
-        ctx.values_dtype = values.dtype
+        ctx.values_dtype, ctx.sampled = values.dtype, sampled
         return functional.linear(x, weight.to(x.dtype), bias)
 
     @staticmethod
@@ -108,7 +141,9 @@ class _Gathered(torch.autograd.Function):
             dx = rows.mm(weight.to(x.dtype)).view(x.shape) if ctx.needs_input_grad[0] else None
             db = rows.sum(0) if ctx.needs_input_grad[2] else None
             dv = None
-            if ctx.needs_input_grad[3]:
+            if ctx.needs_input_grad[3] and ctx.sampled:
+                dv = sampled_product(rows, x.reshape(-1, inputs), index).to(ctx.values_dtype)
+            elif ctx.needs_input_grad[3]:
                 dv = torch.empty(index.numel(), dtype=ctx.values_dtype, device=weight.device)
                 take_entries(rows.t().mm(x.reshape(-1, inputs)), index, out=dv)
-        return dx, None, db, dv, None
+        return dx, None, db, dv, None, None

@@ -13,9 +13,9 @@ CHUNK = 1 << 16
 """Entries that are gathered, scattered, updated or copied at a time."""
 
 
-def pieces(count: int) -> Iterator[slice]:
-    """Cut ``count`` entries into runs of at most ``CHUNK``."""
-    return (slice(start, start + CHUNK) for start in range(0, count, CHUNK))
+def pieces(count: int, most: int = CHUNK) -> Iterator[slice]:
+    """Cut ``count`` entries into runs of at most ``most``."""
+    return (slice(start, start + most) for start in range(0, count, most))
 
 
 def take_entries(tensor: Tensor, index: Tensor, *, out: Tensor) -> None:

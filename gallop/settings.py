@@ -164,8 +164,14 @@ SETTINGS: Final = (
     ),
     Setting(
         name="engine", section="training", key="engine", kind="choice", default="hook",
-        choices=("hook", "autograd"), commands=("train",), fields=("TrainConfig.engine",),
+        choices=("hook", "autograd"), commands=_PLANNED, fields=("TrainConfig.engine",),
         help="Gather gradients in hooks, or inside the backward pass of linear layers.",
+    ),
+    Setting(
+        name="gradient", section="training", key="gradient", kind="choice", default="dense",
+        choices=("dense", "sampled"), commands=_PLANNED, fields=("TrainConfig.gradient",),
+        help="With --engine autograd: gather from whole gradients of linear layers, or compute the "
+        "chosen entries alone, which is faster on CPUs.",
     ),
     Setting(
         name="seed", section="training", key="seed", kind="integer", default=0,

@@ -9,8 +9,9 @@ from typing import Any, Literal, get_args
 from gallop.computing import Compute
 from gallop.errors import ConfigError
 from gallop.optim import WeightDecayMode, check_hyperparameters
+from gallop.sampled_product import GradientMode
 
-__all__ = ["Engine", "TrainConfig", "lr_factor", "settings"]
+__all__ = ["Engine", "TrainConfig", "check_gradient", "lr_factor", "settings"]
 
 Engine = Literal["hook", "autograd"]
 
@@ -34,6 +35,8 @@ class TrainConfig:
         selection_samples: How many samples the selection sees.
         engine: ``"hook"`` for :class:`gallop.SparseAdamW`, ``"autograd"`` for
             :class:`gallop.SparseValues`; in float32 on CPU the result is the same, bit for bit.
+        gradient: ``"dense"``, or with engine ``"autograd"`` ``"sampled"``: the chosen entries of a
+            Linear's gradient are computed alone; see :class:`gallop.SparseValues`.
         compute: ``"weights"`` computes in the dtype of the weights, ``"float32"`` in float32 with
             the same weights, ``"auto"`` so where the CPU emulates theirs; see
             :mod:`gallop.computing`.
@@ -56,6 +59,7 @@ class TrainConfig:
     max_length: int = 512
     selection_samples: int = 256
     engine: Engine = "hook"
+    gradient: GradientMode = "dense"
     compute: Compute = "weights"
     seed: int = 0
 
@@ -69,6 +73,7 @@ class TrainConfig:
             raise ConfigError(f"warmup: expected a share in [0, 1], found {self.warmup}")
         if self.engine not in get_args(Engine):
             raise ConfigError(f"engine: expected hook or autograd, found {self.engine!r}")
+        check_gradient(self.gradient, self.engine)
         if self.compute not in get_args(Compute):
             raise ConfigError(f"compute: expected weights, float32 or auto, found {self.compute!r}")
         if self.engine == "autograd" and self.weight_decay_mode == "delta":
@@ -85,6 +90,26 @@ class TrainConfig:
             weight_decay=self.weight_decay,
             weight_decay_mode=self.weight_decay_mode,
             max_grad_norm=self.max_grad_norm,
+        )
+
+
+def check_gradient(gradient: str, engine: str) -> None:
+    """Check that an engine can come by gradients in this way.
+
+    Args:
+        gradient: ``"dense"`` or ``"sampled"``.
+        engine: ``"hook"`` or ``"autograd"``.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    if gradient not in get_args(GradientMode):
+        raise ConfigError(f"gradient: expected dense or sampled, found {gradient!r}")
+    if gradient == "sampled" and engine != "autograd":
+        raise ConfigError(
+            f"gradient: expected dense with engine {engine}, which takes the gradients that "
+            "autograd has made, found sampled",
+            hint="engine autograd computes the chosen entries alone",
         )
 
 

@@ -114,7 +114,7 @@ class _HookEngine(Closing):
 
 class _AutogradEngine(Closing):
     def __init__(self, model: nn.Module, mask: Mask, training: TrainConfig) -> None:
-        self._values = SparseValues(model, mask)
+        self._values = SparseValues(model, mask, gradient=training.gradient)
         self._max_grad_norm = training.max_grad_norm or math.inf
         self.optimizer: Optimizer = self._values.optimizer(
             AdamW,

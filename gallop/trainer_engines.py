@@ -16,6 +16,7 @@ from gallop.groups import GroupSpec
 from gallop.mask import Mask
 from gallop.optim import SparseAdamW, WeightDecayMode
 from gallop.parallelism import average_gradients, require_same_start
+from gallop.sampled_product import GradientMode
 from gallop.values import SparseValues
 from gallop.visibility import Visibility
 
@@ -133,6 +134,7 @@ class AutogradEngine:
         mask: What to train.
         made: Class of the optimizer, and its settings.
         groups: Parameter groups with settings of their own.
+        gradient: As in ``SparseValues``.
         peers: The processes that train together; None if there are no others.
     """
 
@@ -143,13 +145,15 @@ class AutogradEngine:
         made: tuple[type[Optimizer], Mapping[str, Any]],
         *,
         groups: Sequence[GroupSpec],
+        gradient: GradientMode,
         peers: Peers | None,
     ) -> None:
         if peers is not None:
             require_same_start(model, mask, peers)
         self._peers = peers
         self._averaged = False
-        self._values = SparseValues(model, mask)
+        self._gradient = gradient
+        self._values = SparseValues(model, mask, gradient=gradient)
         try:
             self.optimizer = self._values.optimizer(made[0], param_groups=groups, **made[1])
         except BaseException:
@@ -167,7 +171,15 @@ class AutogradEngine:
                     "written with engine='autograd'",
                     hint="attach with the engine that the checkpoint was trained with",
                 )
-            self._values.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+            if saved.get("gradient") != self._gradient:
+                raise OptimizerError(
+                    f"{path}: expected values trained with gradient={self._gradient!r}, found "
+                    f"gradient={saved.get('gradient')!r}: what follows would differ in its last "
+                    "bits from a run that was never interrupted",
+                    hint="attach with the gradient that the checkpoint was trained with",
+                )
+            self._values.load_state_dict(saved["values"])
         self.after_step()
 
     def gradient_norm(self, max_grad_norm: float | None = None) -> Tensor:
@@ -185,8 +197,9 @@ class AutogradEngine:
         self._values.zero_grad()
 
     def save(self, folder: Path) -> None:
-        """Write the float32 values."""
-        torch.save(self._values.state_dict(), folder / _VALUES_FILE)
+        """Write the float32 values, and how their gradients came about."""
+        state = {"gradient": self._gradient, "values": self._values.state_dict()}
+        torch.save(state, folder / _VALUES_FILE)
 
     def visibility(self) -> Visibility:
         """Count by values."""

@@ -15,6 +15,7 @@ from gallop.exporting import check_base, check_weights
 from gallop.mask import Mask
 from gallop.memory import MemoryMode
 from gallop.optim import WeightDecayMode
+from gallop.sampled_product import GradientMode
 from gallop.trainer_arguments import decay_groups
 from gallop.trainer_data import select_with_trainer
 from gallop.trainer_engines import AutogradEngine, Engine, EngineName, HookEngine
@@ -30,6 +31,7 @@ class Request:
 
     config: GallopConfig | None
     engine: EngineName
+    gradient: GradientMode
     samples: int
     memory: MemoryMode
     weight_decay_mode: WeightDecayMode
@@ -76,7 +78,9 @@ def start(
     groups = decay_groups(trainer, model, mask, peers)
     if request.engine == "autograd":
         made = trainer.get_optimizer_cls_and_kwargs(trainer.args, model)
-        return mask, AutogradEngine(model, mask, made, groups=groups, peers=peers)
+        return mask, AutogradEngine(
+            model, mask, made, groups=groups, gradient=request.gradient, peers=peers
+        )
     return mask, HookEngine(
         model,
         mask,

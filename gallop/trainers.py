@@ -18,6 +18,8 @@ from gallop.errors import ConfigError
 from gallop.mask import Mask
 from gallop.memory import MemoryMode
 from gallop.optim import WeightDecayMode
+from gallop.sampled_product import GradientMode
+from gallop.train_config import check_gradient
 from gallop.trainer_engines import EngineName
 from gallop.trainer_rules import check_trainer
 from gallop.trainer_start import Request
@@ -32,6 +34,7 @@ def attach(
     *,
     mask: Mask | str | Path | None = None,
     engine: EngineName = "hook",
+    gradient: GradientMode = "dense",
     selection_samples: int = 256,
     memory: MemoryMode = "auto",
     weight_decay_mode: WeightDecayMode = "weight",
@@ -66,6 +69,8 @@ def attach(
         mask: A mask, or the file of one, to train instead of choosing one.
         engine: ``"hook"`` trains with :class:`gallop.SparseAdamW`; ``"autograd"`` with
             :class:`gallop.SparseValues` under the optimizer that ``optim`` of the arguments names.
+        gradient: ``"dense"``, or with engine ``"autograd"`` ``"sampled"``: of the gradient of a
+            Linear's weight the chosen entries are computed alone, which is faster on CPUs.
         selection_samples: How many samples the selection sees, in all processes together, rounded
             up to whole batches.
         memory: Where the selection sums up gradients, as in :func:`gallop.select`; the estimates
@@ -109,10 +114,12 @@ def attach(
             f"values as torch does, found {weight_decay_mode!r}",
             hint="use engine hook",
         )
+    check_gradient(gradient, engine)
     check_trainer(trainer, engine)
     request = Request(
         config=config,
         engine=engine,
+        gradient=gradient,
         samples=selection_samples,
         memory=memory,
         weight_decay_mode=weight_decay_mode,

@@ -6,20 +6,20 @@ import os
 import sys
 from pathlib import Path
 
-from trainer_cases import CONFIG, KILLED, KillAt, make_trainer, saving
+from trainer_cases import CONFIG, KILLED, WAYS, KillAt, make_trainer, saving
 
 from gallop import attach
 
 
 def main(folder: Path) -> None:
     """Start each run in a process of its own, and die there."""
-    for name in ("float32", "bfloat16"):
+    for name, way in WAYS.items():
         child = os.fork()
         if child == 0:
             trainer = make_trainer(
                 folder / name / "base", folder / name / "killed", callbacks=[KillAt(5)], **saving()
             )
-            attach(trainer, CONFIG, selection_samples=8)
+            attach(trainer, CONFIG, selection_samples=8, **way)
             trainer.train()
             os._exit(0)  # never reached
         _, status = os.waitpid(child, 0)

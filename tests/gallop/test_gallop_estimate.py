@@ -10,6 +10,7 @@ import pytest
 import torch
 from test_gallop_train import CONFIG, some_samples
 from tiny_llama import tiny_llama
+from tiny_models import same_bits, weights_of
 from torch import Tensor, nn
 
 from gallop import SparseAdamW, select
@@ -19,12 +20,13 @@ from gallop.errors import ModelError
 from gallop.estimation import (
     delta_bytes,
     entry_bytes,
-    matmul_speed,
     micro_batch_cost,
     model_bytes,
     run_probe,
 )
+from gallop.linear import gathering_linears
 from gallop.loading import load_architecture, load_model
+from gallop.speeds import matmul_speed
 from gallop.targets import eligible_targets
 
 
@@ -50,26 +52,35 @@ def test_bytes_per_entry_are_those_of_the_optimizer(dtype: torch.dtype) -> None:
         assert held + accumulators == mask.nnz * entry_bytes(dtype)
 
 
+@pytest.mark.parametrize("sampled", [None, 0.1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_pass_that_is_followed_takes_what_one_takes_that_is_run(
-    model_dir: Path, dtype: torch.dtype
+    model_dir: Path, dtype: torch.dtype, sampled: float | None
 ) -> None:
     model, mode = load_architecture(str(model_dir), dtype)
     targets = eligible_targets(model, CONFIG, loaded=False)
-    found = micro_batch_cost(model, targets, mode=mode, batch_size=3, length=20)
+    found = micro_batch_cost(model, targets, mode=mode, batch_size=3, length=20, sampled=sampled)
     real = load_model(str(model_dir), str(dtype).removeprefix("torch.")).model
     own = eligible_targets(real, CONFIG)
     assert [t.name for t in own] == [t.name for t in targets]
     assert model_bytes(model) == model_bytes(real)
     ids = torch.zeros((3, 20), dtype=torch.int64)
-    run = run_probe(real, own, {"input_ids": ids, "labels": ids})
+    before = weights_of(real)
+    run = run_probe(real, own, {"input_ids": ids, "labels": ids}, sampled=sampled)
+    assert all(same_bits(value, before[name]) for name, value in weights_of(real).items())
     assert abs(found.nbytes - run.nbytes) <= 0.1 * run.nbytes  # some kernels are others
     assert run.seconds > 0
     assert all(p.grad is None and p.requires_grad for p in real.parameters())
     # Each weight of a linear layer is in three products of a multiply and an add: with x, for dx,
     # for dW. The tied head is one of them.
     linear = sum(m.weight.numel() for m in real.modules() if isinstance(m, nn.Linear))
-    assert found.flops == 6 * linear * 3 * 20
+    alone = sum(each.weight.numel() for each in gathering_linears(model, targets).values())
+    assert 0 < alone < linear
+    if sampled is None:
+        assert (found.flops, found.sampled_flops) == (6 * linear * 3 * 20, 0)
+    else:  # a tenth of the last product
+        assert found.flops - found.sampled_flops == (6 * linear - 2 * alone) * 3 * 20
+        assert found.sampled_flops == pytest.approx(0.1 * 2 * alone * 3 * 20, rel=0.01)
 
 
 def test_what_is_frozen_costs_less(model_dir: Path) -> None:
@@ -140,6 +151,19 @@ def test_nothing_is_loaded_unless_probed(
     assert code == 0
     assert "training seconds" in out
     assert "tokens per micro batch     256" in out
+
+    ways = ("--gradient", "sampled", "--engine", "autograd")
+    code, out, err = call(capsys, *arguments, *ways)
+    assert code == 0, err
+    sampled = json.loads(out)
+    assert sampled["gradient"] == "sampled"
+    assert all(sampled[key] > 0 for key in (*keys, "dense_gradient_seconds"))
+    assert sampled["sampled_gradient_seconds"] > 0
+    same = ("selection_bytes", "optimizer_bytes", "k", "delta_bytes")
+    assert all(sampled[key] == document[key] for key in same)
+    code, _, err = call(capsys, *arguments, *ways[:2])
+    assert code == 2
+    assert "expected dense with engine hook" in err
 
 
 def test_the_dtype_is_that_of_the_checkpoint(

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from gallop import Mask, SparseAdamW, SparseValues
 from gallop.errors import MaskError, ParameterError
+from gallop.sampled_product import GradientMode
 
 
 class FourBitLinear(nn.Module):
@@ -110,9 +111,10 @@ def test_a_copy_of_a_quantised_layer_adds_nothing() -> None:
         assert not torch.equal(model[2](x), functional.linear(x, model[2].dequantised()))
 
 
+@pytest.mark.parametrize("gradient", ["dense", "sampled"])
 @pytest.mark.parametrize("block", [1 << 20, 16])
 def test_what_is_added_has_the_gradients_of_a_dense_matrix(
-    block: int, monkeypatch: pytest.MonkeyPatch
+    block: int, gradient: GradientMode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Law: output, input gradient and value gradient are those of x @ (W + D).T."""
     monkeypatch.setattr("gallop.added._BLOCK", block)
@@ -120,7 +122,8 @@ def test_what_is_added_has_the_gradients_of_a_dense_matrix(
     layer, weight = model[2], plain[2].weight
     mask = Mask({"2.weight": [0, 9, 10, 47]}, {"2.weight": (6, 8)})
     index = torch.from_numpy(np.array(mask["2.weight"]))
-    with SparseValues(model, mask) as values:
+    with SparseValues(model, mask, gradient=gradient) as values:
+        assert values.sampled == ({"2.weight"} if gradient == "sampled" else frozenset())
         (parameter,) = values.parameters()
         with torch.no_grad():
             parameter.copy_(torch.tensor([3.0, -2.0, 1.0, 5.0]))

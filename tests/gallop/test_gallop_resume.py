@@ -26,6 +26,7 @@ from gallop.cli import main
 from gallop.errors import ConfigError, RunError
 from gallop.interrupts import stop_requests
 from gallop.run_folder import RunFolder
+from gallop.sampled_product import GradientMode
 from gallop.saving import Saving
 from gallop.settings import defaults
 from gallop.state_file import read_state, write_state
@@ -58,13 +59,20 @@ class Countdown:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
-    ("engine", "stop"), [("hook", 1), ("hook", 4), ("hook", 9), ("autograd", 4)]
+    ("engine", "gradient", "stop"),
+    [
+        ("hook", "dense", 1),
+        ("hook", "dense", 4),
+        ("hook", "dense", 9),
+        ("autograd", "dense", 4),
+        ("autograd", "sampled", 4),
+    ],
 )
 def test_going_on_equals_never_having_stopped(
-    tmp_path: Path, dtype: torch.dtype, engine: Engine, stop: int
+    tmp_path: Path, dtype: torch.dtype, engine: Engine, gradient: GradientMode, stop: int
 ) -> None:
     """Law: weights, losses and norms are those of the uninterrupted run, bit for bit."""
-    training = dataclasses.replace(TRAINING, engine=engine)
+    training = dataclasses.replace(TRAINING, engine=engine, gradient=gradient)
     samples = some_samples(7)
     whole = dropping_llama(dtype)
     mask = choose_mask(whole, samples, selection=CONFIG, training=training)

@@ -59,6 +59,10 @@ def test_its_checkpoints_hold_the_values(tmp_path: Path) -> None:
     attach(hook, CONFIG)
     with pytest.raises((OptimizerError, ValueError)):
         hook.train(resume_from_checkpoint=str(checkpoint))
+    other = make_trainer(base, tmp_path / "other", **changes)
+    attach(other, CONFIG, engine="autograd", gradient="sampled")
+    with pytest.raises(OptimizerError, match="expected values trained with gradient='sampled'"):
+        other.train(resume_from_checkpoint=str(checkpoint))
     (checkpoint / "gallop.values.pt").unlink()
     other = make_trainer(base, tmp_path / "other", **changes)
     attach(other, CONFIG, engine="autograd")
@@ -86,3 +90,21 @@ def test_what_it_cannot_do(base: Path, tmp_path: Path) -> None:
         attach(trainer, CONFIG, engine="autograd", weight_decay_mode="delta")
     with pytest.raises(ConfigError, match="engine"):
         attach(trainer, CONFIG, engine="magic")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="expected dense with engine hook"):
+        attach(trainer, CONFIG, gradient="sampled")
+
+
+def test_sampled_gradients_train_in_it(base: Path, tmp_path: Path) -> None:
+    """Norms are those of dense gradients up to rounding, and the delta says how it was made."""
+    found, exported = {}, {}
+    for gradient in ("dense", "sampled"):
+        trainer = make_trainer(base, tmp_path, optim="adamw_torch", gradient_accumulation_steps=2)
+        out = tmp_path / f"{gradient}.delta"
+        way: dict[str, Any] = {"engine": "autograd", "gradient": gradient}
+        attachment = attach(trainer, CONFIG, selection_samples=8, out=out, **way)
+        trainer.train()
+        found[gradient] = logged(trainer, "grad_norm")
+        assert attachment.exported is not None
+        exported[gradient] = attachment.exported.diff.manifest.metadata["gallop.training.gradient"]
+    assert exported == {"dense": "dense", "sampled": "sampled"}
+    assert found["sampled"] == pytest.approx(found["dense"], rel=1e-4)

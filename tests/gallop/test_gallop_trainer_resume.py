@@ -11,7 +11,7 @@ import pytest
 import torch
 from forked_scripts import Forked
 from tiny_models import weights_of
-from trainer_cases import CONFIG, logged, make_trainer, same_weights, saving, write_base
+from trainer_cases import CONFIG, WAYS, logged, make_trainer, same_weights, saving, write_base
 
 import gallop.trainer_start
 from gallop import GallopConfig, Mask, attach
@@ -20,7 +20,7 @@ from gallop.trainer_checkpoints import MASK_FILE
 from sparsedelta import diff
 
 HERE = Path(__file__).parent
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "sampled": torch.bfloat16}
 
 
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,12 +33,13 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.Mo
     for name in DTYPES:
         folder = tmp_path / name
         whole = make_trainer(folder / "base", folder / "whole", **saving())
-        first = attach(whole, CONFIG, selection_samples=8, out=folder / "whole.delta")
+        way: dict[str, Any] = {"selection_samples": 8, **WAYS[name]}
+        first = attach(whole, CONFIG, out=folder / "whole.delta", **way)
         whole.train()
 
         assert [each.name for each in folder.glob("killed/checkpoint-*")] == ["checkpoint-3"]
         resumed = make_trainer(folder / "base", folder / "killed", **saving())
-        second = attach(resumed, CONFIG, selection_samples=8, out=folder / "resumed.delta")
+        second = attach(resumed, CONFIG, out=folder / "resumed.delta", **way)
         with monkeypatch.context() as patch:
             patch.delattr(gallop.trainer_start, "select_with_trainer")
             resumed.train(resume_from_checkpoint=True)

@@ -24,6 +24,12 @@ Sample = dict[str, Tensor]
 DENSITY = 0.05
 CONFIG = GallopConfig(DENSITY)
 KILLED = 9
+WAYS: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "bfloat16": {},
+    "sampled": {"engine": "autograd", "gradient": "sampled"},
+}
+"""Ways of training that are killed in the middle: what ``attach`` is given for each."""
 RAGGED = 46
 """Samples of which the last batch of two processes, of 4 each, has 6."""
 

@@ -139,6 +139,11 @@ def training(base: Path, folder: Path) -> None:
         assert same_weights(weights_of(other.model), weights_of(ours.model)), engine
         assert logged(other, "grad_norm") == logged(ours, "grad_norm")
         assert alike(other.model)
+    other = parallel(base, folder / "other", optim="adamw_torch", **changes)
+    attach(other, mask=attachment.mask, engine="autograd", gradient="sampled")
+    other.train()
+    assert logged(other, "grad_norm") == pytest.approx(logged(ours, "grad_norm"), rel=1e-4)
+    assert alike(other.model)
     if dist.get_rank() == 0:
         attachment.mask.save(folder / "mask.st")
         found = {"norms": logged(ours, "grad_norm"), "losses": logged(ours, "loss")}
