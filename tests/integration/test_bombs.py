@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import struct
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +16,7 @@ import pytest
 import zstandard
 from blake3 import blake3
 from checkpoint_files import TIMEOUT, Stored, environment, write_file
+from forked_commands import run_code
 
 import sparsedelta
 
@@ -61,15 +60,7 @@ except SparseDeltaError as error:
 
 def child(name: str, *paths: Path, room: int = ROOM) -> list[str]:
     """Run an operation with little memory; return the codes that it names."""
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, str(room), name, *map(str, paths)],
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        check=False,
-    )
+    done = run_code(CHILD, room, name, *paths, env=environment(), timeout=TIMEOUT)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)
     assert isinstance(found, list)
@@ -641,16 +632,11 @@ def test_a_set_of_more_parts_than_files_can_be_open_is_an_error(tmp_path: Path) 
     sparsedelta.diff(base, target, tmp_path / "d.safetensors", max_shard_size=1)
     assert len(list(tmp_path.glob("d-*.safetensors"))) == 150
     code = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)); "
-    done = subprocess.run(
-        [
-            *(sys.executable, "-c", code + "from sparsedelta.cli import main; main()"),
-            *("validate", str(tmp_path / "d.safetensors")),
-        ],
+    done = run_code(
+        code + "from sparsedelta.cli import main; main()",
+        *("validate", tmp_path / "d.safetensors"),
         env=environment(),
-        capture_output=True,
-        text=True,
         timeout=TIMEOUT,
-        check=False,
     )
     assert done.returncode in (1, 3), done.stderr
     assert "Traceback" not in done.stderr

@@ -41,6 +41,7 @@ from checkpoint_files import (
     write_file,
     write_shards,
 )
+from forked_commands import MODULE, ForkedCode, run_code
 
 import sparsedelta
 from sparsedelta.checkpoint_writer import CheckpointWriter
@@ -55,12 +56,6 @@ HUGE: Final = 8 << 30
 """Bytes of a tensor of zeros that takes seconds to read and no room on the disk."""
 
 MAIN: Final = "import sys; from sparsedelta.cli import main; main(sys.argv[1:])"
-
-# A shell gives its background jobs, and so their children, an ignored SIGINT.
-INTERRUPTIBLE: Final = (
-    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    "signal.signal(signal.SIGHUP, signal.SIG_DFL); "
-)
 
 
 def names(folder: Path) -> set[str]:
@@ -103,34 +98,19 @@ def huge(tmp_path: Path) -> Iterator[Pair]:
 
 
 @contextmanager
-def running(pair: Pair, command: str, *options: str) -> Iterator[subprocess.Popen[str]]:
+def running(pair: Pair, command: str, *options: str) -> Iterator[ForkedCode]:
     """The command at work: it has read something, and made what it writes to."""
     other = pair.target if command == "diff" else pair.delta
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-c", INTERRUPTIBLE + MAIN),
-            *(command, str(pair.base), str(other), "-o", str(pair.out), "--threads", "2"),
-            *options,
-        ],
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stderr is not None
-        line = process.stderr.readline()  # progress, which comes while it works
+    words = (command, pair.base, other, "-o", pair.out, "--threads", "2", *options)
+    with ForkedCode(MAIN, *words, env=environment()) as process:
+        line = process.first_line(TIMEOUT)  # progress, which comes while it works
         assert line.startswith(f"{command}: "), line
         yield process
-    finally:
-        process.kill()
-        process.communicate(timeout=TIMEOUT)
 
 
-def ended(process: subprocess.Popen[str]) -> Run:
+def ended(process: ForkedCode) -> Run:
     out, err = process.communicate(timeout=TIMEOUT)
-    return Run(process.returncode, out, err)
+    return Run(process.wait(), out, err)
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -200,15 +180,7 @@ def test_what_a_kill_left_is_no_obstacle(pair: Pair) -> None:
 def limited(limit: int, *arguments: str | Path) -> Run:
     """Run a command that cannot write a file beyond a size, as on a disk that is full."""
     code = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
-    done = subprocess.run(
-        [sys.executable, "-c", code + MAIN, *map(str, arguments)],
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        check=False,
-    )
+    done = run_code(code + MAIN, *arguments, env=environment(), timeout=TIMEOUT)
     return Run(done.returncode, done.stdout, without_progress(done.stderr))
 
 
@@ -998,17 +970,7 @@ def test_a_failing_step_of_a_set_leaves_the_old_or_the_new(
 
 def race(*commands: list[str | Path]) -> list[Run]:
     """Run commands at the same time."""
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "sparsedelta", *map(str, command)],
-            env=environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for command in commands
-    ]
+    processes = [ForkedCode(MODULE, *command, env=environment()) for command in commands]
     runs = [ended(process) for process in processes]
     return [Run(run.code, run.out, without_progress(run.err)) for run in runs]
 
@@ -1064,26 +1026,12 @@ def test_sets_that_replace_each_other_again_and_again_are_never_mixed(
 UNPRIVILEGED: Final = "import os; os.getuid() or (os.setgid(65534), os.setuid(65534)); "
 
 
-PRELOADED: Final = """
-import difflib, pkgutil, importlib, sparsedelta, sparsedelta.cli
-for found in pkgutil.walk_packages(sparsedelta.__path__, "sparsedelta."):
-    if not found.name.endswith("__main__"):
-        importlib.import_module(found.name)
-"""
-"""Python itself may lie where nobody else can read it: all is loaded before the rights go."""
-
-
 def as_nobody(*arguments: str | Path) -> Run:
-    """Run a command without the rights of root, to whom nothing is unreadable."""
-    done = subprocess.run(
-        [sys.executable, "-c", PRELOADED + UNPRIVILEGED + MAIN, *map(str, arguments)],
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        check=False,
-    )
+    """Run a command without the rights of root, to whom nothing is unreadable.
+
+    A fork: Python itself may lie where nobody else can read it.
+    """
+    done = run_code(UNPRIVILEGED + MAIN, *arguments, env=environment(), timeout=TIMEOUT)
     return Run(done.returncode, done.stdout, without_progress(done.stderr))
 
 
