@@ -42,6 +42,7 @@ from checkpoint_files import (
     write_shards,
 )
 from forked_commands import MODULE, ForkedCode, run_code
+from thorough import THOROUGH
 
 import sparsedelta
 from sparsedelta.checkpoint_writer import CheckpointWriter
@@ -669,7 +670,7 @@ def test_the_limit_on_file_sizes_is_not_ours() -> None:
 
 # --- kill -9 at any moment ---
 
-MOMENTS: Final = 50
+MOMENTS: Final = 50 if THOROUGH else 25
 """Kills per scenario, spread over what the command takes."""
 
 ZYGOTE: Final = """
@@ -1102,13 +1103,26 @@ def mountable() -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
+ON_A_DISK: Final = """
+import atexit, ctypes, os, sys
+size, disk = sys.argv.pop(1), sys.argv.pop(1)
+libc = ctypes.CDLL(None)
+NEW, PRIVATE = 0x20000, 0x44000  # CLONE_NEWNS; MS_REC | MS_PRIVATE
+assert libc.unshare(NEW) == 0
+assert libc.mount(b"none", b"/", None, PRIVATE, None) == 0
+options = f"size={size},nr_inodes=64".encode()
+assert libc.mount(b"none", os.fsencode(disk), b"tmpfs", 0, options) == 0
+atexit.register(lambda: print("left: " + " ".join(os.listdir(disk))))
+"""
+"""Mounts a file system of a few pages, which is gone with the process; tells what is left in it."""
+
+
 @pytest.mark.skipif(not mountable(), reason="no right to mount: RLIMIT_FSIZE above has to do")
 @pytest.mark.parametrize("size", ["16k", "200k", "600k", "1500k", "2000k"])
 @pytest.mark.parametrize("kind", ["diff", "set", "file", "folder"])
 def test_a_disk_that_is_really_full_is_left_empty(
     wide: Path, tmp_path: Path, kind: str, size: str
 ) -> None:
-    """A file system of a few pages, which is gone with the process that mounted it."""
     disk = tmp_path / "disk"
     disk.mkdir()
     out = disk / "out.safetensors"
@@ -1118,32 +1132,7 @@ def test_a_disk_that_is_really_full_is_left_empty(
     else:
         base = wide / ("base.safetensors" if kind == "file" else "base")
         words = ["apply", base, wide / "delta.safetensors", "-o", out]
-    script = (
-        'mount -t tmpfs -o size="$1",nr_inodes=64 none "$2" && shift && folder=$1 && shift && '
-        '"$@"; code=$?; echo "left: $(ls -A "$folder")"; exit $code'
-    )
-    run = subprocess.run(
-        [
-            str(UNSHARE),
-            "--mount",
-            "sh",
-            "-c",
-            script,
-            "sh",
-            size,
-            str(disk),
-            sys.executable,
-            "-m",
-            "sparsedelta",
-            *map(str, words),
-        ],
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        check=False,
-    )
+    run = run_code(ON_A_DISK + MAIN, size, disk, *words, env=environment(), timeout=TIMEOUT)
     if run.returncode == 0:
         assert kind in ("diff", "set"), "a checkpoint does not fit"
         return
