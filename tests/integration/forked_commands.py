@@ -17,6 +17,7 @@ import json
 import os
 import pkgutil
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -165,8 +166,7 @@ def run_code(
 @functools.cache
 def _server() -> str:
     """The address of the process that forks, which is started at the first use."""
-    folder = tempfile.TemporaryDirectory()
-    address = str(Path(folder.name) / "socket")
+    address = str(Path(tempfile.mkdtemp()) / "socket")
     process = subprocess.Popen(
         [sys.executable, __file__, address],
         env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
@@ -176,12 +176,7 @@ def _server() -> str:
     )
     assert process.stdout is not None
     assert process.stdout.readline() == _READY
-
-    def end() -> None:
-        process.communicate(timeout=30)
-        folder.cleanup()
-
-    atexit.register(end)
+    atexit.register(process.communicate, timeout=30)
     return address
 
 
@@ -245,6 +240,7 @@ def _serve(address: str) -> str:
     while True:
         waiting -= {pid for pid in waiting if os.waitpid(pid, os.WNOHANG)[0]}
         if 0 in select.select([0, server.fileno()], [], [])[0]:
+            shutil.rmtree(Path(address).parent)
             os._exit(0)  # whoever started this is gone
         talk, _ = server.accept()
         if waiter := os.fork():
