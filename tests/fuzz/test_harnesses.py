@@ -11,10 +11,11 @@ import fuzz_header
 import fuzz_manifest
 import fuzz_ranked
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mutations import mutate_bytes, mutate_json
 from sections import canonical
+from thorough import examples
 
 
 @pytest.mark.parametrize(
@@ -39,20 +40,20 @@ HEADER_SEEDS = list(fuzz_header.seeds())
 MANIFEST_SEEDS = list(fuzz_manifest.seeds())
 
 
-@settings(max_examples=1500)
+@examples(1500)
 @given(st.binary(min_size=fuzz_codecs.HEAD.size, max_size=300))
 def test_both_readers_decode_any_block_alike(data: bytes) -> None:
     fuzz_codecs.one_input(data)
 
 
-@settings(max_examples=1500)
+@examples(1500)
 @given(st.sampled_from(CODEC_SEEDS), st.randoms(use_true_random=False))
 def test_both_readers_decode_a_changed_block_alike(seed: bytes, rng: random.Random) -> None:
     body = seed[fuzz_codecs.HEAD.size :]
     fuzz_codecs.one_input(seed[: fuzz_codecs.HEAD.size] + mutate_bytes(rng, body))
 
 
-@settings(max_examples=2500)
+@examples(2500)
 @given(st.sampled_from(RANKED_SEEDS), st.randoms(use_true_random=False), st.integers(0, 3))
 def test_both_readers_read_a_changed_ranked_block_alike(
     seed: bytes, rng: random.Random, times: int
@@ -86,13 +87,13 @@ def test_what_is_no_json_is_told_before_what_is_not_canonical(text: bytes, rule:
     assert fuzz_header.of_package(fuzz_header.whole(text)) == rule
 
 
-@settings(max_examples=500)
+@examples(500)
 @given(st.sampled_from(HEADER_SEEDS), st.randoms(use_true_random=False))
 def test_both_readers_judge_a_changed_header_alike(seed: bytes, rng: random.Random) -> None:
     fuzz_header.one_input(seed[:1] + mutate_bytes(rng, seed[1:]))
 
 
-@settings(max_examples=500)
+@examples(500)
 @given(st.sampled_from(MANIFEST_SEEDS), st.randoms(use_true_random=False))
 def test_both_readers_judge_a_changed_manifest_alike(seed: bytes, rng: random.Random) -> None:
     manifest = json.loads(seed)
@@ -108,7 +109,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(JSON, st.sampled_from(("base", "set", "layout", "tensors", "blobs", "files", "metadata")))
 def test_both_readers_judge_any_value_in_a_manifest_alike(value: object, key: str) -> None:
     manifest = json.loads(MANIFEST_SEEDS[0])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from many_ranks import free_port
+from many_ranks import all_well, free_port, run_script
 from tiny_models import weights_of
 from trainer_cases import CONFIG, logged, make_trainer, ragged, same_weights, write_base
 from transformers import AutoModelForCausalLM
@@ -26,15 +26,24 @@ PATIENCE = 300
 """Seconds, on a machine that does much else."""
 
 
-def launch(script: Path, folder: Path) -> None:
-    """Run a script in two processes with ``accelerate launch``; both must end well."""
+def run_two(script: Path, folder: Path, *tasks: str) -> None:
+    """Run tasks of a script in two processes, as torchrun starts them; both must end well."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        runs = run_script(2, script, folder, *tasks, patience=PATIENCE)
+    all_well(runs)
+    assert all("well" in run.out for run in runs)
+
+
+def launch(script: Path, folder: Path, *tasks: str) -> None:
+    """Run tasks of a script in two processes with ``accelerate launch``; both must end well."""
     path = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [
             *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"),
             *("--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"),
             *("--dynamo_backend", "no", "--main_process_port", str(free_port())),
-            *(str(script), str(folder)),
+            *(str(script), str(folder), *tasks),
         ],
         env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": path},
         capture_output=True,
@@ -45,14 +54,13 @@ def launch(script: Path, folder: Path) -> None:
     assert done.stdout.count("well") == 2, done.stdout + done.stderr
 
 
-def test_data_parallel_trainers(tmp_path: Path, model_dir: Path) -> None:
-    """``accelerate launch`` of Trainer and SFTTrainer (trainer_ranks_work.py).
+def test_data_parallel_training(tmp_path: Path) -> None:
+    """Trainer (trainer_ranks_work.py).
 
     The mask, and the norms up to rounding, are also those of one process on the same batches.
     """
     base = write_base(tmp_path / "base", dropout=0.0)
-    shutil.copytree(model_dir, tmp_path / "words")
-    launch(HERE / "trainer_ranks_work.py", tmp_path)
+    run_two(HERE / "trainer_ranks_work.py", tmp_path, "training")
 
     alone = make_trainer(
         base,
@@ -72,13 +80,26 @@ def test_data_parallel_trainers(tmp_path: Path, model_dir: Path) -> None:
     assert found["norms"] == pytest.approx(logged(alone, "grad_norm"), rel=1e-4)
     assert found["losses"] == pytest.approx(logged(alone, "loss"), rel=1e-4)
 
+
+@pytest.mark.parametrize("task", ["selection", "checkpoints", "differences", "refusals"])
+def test_data_parallel_trainers(tmp_path: Path, task: str) -> None:
+    """What else there is of them (trainer_ranks_work.py)."""
+    write_base(tmp_path / "base", dropout=0.0)
+    run_two(HERE / "trainer_ranks_work.py", tmp_path, task)
+
+
+def test_accelerate_launch_of_an_sft_trainer(tmp_path: Path, model_dir: Path) -> None:
+    """The two lines in a script of trl, by the command that starts such scripts."""
+    shutil.copytree(model_dir, tmp_path / "words")
+    launch(HERE / "trainer_ranks_work.py", tmp_path, "instructions")
     apply(tmp_path / "words", tmp_path / "instructions" / "sft.d", tmp_path / "tuned")
     tuned = AutoModelForCausalLM.from_pretrained(tmp_path / "tuned", dtype="auto")
     expected = torch.load(tmp_path / "instructions" / "sft.pt", weights_only=True)
     assert same_weights(weights_of(tuned), expected)
 
 
-def test_sharded_trainers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("task", ["training", "best", "refusals"])
+def test_sharded_trainers(tmp_path: Path, task: str) -> None:
     """FSDP2, made to work on CPUs for this test (trainer_shards_work.py)."""
     write_base(tmp_path / "base")
-    launch(HERE / "trainer_shards_work.py", tmp_path)
+    run_two(HERE / "trainer_shards_work.py", tmp_path, task)

@@ -1,4 +1,4 @@
-"""What one rank does in the tests of a Trainer under DDP: started by ``accelerate launch``."""
+"""What one rank does in the tests of a Trainer under DDP."""
 
 from __future__ import annotations
 
@@ -349,7 +349,7 @@ def instructions(base: Path, folder: Path) -> None:
 
 
 def main(folder: Path) -> None:
-    """All of it, in one start of the processes."""
+    """The tasks that are named; all, if none is."""
     torch.set_num_threads(1)
     PartialState(cpu=True, backend="gloo")
     tasks: list[Callable[[Path, Path], None]] = [

@@ -152,7 +152,7 @@ def refusals(base: Path, folder: Path) -> None:
 
 
 def main(folder: Path) -> None:
-    """All of it, in one start of the processes."""
+    """The tasks that are named; all, if none is."""
     torch.set_num_threads(1)
     PartialState(cpu=True, backend="gloo")
     tasks: list[Callable[[Path, Path], None]] = [training, best, refusals]

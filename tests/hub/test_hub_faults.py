@@ -29,7 +29,7 @@ from hubserver.process import HubServer
 LANES = 2
 """Servers, each with a client of its own, that share the runs."""
 
-RUNS = int(os.environ.get("SPARSEDELTA_FAULT_RUNS", "200"))
+RUNS = int(os.environ.get("SPARSEDELTA_FAULT_RUNS", "100"))
 """How many seeds are tried; each takes about a sixth of a second of CPU time."""
 
 

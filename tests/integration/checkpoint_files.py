@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 import safetensors
+from forked_commands import MODULE, run_code
 from numpy.typing import NDArray
 
 from sparsedelta.cli import main
@@ -189,7 +190,13 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 def cli(
     *arguments: str | Path, env: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> Run:
-    """Run ``python -m sparsedelta`` in a process of its own."""
+    """Run ``python -m sparsedelta`` in a process of its own.
+
+    With variables of its own it is a new Python, which may read them when it starts; else a fork.
+    """
+    if env is None:
+        done = run_code(MODULE, *arguments, env=environment(), cwd=cwd, timeout=TIMEOUT)
+        return Run(done.returncode, done.stdout, without_progress(done.stderr))
     done = subprocess.run(
         [sys.executable, "-m", "sparsedelta", *map(str, arguments)],
         env=environment(env),

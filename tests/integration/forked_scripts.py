@@ -21,11 +21,14 @@ from pathlib import Path
 from typing import Final
 
 PRELOADED: Final = [
+    "accelerate",
     "pytest",
     "torch.distributed.checkpoint.state_dict",
     "torch.distributed.fsdp",
     "torch.distributed.tensor",
     "transformers.models.auto.modeling_auto",
+    "transformers.models.llama.modeling_llama",
+    "transformers.trainer",
 ]
 
 

@@ -30,8 +30,10 @@ def run_ranks(size: int, task: str, *arguments: str | Path) -> list[Run]:
     return run_script(size, WORK, task, *arguments)
 
 
-def run_script(size: int, script: Path, *arguments: str | Path) -> list[Run]:
-    """Run a script in ``size`` processes until all have ended."""
+def run_script(
+    size: int, script: Path, *arguments: str | Path, patience: float = TIMEOUT
+) -> list[Run]:
+    """Run a script in ``size`` processes until all have ended, or ``patience`` seconds are over."""
     port = free_port()
     processes = []
     for rank in range(size):
@@ -49,7 +51,7 @@ def run_script(size: int, script: Path, *arguments: str | Path) -> list[Run]:
     runs, hung = [], False
     for process in processes:
         try:
-            out, err = process.communicate(timeout=1 if hung else TIMEOUT)
+            out, err = process.communicate(timeout=1 if hung else patience)
         except subprocess.TimeoutExpired:
             hung = True
             process.send_signal(signal.SIGABRT)  # it says on stderr where it was

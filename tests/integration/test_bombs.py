@@ -6,10 +6,9 @@ above what the imports need. A case that hangs is killed; none is timed.
 
 from __future__ import annotations
 
+import functools
 import json
 import struct
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +17,7 @@ import pytest
 import zstandard
 from blake3 import blake3
 from checkpoint_files import TIMEOUT, Stored, environment, write_file
+from forked_commands import run_code
 
 import sparsedelta
 
@@ -61,15 +61,7 @@ except SparseDeltaError as error:
 
 def child(name: str, *paths: Path, room: int = ROOM) -> list[str]:
     """Run an operation with little memory; return the codes that it names."""
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, str(room), name, *map(str, paths)],
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        check=False,
-    )
+    done = run_code(CHILD, room, name, *paths, env=environment(), timeout=TIMEOUT)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)
     assert isinstance(found, list)
@@ -170,6 +162,7 @@ def write(
     return path
 
 
+@functools.cache
 def zeros(size: int) -> bytes:
     """A Zstandard frame of zeros, made without taking their memory at once."""
     compressor = zstandard.ZstdCompressor(level=1).compressobj(size=size)
@@ -246,7 +239,7 @@ def manifest_of_a_length_of_many_digits(path: Path) -> None:
 
 
 def manifest_that_decodes_to_more_than_declared(path: Path) -> None:
-    write(path, b"", frame=lying(zeros(1 << 30), 1 << 20), size=1 << 20)
+    write(path, b"", frame=lying(zeros(1 << 29), 1 << 20), size=1 << 20)
 
 
 def manifest_with_a_huge_window(path: Path) -> None:
@@ -295,35 +288,35 @@ def names_beyond_the_limit(path: Path) -> None:
 
 def names_all_alike(path: Path) -> None:
     """Each of them is a problem of its own: they must not all be kept."""
-    write(path, manifest_of(untouched=["a"] * 3_000_000))
+    write(path, manifest_of(untouched=["a"] * 1_200_000))
 
 
 def records_of_null(path: Path) -> None:
-    write(path, manifest_of(tensors=[None] * 3_000_000))
+    write(path, manifest_of(tensors=[None] * 1_200_000))
 
 
 def blobs_of_null(path: Path) -> None:
-    write(path, manifest_of(blobs=[None] * 3_000_000))
+    write(path, manifest_of(blobs=[None] * 1_200_000))
 
 
 def records_without_ends(path: Path) -> None:
     one: dict[str, Any] = {"name": "", "from": None, "base": None, "target": None, "parts": []}
-    write(path, manifest_of(tensors=[one] * 300_000))
+    write(path, manifest_of(tensors=[one] * 100_000))
 
 
 def features_by_the_million(path: Path) -> None:
-    write(path, manifest_of(must_understand=["x@1.1"] * 2_000_000))
+    write(path, manifest_of(must_understand=["x@1.1"] * 1_200_000))
 
 
-def part_files_by_the_million(path: Path) -> None:
+def part_files_beyond_the_limit(path: Path) -> None:
     entry = {"name": "a", "size": 1, "manifest": ZERO}
-    place = {"id": ZERO, "part": 0, "parts": [entry] * 200_000}
+    place = {"id": ZERO, "part": 0, "parts": [entry] * 100_000}
     write(path, manifest_of(set=place))
 
 
 def carried_files_all_alike(path: Path) -> None:
     entry = {"name": "a", "base": None, "target": None}
-    write(path, manifest_of(files=[entry] * 300_000))
+    write(path, manifest_of(files=[entry] * 100_000))
 
 
 NAMES: Final[dict[Callable[[Path], None], str]] = {
@@ -333,7 +326,7 @@ NAMES: Final[dict[Callable[[Path], None], str]] = {
     blobs_of_null: "SD204",
     records_without_ends: "SD207",
     features_by_the_million: "SD206",
-    part_files_by_the_million: "SD216",
+    part_files_beyond_the_limit: "SD216",
     carried_files_all_alike: "SD215",
 }
 
@@ -414,7 +407,7 @@ def _whole_tensor(path: Path, frame: bytes, words: int) -> None:
 
 
 def stream_that_decodes_to_more_than_declared(path: Path) -> None:
-    _whole_tensor(path, lying(zeros(1 << 30), 1 << 24), 1 << 24)
+    _whole_tensor(path, lying(zeros(1 << 29), 1 << 24), 1 << 24)
 
 
 def stream_that_decodes_to_less_than_declared(path: Path) -> None:
@@ -459,7 +452,7 @@ def _carried(blob: int, size: int, name: str = "config.json") -> dict[str, Any]:
 
 
 def blob_that_decodes_to_more_than_declared(path: Path) -> None:
-    _blobs(path, [(lying(zeros(1 << 30), 1 << 20), 1 << 20)])
+    _blobs(path, [(lying(zeros(1 << 29), 1 << 20), 1 << 20)])
 
 
 def blobs_of_2_to_the_27(path: Path) -> None:
@@ -536,7 +529,7 @@ BLOBS: Final[dict[Callable[[Path], None], str]] = {
 CASES: Final = MANIFESTS | NAMES | TABLES | BLOBS
 LARGE: Final = {
     *(manifest_of_zeros, manifest_of_brackets, manifest_of_a_huge_number),
-    *NAMES,
+    *(names_beyond_the_limit, part_files_beyond_the_limit),
     *(copies_of_2_to_the_48, one_header_of_many_files, one_content_of_many_files),
     *(header_of_zeros, dimensions_without_end),
 }
@@ -641,16 +634,11 @@ def test_a_set_of_more_parts_than_files_can_be_open_is_an_error(tmp_path: Path) 
     sparsedelta.diff(base, target, tmp_path / "d.safetensors", max_shard_size=1)
     assert len(list(tmp_path.glob("d-*.safetensors"))) == 150
     code = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)); "
-    done = subprocess.run(
-        [
-            *(sys.executable, "-c", code + "from sparsedelta.cli import main; main()"),
-            *("validate", str(tmp_path / "d.safetensors")),
-        ],
+    done = run_code(
+        code + "from sparsedelta.cli import main; main()",
+        *("validate", tmp_path / "d.safetensors"),
         env=environment(),
-        capture_output=True,
-        text=True,
         timeout=TIMEOUT,
-        check=False,
     )
     assert done.returncode in (1, 3), done.stderr
     assert "Traceback" not in done.stderr
@@ -679,7 +667,7 @@ def test_a_checkpoint_header_of_spaces_is_a_checkpoint_without_tensors(tmp_path:
         b"[" * HEADER,
         b'{"a":' * (HEADER // 5),
         b'{"' + b"a" * (HEADER - 10) + b'":1}',
-        b'{"a":[' + b"0," * (HEADER // 20) + b"0]}",
+        b'{"a":[' + b"0," * (HEADER // 50) + b"0]}",
         b'{"a":' + b"9" * (HEADER - 10) + b"}",
         b"\xff" * HEADER,
         b'{"a":{"dtype":"U8","shape":[281474976710656],"data_offsets":[0,281474976710656]}}',
@@ -708,10 +696,10 @@ def test_a_hostile_header_of_a_checkpoint_is_an_error_of_the_checkpoint(
 
 def test_very_many_empty_tensors_have_a_fingerprint(tmp_path: Path) -> None:
     entries = {
-        f"{k:x}": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for k in range(50_000)
+        f"{k:x}": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for k in range(20_000)
     }
     path = checkpoint(tmp_path / "base", json.dumps(entries).encode())
-    assert child("fingerprint", path, room=ROOM_FOR_JSON) == ["none"]
+    assert child("fingerprint", path) == ["none"]
 
 
 @pytest.mark.parametrize(

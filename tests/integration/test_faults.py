@@ -41,6 +41,8 @@ from checkpoint_files import (
     write_file,
     write_shards,
 )
+from forked_commands import MODULE, ForkedCode, run_code
+from thorough import THOROUGH
 
 import sparsedelta
 from sparsedelta.checkpoint_writer import CheckpointWriter
@@ -55,12 +57,6 @@ HUGE: Final = 8 << 30
 """Bytes of a tensor of zeros that takes seconds to read and no room on the disk."""
 
 MAIN: Final = "import sys; from sparsedelta.cli import main; main(sys.argv[1:])"
-
-# A shell gives its background jobs, and so their children, an ignored SIGINT.
-INTERRUPTIBLE: Final = (
-    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    "signal.signal(signal.SIGHUP, signal.SIG_DFL); "
-)
 
 
 def names(folder: Path) -> set[str]:
@@ -103,34 +99,19 @@ def huge(tmp_path: Path) -> Iterator[Pair]:
 
 
 @contextmanager
-def running(pair: Pair, command: str, *options: str) -> Iterator[subprocess.Popen[str]]:
+def running(pair: Pair, command: str, *options: str) -> Iterator[ForkedCode]:
     """The command at work: it has read something, and made what it writes to."""
     other = pair.target if command == "diff" else pair.delta
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-c", INTERRUPTIBLE + MAIN),
-            *(command, str(pair.base), str(other), "-o", str(pair.out), "--threads", "2"),
-            *options,
-        ],
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stderr is not None
-        line = process.stderr.readline()  # progress, which comes while it works
+    words = (command, pair.base, other, "-o", pair.out, "--threads", "2", *options)
+    with ForkedCode(MAIN, *words, env=environment()) as process:
+        line = process.first_line(TIMEOUT)  # progress, which comes while it works
         assert line.startswith(f"{command}: "), line
         yield process
-    finally:
-        process.kill()
-        process.communicate(timeout=TIMEOUT)
 
 
-def ended(process: subprocess.Popen[str]) -> Run:
+def ended(process: ForkedCode) -> Run:
     out, err = process.communicate(timeout=TIMEOUT)
-    return Run(process.returncode, out, err)
+    return Run(process.wait(), out, err)
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -200,15 +181,7 @@ def test_what_a_kill_left_is_no_obstacle(pair: Pair) -> None:
 def limited(limit: int, *arguments: str | Path) -> Run:
     """Run a command that cannot write a file beyond a size, as on a disk that is full."""
     code = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
-    done = subprocess.run(
-        [sys.executable, "-c", code + MAIN, *map(str, arguments)],
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        check=False,
-    )
+    done = run_code(code + MAIN, *arguments, env=environment(), timeout=TIMEOUT)
     return Run(done.returncode, done.stdout, without_progress(done.stderr))
 
 
@@ -697,7 +670,7 @@ def test_the_limit_on_file_sizes_is_not_ours() -> None:
 
 # --- kill -9 at any moment ---
 
-MOMENTS: Final = 50
+MOMENTS: Final = 50 if THOROUGH else 25
 """Kills per scenario, spread over what the command takes."""
 
 ZYGOTE: Final = """
@@ -998,17 +971,7 @@ def test_a_failing_step_of_a_set_leaves_the_old_or_the_new(
 
 def race(*commands: list[str | Path]) -> list[Run]:
     """Run commands at the same time."""
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "sparsedelta", *map(str, command)],
-            env=environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for command in commands
-    ]
+    processes = [ForkedCode(MODULE, *command, env=environment()) for command in commands]
     runs = [ended(process) for process in processes]
     return [Run(run.code, run.out, without_progress(run.err)) for run in runs]
 
@@ -1064,26 +1027,12 @@ def test_sets_that_replace_each_other_again_and_again_are_never_mixed(
 UNPRIVILEGED: Final = "import os; os.getuid() or (os.setgid(65534), os.setuid(65534)); "
 
 
-PRELOADED: Final = """
-import difflib, pkgutil, importlib, sparsedelta, sparsedelta.cli
-for found in pkgutil.walk_packages(sparsedelta.__path__, "sparsedelta."):
-    if not found.name.endswith("__main__"):
-        importlib.import_module(found.name)
-"""
-"""Python itself may lie where nobody else can read it: all is loaded before the rights go."""
-
-
 def as_nobody(*arguments: str | Path) -> Run:
-    """Run a command without the rights of root, to whom nothing is unreadable."""
-    done = subprocess.run(
-        [sys.executable, "-c", PRELOADED + UNPRIVILEGED + MAIN, *map(str, arguments)],
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        check=False,
-    )
+    """Run a command without the rights of root, to whom nothing is unreadable.
+
+    A fork: Python itself may lie where nobody else can read it.
+    """
+    done = run_code(UNPRIVILEGED + MAIN, *arguments, env=environment(), timeout=TIMEOUT)
     return Run(done.returncode, done.stdout, without_progress(done.stderr))
 
 
@@ -1154,13 +1103,26 @@ def mountable() -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
+ON_A_DISK: Final = """
+import atexit, ctypes, os, sys
+size, disk = sys.argv.pop(1), sys.argv.pop(1)
+libc = ctypes.CDLL(None)
+NEW, PRIVATE = 0x20000, 0x44000  # CLONE_NEWNS; MS_REC | MS_PRIVATE
+assert libc.unshare(NEW) == 0
+assert libc.mount(b"none", b"/", None, PRIVATE, None) == 0
+options = f"size={size},nr_inodes=64".encode()
+assert libc.mount(b"none", os.fsencode(disk), b"tmpfs", 0, options) == 0
+atexit.register(lambda: print("left: " + " ".join(os.listdir(disk))))
+"""
+"""Mounts a file system of a few pages, which is gone with the process; tells what is left in it."""
+
+
 @pytest.mark.skipif(not mountable(), reason="no right to mount: RLIMIT_FSIZE above has to do")
 @pytest.mark.parametrize("size", ["16k", "200k", "600k", "1500k", "2000k"])
 @pytest.mark.parametrize("kind", ["diff", "set", "file", "folder"])
 def test_a_disk_that_is_really_full_is_left_empty(
     wide: Path, tmp_path: Path, kind: str, size: str
 ) -> None:
-    """A file system of a few pages, which is gone with the process that mounted it."""
     disk = tmp_path / "disk"
     disk.mkdir()
     out = disk / "out.safetensors"
@@ -1170,32 +1132,7 @@ def test_a_disk_that_is_really_full_is_left_empty(
     else:
         base = wide / ("base.safetensors" if kind == "file" else "base")
         words = ["apply", base, wide / "delta.safetensors", "-o", out]
-    script = (
-        'mount -t tmpfs -o size="$1",nr_inodes=64 none "$2" && shift && folder=$1 && shift && '
-        '"$@"; code=$?; echo "left: $(ls -A "$folder")"; exit $code'
-    )
-    run = subprocess.run(
-        [
-            str(UNSHARE),
-            "--mount",
-            "sh",
-            "-c",
-            script,
-            "sh",
-            size,
-            str(disk),
-            sys.executable,
-            "-m",
-            "sparsedelta",
-            *map(str, words),
-        ],
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        check=False,
-    )
+    run = run_code(ON_A_DISK + MAIN, size, disk, *words, env=environment(), timeout=TIMEOUT)
     if run.returncode == 0:
         assert kind in ("diff", "set"), "a checkpoint does not fit"
         return

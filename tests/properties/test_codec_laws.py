@@ -7,9 +7,10 @@ from typing import cast
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from strategies import WORD_BYTES, entries, some_bytes
+from thorough import examples
 
 from sparsedelta.codecs import (
     DENSE_OPS,
@@ -98,7 +99,7 @@ def test_the_table_of_allowed_combinations() -> None:
 
 @pytest.mark.parametrize("encoding", ENCODINGS, ids=named)
 @given(case=entries())
-@settings(max_examples=30)
+@examples(30)
 def test_decode_undoes_encode(encoding: Encoding, case: Case) -> None:
     """Section 6: the entries of a block survive, within the lengths that the page allows."""
     width, words, indices, values = fitting(encoding, case)
@@ -133,7 +134,7 @@ def faults(
 
 @pytest.mark.parametrize("encoding", ENCODINGS, ids=named)
 @given(case=entries(max_words=600))
-@settings(max_examples=20)
+@examples(20)
 def test_streams_are_canonical(encoding: Encoding, case: Case) -> None:
     """Section 6: what decodes to these entries is what encoding them gives."""
     width, words, indices, values = fitting(encoding, case)
@@ -156,7 +157,7 @@ VALUE_RULES = {"packed": "SD406", "zigzag": "SD407", "planes": None, "raw": None
 
 @pytest.mark.parametrize("encoding", ENCODINGS, ids=named)
 @given(data=st.data())
-@settings(max_examples=40)
+@examples(40)
 def test_any_streams_decode_or_break_a_rule(encoding: Encoding, data: st.DataObject) -> None:
     """Section 9: streams of allowed lengths give ascending indices of the block, or a rule.
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from strategies import Tensors, checkpoint_bytes, checkpoint_pairs, profiles, random_values
+from thorough import examples
 
 import sparsedelta
 from sparsedelta.changes import Changes
@@ -51,7 +52,7 @@ def dense_support(pair: Pair) -> dict[str, tuple[Indices, Words, Words]]:
 
 
 @given(pair=checkpoint_pairs(), one_way=st.booleans(), profile=profiles)
-@settings(max_examples=120)
+@examples(120)
 def test_apply_leads_from_base_to_target(pair: Pair, *, one_way: bool, profile: str) -> None:
     """apply(base, diff(base, t)) = t, file for file, and no temporary file stays."""
     with files(pair) as (folder, base, target):
@@ -67,7 +68,7 @@ def test_apply_leads_from_base_to_target(pair: Pair, *, one_way: bool, profile: 
 
 
 @given(pair=checkpoint_pairs())
-@settings(max_examples=60)
+@examples(60)
 def test_revert_leads_back(pair: Pair) -> None:
     """revert(t, diff(base, t)) = base."""
     with files(pair) as (folder, base, target):
@@ -77,7 +78,7 @@ def test_revert_leads_back(pair: Pair) -> None:
 
 
 @given(pair=checkpoint_pairs())
-@settings(max_examples=40)
+@examples(40)
 def test_the_delta_of_equals_is_empty(pair: Pair) -> None:
     """diff(a, a) touches nothing."""
     with files(pair) as (folder, base, _):
@@ -88,7 +89,7 @@ def test_the_delta_of_equals_is_empty(pair: Pair) -> None:
 
 
 @given(pair=checkpoint_pairs(), one_way=st.booleans())
-@settings(max_examples=80)
+@examples(80)
 def test_a_delta_holds_exactly_the_support(pair: Pair, one_way: bool) -> None:  # noqa: FBT001
     """Section 1: entries are the words that differ, compared as words."""
     expected = dense_support(pair)
@@ -104,7 +105,7 @@ def test_a_delta_holds_exactly_the_support(pair: Pair, one_way: bool) -> None:  
 
 
 @given(pair=checkpoint_pairs())
-@settings(max_examples=60)
+@examples(60)
 def test_inverting_twice_changes_nothing(pair: Pair) -> None:
     """invert(invert(d)) = d, and one inversion leads back."""
     with files(pair) as (folder, base, target):
@@ -121,7 +122,7 @@ def test_inverting_twice_changes_nothing(pair: Pair) -> None:
 
 
 @given(pair=checkpoint_pairs(), threads=st.integers(2, 6))
-@settings(max_examples=30)
+@examples(30)
 def test_any_number_of_threads_writes_the_same_bytes(pair: Pair, threads: int) -> None:
     """Section 2 of the format's promises: same inputs, same bytes."""
     with files(pair) as (folder, base, target):
@@ -131,7 +132,7 @@ def test_any_number_of_threads_writes_the_same_bytes(pair: Pair, threads: int) -
 
 
 @given(pair=checkpoint_pairs(), data=st.data())
-@settings(max_examples=40)
+@examples(40)
 def test_identity_ignores_order_and_files(pair: Pair, data: st.DataObject) -> None:
     """Section 4: neither the order of tensors nor their division into files is part of it."""
     names = data.draw(st.permutations(sorted(pair[0])))
@@ -201,7 +202,7 @@ def block_starts(changes: Changes, block_log2: int) -> Iterator[tuple[int, Indic
     seed=st.integers(0, 2**32 - 1),
     density=st.sampled_from([0.001, 0.05, 0.5, 1.0]),
 )
-@settings(max_examples=25)
+@examples(25)
 def test_content_is_independent_of_codec_and_block_size(
     width: tuple[str, int], words: int, seed: int, density: float
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Final
 from unittest import mock
 
 import numpy as np
-from hypothesis import event, given, settings
+from hypothesis import event, given
 from hypothesis import strategies as st
 from strategies import (
     VALUE_KINDS,
@@ -24,6 +24,7 @@ from strategies import (
     structured_pairs,
 )
 from test_structure_laws import CODECS, Form, diff, files_of, forms, stored
+from thorough import examples
 
 import sparsedelta
 from sparsedelta import OutputError, TensorDelta
@@ -103,7 +104,7 @@ small_steps = st.sampled_from([(64, 16, 1), (4096, 64, 2), (1 << 20, 4096, 16)])
         },
     ),
 )
-@settings(max_examples=80)
+@examples(80)
 def test_in_place_is_what_an_output_is(
     *,
     pair: tuple[Tensors, Tensors],
@@ -156,7 +157,7 @@ def test_in_place_is_what_an_output_is(
     seed=seeds,
     steps=small_steps,
 )
-@settings(max_examples=60)
+@examples(60)
 def test_a_journal_leads_both_ways(
     *,
     width: int,

@@ -9,9 +9,10 @@ from typing import Final
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from strategies import Tensors, checkpoint_bytes
+from thorough import examples
 
 import sparsedelta
 from sparsedelta import NotFiniteError, UsageError
@@ -97,7 +98,7 @@ def test_a_weight_is_computed_with(method: str, bad: str) -> None:
 
 
 @given(method=st.sampled_from(sorted(METHODS)), dtype=st.sampled_from(FLOATS), data=st.data())
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_whatever_words_there_are_no_garbage_comes_out(
     method: str, dtype: str, data: st.DataObject
 ) -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 from unittest.mock import patch
 
 import fsspec
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from strategies import profiles, structured_pairs
 from test_structure_laws import Form, Pair, forms, store
+from thorough import examples
 
 import sparsedelta
 from sparsedelta import remote
@@ -34,7 +35,7 @@ def tree(path: Path) -> dict[str, bytes]:
     return {str(file.relative_to(path)): file.read_bytes() for file in files}
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(
     pair=structured_pairs(),
     old=forms,

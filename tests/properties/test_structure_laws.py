@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from strategies import Tensors, checkpoint_bytes, profiles, structured_pairs
+from thorough import examples
 
 import sparsedelta
 from sparsedelta import Delta, DeltaReader, NotInvertibleError, StructureError
@@ -146,7 +147,7 @@ def read(path: Path) -> Delta:
         },
     ),
 )
-@settings(max_examples=90)
+@examples(90)
 def test_files_come_back_byte_for_byte(
     pair: Pair, base_form: Form, target_form: Form, options: Mapping[str, Any]
 ) -> None:
@@ -172,7 +173,7 @@ def test_files_come_back_byte_for_byte(
     lean=st.booleans(),
     profile=profiles,
 )
-@settings(max_examples=45)
+@examples(45)
 def test_without_a_layout_the_tensors_come_back(
     pair: Pair, base_form: Form, target_form: Form, *, lean: bool, profile: str
 ) -> None:
@@ -191,7 +192,7 @@ def test_without_a_layout_the_tensors_come_back(
 
 
 @given(pair=structured_pairs(), one_way=st.booleans(), lean=st.booleans())
-@settings(max_examples=45)
+@examples(45)
 def test_what_is_not_stored_cannot_be_reverted(pair: Pair, *, one_way: bool, lean: bool) -> None:
     """Section 5: a delta that forgets or replaces leads there, and says whether it leads back."""
     with stored(pair) as (folder, base, target):
@@ -215,7 +216,7 @@ def test_what_is_not_stored_cannot_be_reverted(pair: Pair, *, one_way: bool, lea
 
 
 @given(pair=structured_pairs(), size=st.sampled_from([1, 200, 2000]), lean=st.booleans())
-@settings(max_examples=40)
+@examples(40)
 def test_a_set_is_the_same_delta_as_one_file(pair: Pair, size: int, *, lean: bool) -> None:
     """Sections 3.8 and 8: the division into files is no part of a delta."""
     with stored(pair) as (folder, base, target):
@@ -231,7 +232,7 @@ def test_a_set_is_the_same_delta_as_one_file(pair: Pair, size: int, *, lean: boo
 
 
 @given(pair=structured_pairs(), one=forms, other=forms)
-@settings(max_examples=40)
+@examples(40)
 def test_the_delta_of_equals_touches_nothing(pair: Pair, one: Form, other: Form) -> None:
     """diff(a, a) is empty, however the two lie on disk, and still leads from file to file."""
     with stored((pair[1], pair[1]), one, other) as (folder, base, target):
@@ -244,7 +245,7 @@ def test_the_delta_of_equals_touches_nothing(pair: Pair, one: Form, other: Form)
 
 
 @given(pair=structured_pairs())
-@settings(max_examples=45)
+@examples(45)
 def test_the_inverse_in_memory_leads_back(pair: Pair) -> None:
     """Section 5: inverting twice changes nothing, and the inverse is a delta of its own."""
     with stored(pair) as (folder, base, target):
@@ -260,7 +261,7 @@ def test_the_inverse_in_memory_leads_back(pair: Pair) -> None:
 
 
 @given(pair=structured_pairs(trained=False))
-@settings(max_examples=45)
+@examples(45)
 def test_the_inverse_is_the_delta_of_the_exchanged_ends(pair: Pair) -> None:
     """Where names and contents leave no choice, both directions find the same."""
     with stored(pair) as (folder, base, target):
@@ -284,7 +285,7 @@ def is_guessed(record: TensorRecord) -> bool:
     size=st.sampled_from([None, 500]),
     profile=profiles,
 )
-@settings(max_examples=40)
+@examples(40)
 def test_any_number_of_threads_writes_the_same_bytes(
     pair: Pair, threads: int, size: int | None, profile: str
 ) -> None:
@@ -305,7 +306,7 @@ def test_any_number_of_threads_writes_the_same_bytes(
 
 
 @given(pair=structured_pairs(), codec=st.sampled_from(CODECS), one_way=st.booleans())
-@settings(max_examples=45)
+@examples(45)
 def test_codecs_are_no_part_of_a_delta(pair: Pair, codec: str, *, one_way: bool) -> None:
     """Section 8: every codec that can hold the entries gives the same content digest."""
     with stored(pair) as (folder, base, target):
@@ -324,7 +325,7 @@ def test_codecs_are_no_part_of_a_delta(pair: Pair, codec: str, *, one_way: bool)
 @given(
     pair=structured_pairs(), lean=st.booleans(), size=st.sampled_from([None, 1, 700]), form=forms
 )
-@settings(max_examples=60)
+@examples(60)
 def test_a_delta_goes_to_the_other_profile_and_back(
     pair: Pair, form: Form, *, lean: bool, size: int | None
 ) -> None:
@@ -365,7 +366,7 @@ def test_a_delta_goes_to_the_other_profile_and_back(
 
 
 @given(pair=structured_pairs(), profile=profiles)
-@settings(max_examples=30)
+@examples(30)
 def test_write_delta_writes_what_diff_writes(pair: Pair, profile: str) -> None:
     """Changes that are known need no second checkpoint, in either profile."""
     with stored(pair) as (folder, base, target):

@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import fsspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from thorough import examples
 
 from sparsedelta.errors import CheckpointError, RemoteError
 from sparsedelta.locations import Url
@@ -43,7 +44,7 @@ def url() -> Iterator[Url]:
     fs.rm("/read-ahead", recursive=True)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     st.lists(
         st.tuples(st.booleans(), st.integers(0, SIZE - 1), st.integers(0, 1 << 21)), max_size=12

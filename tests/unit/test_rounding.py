@@ -10,8 +10,9 @@ from typing import Final
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from thorough import examples
 
 from sparsedelta.delta import ADD, Part
 from sparsedelta.errors import NotFiniteError
@@ -148,7 +149,7 @@ def exact_add(dtype: str, old: int, value_dtype: str, value: int, scale: float) 
 
 @each_dtype
 @given(data=st.data())
-@settings(max_examples=150)
+@examples(150)
 def test_words_are_read_exactly(dtype: str, data: st.DataObject) -> None:
     word = data.draw(finite_words(dtype))
     (number,) = to_float64(words_of(dtype, word), dtype).tolist()
@@ -158,7 +159,7 @@ def test_words_are_read_exactly(dtype: str, data: st.DataObject) -> None:
 
 @each_dtype
 @given(word=finite_words("F64"))
-@settings(max_examples=250)
+@examples(250)
 def test_doubles_are_rounded_once(dtype: str, word: int) -> None:
     """Any double, subnormal results and results that overflow included."""
     form = FLOATS[dtype]
@@ -169,7 +170,7 @@ def test_doubles_are_rounded_once(dtype: str, word: int) -> None:
 
 @each_dtype
 @given(data=st.data(), off=st.integers(-3, 3), shift=st.integers(20, 60))
-@settings(max_examples=250)
+@examples(250)
 def test_doubles_near_ties_are_rounded_once(
     dtype: str, data: st.DataObject, off: int, shift: int
 ) -> None:
@@ -246,7 +247,7 @@ scales = st.one_of(
 
 
 @given(dtypes=pairs, data=st.data(), scale=scales)
-@settings(max_examples=500)
+@examples(500)
 def test_adding_is_two_double_operations_and_one_rounding(
     dtypes: tuple[str, str], data: st.DataObject, scale: float
 ) -> None:
@@ -262,7 +263,7 @@ def test_adding_is_two_double_operations_and_one_rounding(
 
 
 @given(data=st.data(), dtype=st.sampled_from(["BF16", "F16"]))
-@settings(max_examples=200)
+@examples(200)
 @example(data=None, dtype="BF16")
 def test_small_sums_beside_a_tie_go_the_right_way(data: st.DataObject | None, dtype: str) -> None:
     """A value far below the last bit decides a tie: rounding by way of float32 forgets it."""

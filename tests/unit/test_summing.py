@@ -8,8 +8,9 @@ from typing import Final
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from thorough import examples
 
 from sparsedelta.errors import NotFiniteError, StructureError
 from sparsedelta.merging.aligned import align
@@ -121,7 +122,7 @@ def cases(draw: st.DrawFn) -> tuple[str, list[int], list[list[int | None]], list
     return dtype, base, made, draw(st.lists(weight, min_size=tasks, max_size=tasks))
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(cases())
 @example(("BF16", [0x3F80], [[0x3F81], [0x3F81]], [0.5, 0.5]))
 @example(("BF16", [0x8000], [[0x0000], [0x0000]], [1.0, 1.0]))
@@ -137,7 +138,7 @@ def test_each_element_is_what_the_rule_says(
     assert together(dtype, base, tasks, weights) == expected
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(cases(), st.randoms(use_true_random=False))
 def test_the_order_of_tasks_does_not_matter(
     case: tuple[str, list[int], list[list[int | None]], list[float]],
