@@ -31,7 +31,7 @@ from sparsedelta.codecs.ranked_layout import (
 )
 from sparsedelta.codecs.ranked_plan import divide, index_code, is_worth_rows, value_codes
 from sparsedelta.codecs.ranked_rows import LiveRows, row_count
-from sparsedelta.codecs.ranked_select import BitSets, groups, members
+from sparsedelta.codecs.ranked_select import BitSets, groups
 from sparsedelta.codecs.ranked_values import NEW_WORDS, WIDTHS, magnitudes, split_words, symbols
 from sparsedelta.words import Bytes, Indices, Words
 
@@ -183,15 +183,17 @@ def _places(fields: Bytes, parsed: RankedBlock) -> Indices:
     if has_flat:
         ranges.pop()
     places = ranks.copy()
-    for group in groups(fields.size, counts[: len(ranges)]):
-        sets = members(fields, ranges[group], counts[group])
-        for size, bits, stop in zip(sets.sizes, parsed.bits[group], stops[group], strict=True):
+    least = [int(ranks[stop - 1]) + 1 for stop in stops]
+    for group in groups(fields.size, counts[: len(ranges)], least):
+        own = group.ranges
+        sets = group.of(fields, ranges)
+        for size, bits, stop in zip(sets.sizes, parsed.bits[own], stops[own], strict=True):
             if bits and bits != -(-size // 8) * 8:
                 raise StreamError(BASE_RULE, f"a bitmask of {bits} bits over {size} elements")
             if ranks[stop - 1] >= size:
                 raise StreamError(BASE_RULE, f"rank {ranks[stop - 1]} in a class of {size}")
-        picked = slice(stops[group.start] - counts[group.start], stops[group.stop - 1])
-        places[picked] = sets.positions(ranks[picked], counts[group])
+        picked = slice(stops[own.start] - counts[own.start], stops[own.stop - 1])
+        places[picked] = sets.positions(ranks[picked], counts[own])
     if has_flat:
         taken = np.zeros(256, np.bool_)
         for each in ranges:
@@ -229,11 +231,11 @@ def _ranks(
     sizes: list[int] = []
     ranks = at.copy()
     stops = list(accumulate(counts))
-    for group in groups(fields.size, counts[: len(ranges)], listed=False):
-        sets = BitSets(fields, ranges[group])
+    for own, _ in groups(fields.size, counts[: len(ranges)]):
+        sets = BitSets(fields, ranges[own])
         sizes += sets.sizes
-        picked = slice(stops[group.start] - counts[group.start], stops[group.stop - 1])
-        ranks[picked] = sets.ranks(at[picked], counts[group])
+        picked = slice(stops[own.start] - counts[own.start], stops[own.stop - 1])
+        ranks[picked] = sets.ranks(at[picked], counts[own])
     return ranks, sizes + [fields.size] * (len(counts) - len(ranges))
 
 

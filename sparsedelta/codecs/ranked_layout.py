@@ -216,7 +216,7 @@ def _read_words(
     escapes: Bytes,
 ) -> Words:
     """Differences and new words of all classes."""
-    symbols = np.zeros(sum(counts), "<u2")
+    symbols = np.empty(sum(counts), "<u2")
     tops = np.empty(symbols.size, np.uint8)
     at = 0
     for entry, content in zip(table, packed, strict=True):
@@ -225,8 +225,7 @@ def _read_words(
             symbols[at:stop] = join_words(content[0], content[1])
         else:
             tops[at:stop] = (1 << WIDTHS[entry.value]) - 1
-            if content:
-                symbols[at:stop] = read_symbols(content[0], entry.value, entry.count)
+            symbols[at:stop] = read_symbols(content[0], entry.value, entry.count) if content else 0
         at = stop
     if negative.size == at:
         return differences(symbols, tops, escapes, negative)

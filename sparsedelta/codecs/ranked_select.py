@@ -7,7 +7,7 @@ whatever the number of ranks. 64 bits are counted at a time.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -25,8 +25,10 @@ _EIGHT_WAYS: Final = _U64(3)
 _WORD_LOG2: Final = 6
 _WORD_BITS: Final = 1 << _WORD_LOG2
 
-LISTED_FROM: Final = 64
-"""From one of so many elements on, it is faster to list the set than to look up ranks in it."""
+_LISTING: Final = 23
+_LOOKING: Final = 82
+"""What it takes to list an element of a rare set, and to look a rank up in bits; passing over an
+element of another set is one."""
 
 _LOOKED_UP_FROM: Final = 4
 """From one rank to so many words on, it is faster to list the word of every element."""
@@ -53,7 +55,8 @@ class BitSets:
 
     def __init__(self, fields: Bytes, ranges: Sequence[Range]) -> None:
         row = -(-fields.size // _WORD_BITS)
-        bits = np.zeros((len(ranges), row * 8), np.uint8)
+        bits = np.empty((len(ranges), row * 8), np.uint8)
+        bits[:, -8:] = 0
         mask = np.empty(fields.size, np.bool_)
         for into, each in zip(bits, ranges, strict=True):
             packed = np.packbits(holds(fields, each, mask), bitorder="little")
@@ -62,7 +65,8 @@ class BitSets:
         self._words = bits.reshape(-1).view("<u8")
         # Elements before each word, those of all ranges before included; in the end all of them.
         self._counts = np.bitwise_count(self._words)
-        self._before = np.zeros(self._words.size + 1, np.int64)
+        self._before = np.empty(self._words.size + 1, np.int64)
+        self._before[0] = 0
         np.cumsum(self._counts, dtype=np.int64, out=self._before[1:])
         stops = self._before[row::row].tolist()
         self._starts = [0, *stops[:-1]]
@@ -144,35 +148,49 @@ class Listed:
         return self._positions.take(ranks)
 
 
-def members(fields: Bytes, ranges: Sequence[Range], counts: Sequence[int]) -> BitSets | Listed:
-    """The elements of ranges of one of :func:`groups`.
+class Group(NamedTuple):
+    """Neighbouring ranges that are looked up together.
 
-    Args:
-        fields: Exponents.
-        ranges: Disjoint ranges.
-        counts: How many ranks are asked of each.
+    Attributes:
+        ranges: Which.
+        is_listed: Whether it is one range, whose elements are to be listed.
     """
-    is_listed = len(counts) == 1 and counts[0] * LISTED_FROM > fields.size
-    return Listed(fields, ranges[0]) if is_listed else BitSets(fields, ranges)
+
+    ranges: slice
+    is_listed: bool
+
+    def of(self, fields: Bytes, ranges: Sequence[Range]) -> BitSets | Listed:
+        """The elements of its ranges.
+
+        Args:
+            fields: Exponents.
+            ranges: All ranges.
+        """
+        own = ranges[self.ranges]
+        return Listed(fields, *own) if self.is_listed else BitSets(fields, own)
 
 
-def groups(elements: int, counts: Sequence[int], *, listed: bool = True) -> Iterator[slice]:
+def groups(
+    elements: int, counts: Sequence[int], sizes: Sequence[int] | None = None
+) -> Iterator[Group]:
     """Which neighbouring ranges to look up together: as many as have few bits.
 
     Args:
         elements: Elements that they are of.
         counts: Ranks that are asked of each range.
-        listed: Whether those with many go by themselves.
+        sizes: About how many elements each range has. A range of which much is asked goes by
+            itself, and is listed; without sizes none is.
     """
     most = max(GROUP_BITS // elements, 1)
     start = 0
     for stop, count in enumerate(counts):
-        is_alone = listed and count * LISTED_FROM > elements
-        if stop > start and (is_alone or stop - start == most):
-            yield slice(start, stop)
+        # numpy lists few elements one by one, and many at the pace of those between them.
+        is_listed = sizes is not None and min(_LISTING * sizes[stop], elements) < _LOOKING * count
+        if stop > start and (is_listed or stop - start == most):
+            yield Group(slice(start, stop), is_listed=False)
             start = stop
-        if is_alone:
-            yield slice(start, stop + 1)
+        if is_listed:
+            yield Group(slice(start, stop + 1), is_listed=True)
             start = stop + 1
     if start < len(counts):
-        yield slice(start, len(counts))
+        yield Group(slice(start, len(counts)), is_listed=False)

@@ -23,7 +23,7 @@ from sparsedelta.codecs.ranked_layout import (
 )
 from sparsedelta.codecs.ranked_plan import divide
 from sparsedelta.codecs.ranked_rows import LiveRows, row_count
-from sparsedelta.codecs.ranked_select import GROUP_BITS, BitSets, groups, members
+from sparsedelta.codecs.ranked_select import GROUP_BITS, BitSets, groups
 from sparsedelta.codecs.ranked_values import join_words, split_words
 from sparsedelta.words import Bytes, Indices, Words
 
@@ -183,20 +183,20 @@ def test_ranks_in_sets_are_those_of_lists(
     counts = [each.size for each in ranks]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sparsedelta.codecs.ranked_select.GROUP_BITS", bits)
-        for is_listed in (False, True):
+        for sizes in (None, [found.size for found in listed]):
             taken = 0
-            for group in groups(size, counts, listed=is_listed):
-                assert group.start == taken
-                taken = group.stop
-                few = counts[group] if is_listed else [0] * (taken - group.start)
-                sets = members(fields, ranges[group], few)
-                assert sets.sizes == [each.size for each in listed[group]]
-                places = [f[r] for f, r in zip(listed[group], ranks[group], strict=True)]
-                together = np.concatenate(ranks[group])
-                found = sets.positions(together, counts[group])
+            for group in groups(size, counts, sizes):
+                own = group.ranges
+                assert own.start == taken
+                taken = own.stop
+                sets = group.of(fields, ranges)
+                assert sets.sizes == [each.size for each in listed[own]]
+                places = [f[r] for f, r in zip(listed[own], ranks[own], strict=True)]
+                together = np.concatenate(ranks[own])
+                found = sets.positions(together, counts[own])
                 assert np.array_equal(found, np.concatenate(places))
                 if isinstance(sets, BitSets):
-                    assert np.array_equal(sets.ranks(found, counts[group]), together)
+                    assert np.array_equal(sets.ranks(found, counts[own]), together)
             assert taken == len(ranges)
 
 
