@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sparsedelta.codecs.entropy import FRACTION, entropies
 from sparsedelta.codecs.ranked_classes import Range
 from sparsedelta.codecs.ranked_layout import FLAT, GAPS, MASK
-from sparsedelta.codecs.ranked_values import WIDTHS
+from sparsedelta.codecs.ranked_values import NEW_WORDS, WIDTHS
 from sparsedelta.words import Bytes, Indices
 
 _SCARCE: Final = 400
@@ -32,6 +32,9 @@ together, and below that there is next to nothing to gain."""
 _KINDS: Final = 256
 _CODED: Final = 320
 """Bits that a compressed stream takes beside its symbols, about: header and code."""
+
+
+_SYMBOLS_A_BYTE: Final = 8 // np.array(WIDTHS[1:])[:, None]
 
 
 class Division(NamedTuple):
@@ -57,7 +60,7 @@ def divide(sizes: NDArray[np.int64], changes: NDArray[np.int64]) -> Division:
     """
     total = int(changes.sum())
     # A byte holds the number of classes: even where all 256 exponents change there are fewer.
-    wanted = min(max(total // 6, 512), max(total // 120, 4096))
+    wanted = min(max(total // 4, 1024), max(total // 120, 4096))
     has_flat = False
     ranges: list[Range] = []
     low: int | None = None
@@ -100,23 +103,25 @@ def value_codes(found: NDArray[np.uint16], words: tuple[Bytes, Bytes], counts: I
     rows = np.repeat(np.arange(counts.size) * _KINDS, counts)
     is_near = found < _KINDS
     near = _table(rows[is_near], found[is_near], counts)
-    far = _table(rows[~is_near], found[~is_near] & np.uint16(255), counts)
     high = _table(rows, found >> np.uint16(8), counts)
-    costs = []
-    for width in WIDTHS:
+    tables = np.empty((2 * len(WIDTHS) + 2, counts.size, _KINDS), np.int64)
+    # Escapes are low and high bytes of all classes, in one stream and under one code.
+    symbols, planes = tables[: len(WIDTHS)], tables[len(WIDTHS) : -2]
+    symbols[:] = 0
+    planes[:] = high + _table(rows[~is_near], found[~is_near] & np.uint16(255), counts)
+    items = np.empty((len(WIDTHS), counts.size), np.int64)
+    for number, width in enumerate(WIDTHS):
         top = (1 << width) - 1
-        symbols = near[:, : top + 1].copy()
-        items = symbols[:, top] = counts - near[:, :top].sum(axis=1)
-        # Escapes are low and high bytes of all classes, in one stream and under one code.
-        planes = far + high
-        planes[:, 0] -= counts - items
-        planes[:, top:] += near[:, top:]
-        bits = counts + _coded(entropies(planes), 2 * items, 1)
-        if width:
-            bits += _coded(entropies(symbols), counts, 8 // width)
-        costs.append(bits)
-    high_bytes, low_bytes = (entropies(_table(rows, part, counts)) for part in words)
-    costs.append(_coded(high_bytes, counts, 1) + _coded(low_bytes, counts, 1))
+        symbols[number, :, :top] = near[:, :top]
+        items[number] = symbols[number, :, top] = counts - near[:, :top].sum(axis=1)
+        planes[number, :, 0] -= counts - items[number]
+        planes[number, :, top:] += near[:, top:]
+    tables[-2:] = [_table(rows, part, counts) for part in words]
+    bits = entropies(tables.reshape(-1, _KINDS)).reshape(-1, counts.size)
+    costs = np.empty((NEW_WORDS + 1, counts.size), np.int64)
+    costs[:NEW_WORDS] = counts + _coded(bits[len(WIDTHS) : -2], 2 * items, 1)
+    costs[1:NEW_WORDS] += _coded(bits[1 : len(WIDTHS)], counts, _SYMBOLS_A_BYTE)
+    costs[NEW_WORDS] = _coded(bits[-2:], counts, 1).sum(axis=0)
     cheapest: Indices = np.argmin(costs, axis=0)
     return cheapest
 
@@ -127,7 +132,7 @@ def _table(rows: Indices, symbols: NDArray[np.unsignedinteger[Any]], counts: Ind
     return found.reshape(-1, _KINDS)
 
 
-def _coded(entropy: Indices, counts: Indices, symbols_a_byte: int) -> Indices:
+def _coded(entropy: Indices, counts: Indices, symbols_a_byte: Indices | int) -> Indices:
     """Bits of streams of symbols: stored, or coded with no byte below one bit."""
     stored = 8 * -(-counts // symbols_a_byte)
     bits: Indices = np.minimum(stored, np.maximum(entropy >> FRACTION, stored >> 3) + _CODED)
