@@ -22,11 +22,11 @@ def entropies(counts: Counts) -> Counts:
     Args:
         counts: int64 ``[rows, kinds]``, how many there are of each kind, below 2^32 in all.
     """
-    bits: Counts = weighed_logarithms(counts.sum(axis=1)) - weighed_logarithms(counts).sum(axis=1)
+    bits: Counts = _weighed(counts.sum(axis=1)) - _weighed(counts).sum(axis=1)
     return bits
 
 
-def weighed_logarithms(counts: Counts) -> Counts:
+def _weighed(counts: Counts) -> Counts:
     """Each number times its base-2 logarithm, times 2^16; 0 for 0."""
     found = np.zeros_like(counts)
     where = np.nonzero(counts)  # most kinds are rare

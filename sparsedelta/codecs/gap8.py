@@ -101,16 +101,13 @@ def read_gaps(streams: Sequence[Bytes], counts: Sequence[int], rule: str) -> Ind
     sums: Indices = np.cumsum(stream, dtype=np.int64)
     ends = list(accumulate(counts))
     lengths = list(accumulate(each.size for each in streams))
-    if lengths != ends:
+    if lengths != ends or int(stream.max()) == ESCAPE:
         where = np.flatnonzero(stream != ESCAPE)
         # If each stream's last byte ends the last of its gaps, all of them have their number.
         if where.size != ends[-1] or where[np.array(ends) - 1].tolist() != [n - 1 for n in lengths]:
             for each, count in zip(streams, counts, strict=True):
                 read_sums(each, count, rule)
         sums = sums[where]
-    elif int(stream.max()) == ESCAPE:
-        for each, count in zip(streams, counts, strict=True):
-            read_sums(each, count, rule)
     sums += np.arange(sums.size)
     before = [int(sums[end - 1]) + 1 for end in ends[:-1]]
     for start, stop, number in zip(ends, ends[1:], before, strict=False):

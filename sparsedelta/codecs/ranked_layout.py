@@ -114,7 +114,10 @@ def parse_block(
             packed.append([])
     cursor.end()
     counts = [entry.count for entry in table]
-    masks = [8 * found.size * entry.index for entry, found in zip(table, ranks, strict=True)]
+    masks = [
+        8 * found.size if entry.index == MASK else 0
+        for entry, found in zip(table, ranks, strict=True)
+    ]
     _check_room(table, masks, elements)
     return RankedBlock(
         live,
@@ -189,8 +192,8 @@ def _read_ranks(
             if last >= elements:
                 raise StreamError(RULE, f"rank {last} among {elements} elements")
             parts.append(ranks)
-            continue
-        parts.append(_read_masks(streams[first:number], counts[first:number]))
+        else:
+            parts.append(_read_masks(streams[first:number], counts[first:number]))
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
