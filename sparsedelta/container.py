@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from sparsedelta.closing import Closing
-from sparsedelta.codecs import Block, StreamError
+from sparsedelta.codecs import Block, CodedBlock, StreamError
 from sparsedelta.codecs.frames import FrameError, decode_frame
 from sparsedelta.digests import plain_digest
 from sparsedelta.errors import DAMAGED, CheckpointError, FormatError, StructureError
@@ -183,7 +183,10 @@ class DeltaFile(Closing):
         """
         described = self._coded(record, number)
         with self._in_block(record, described, block):
-            return described.encoding.check(*self._streams_of(record, number, described, block))
+            described.encoding.check(
+                CodedBlock(*self._streams_of(record, number, described, block))
+            )
+            return 0
 
     def read_stored(
         self, record: TensorRecord, number: int, block: int

@@ -72,6 +72,20 @@ class Block:
     any_order: bool = False
 
 
+class CodedBlock(NamedTuple):
+    """A block as it is stored.
+
+    Attributes:
+        streams: Its streams, decoded from their frames; their lengths have been checked (SD304).
+        count: Its number of entries.
+        block: The block; with ``base`` if its codecs need it.
+    """
+
+    streams: Sequence[Bytes]
+    count: int
+    block: Block
+
+
 class IndexCodec(Protocol):
     """Maps the indices of a block, relative to its first word, to streams.
 
@@ -155,21 +169,18 @@ class JointCodec(Protocol):
     def encode(self, indices: Indices, values: Words, block: Block) -> list[Bytes]:
         """Streams of at least one entry, in ascending order."""
 
-    def check(self, streams: Sequence[Bytes], count: int, block: Block) -> int:
-        """Check all that needs no base words.
-
-        Returns:
-            Bytes that frames within the streams decode to.
+    def check(self, coded: CodedBlock) -> None:
+        """Check all of a block that needs no base words; it has at least one entry.
 
         Raises:
             StreamError: The streams break a rule.
         """
 
-    def decode(self, streams: Sequence[Bytes], count: int, block: Block) -> tuple[Indices, Words]:
-        """The ``count`` entries, at least one; in ascending order unless the block allows any.
+    def decode_all(self, coded: Sequence[CodedBlock]) -> list[tuple[Indices, Words]]:
+        """The entries of some blocks, at least one of each: in ascending order unless it allows any.
 
         Raises:
-            StreamError: The streams break a rule.
+            StreamError: The streams of a block break a rule.
         """
 
 

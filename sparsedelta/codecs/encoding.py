@@ -16,6 +16,7 @@ from sparsedelta.codecs.base import (
     AnyValueCodec,
     Block,
     Bounds,
+    CodedBlock,
     Counts,
     IndexCodec,
     JointCodec,
@@ -262,7 +263,8 @@ class Encoding:
             empty: Indices = np.empty(0, np.int64)
             return empty, np.empty(0, f"<u{block.word_bytes}")
         if self.joint is not None:
-            return self.joint.decode(streams, count, block)
+            (found,) = self.joint.decode_all([CodedBlock(streams, count, block)])
+            return found
         index, value = self.pair
         split = index.stream_count(block.word_bytes)
         values = streams[split:]
@@ -275,16 +277,25 @@ class Encoding:
             raise StreamError("SD408", "a difference of 0")
         return indices, words
 
-    def check(self, streams: Sequence[Bytes], count: int, block: Block) -> int:
-        """Check what can be checked of streams that only their base words decode.
+    def decode_all(self, coded: Sequence[CodedBlock]) -> list[tuple[Indices, Words]]:
+        """Entries of several blocks, as by :meth:`decode` of each; together that may be faster.
 
-        Returns:
-            Bytes that frames within the streams decode to.
+        Raises:
+            StreamError: The streams of a block break a rule; of it and no other, decode tells.
+        """
+        if self.joint is None:
+            return [self.decode(*each) for each in coded]
+        found = iter(self.joint.decode_all([each for each in coded if each.count]))
+        return [next(found) if each.count else self.decode(*each) for each in coded]
+
+    def check(self, coded: CodedBlock) -> None:
+        """Check what can be checked of a block that only its base words decode.
 
         Raises:
             StreamError: The streams break a rule of their codec's page.
         """
-        return self.joint.check(streams, count, block) if count and self.joint is not None else 0
+        if coded.count and self.joint is not None:
+            self.joint.check(coded)
 
     def _decode_run(
         self, first: int, length: int, values: Sequence[Bytes], count: int, block: Block

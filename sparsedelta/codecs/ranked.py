@@ -15,7 +15,7 @@ from typing import ClassVar, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsedelta.codecs.base import Block, Bounds, Counts, StreamError
+from sparsedelta.codecs.base import Block, Bounds, CodedBlock, Counts, StreamError
 from sparsedelta.codecs.escapes import encode_escapes
 from sparsedelta.codecs.gap8 import gaps_of, write_gaps
 from sparsedelta.codecs.packed import pack
@@ -68,13 +68,17 @@ class Ranked:
         least = np.full_like(counts, _LEAST)
         return [Bounds(least, _MOST + words + _MOST_PER_ENTRY * counts)]
 
-    def check(self, streams: Sequence[Bytes], count: int, block: Block) -> int:
-        """Check all that needs no base words; returns the bytes that the frames decode to.
+    def check(self, coded: CodedBlock) -> None:
+        """Check all that needs no base words.
 
         Raises:
             StreamError: SD417.
         """
-        return _parse(streams, count, block).frame_bytes
+        _parse(*coded)
+
+    def decode_all(self, coded: Sequence[CodedBlock]) -> list[tuple[Indices, Words]]:
+        """The entries of some blocks."""
+        return [self.decode(*each) for each in coded]
 
     def decode(self, streams: Sequence[Bytes], count: int, block: Block) -> tuple[Indices, Words]:
         """The entries of a block, in ascending order unless the block allows any.
