@@ -28,7 +28,7 @@ from sparsedelta.delta import EntryHasher, PartContent, tensor_content
 from sparsedelta.digests import Digest
 from sparsedelta.errors import UsageError
 from sparsedelta.limits import MAX_BLOCK_LOG2, MIN_BLOCK_LOG2
-from sparsedelta.measure import CodedBlock, PartBlocks, row_bytes
+from sparsedelta.measure import PartBlocks, TriedBlock, row_bytes
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.records import BarePart, PartRecord, TensorRecord
 from sparsedelta.smallest import choose
@@ -155,7 +155,7 @@ def encode_part(
         def encode(number: int) -> _EncodedBlock:
             block = chosen.blocks.get(number)
             if block is None:
-                block = CodedBlock(*blocks.read(number, base=encoding.needs_base))
+                block = TriedBlock(*blocks.read(number, base=encoding.needs_base))
             return _encoded(block, encoding, number << size_log2)
 
         part = _collect(encoding, size_log2, pool, encode, blocks.counts.size)
@@ -210,7 +210,7 @@ def encode_words(
             start = number << size_log2
             block = Block(min(1 << size_log2, words - start), word_bytes)
             values = read(start, start + block.words)
-            coded = CodedBlock(block, np.arange(block.words), values)
+            coded = TriedBlock(block, np.arange(block.words), values)
             return _encoded(coded, encoding, 0)._replace(indices=no_indices)
 
         return _collect(encoding, size_log2, pool, encode, count)
@@ -234,7 +234,7 @@ class _EncodedBlock(NamedTuple):
     values: Words
 
 
-def _encoded(coded: CodedBlock, encoding: Encoding, start: int) -> _EncodedBlock:
+def _encoded(coded: TriedBlock, encoding: Encoding, start: int) -> _EncodedBlock:
     both = coded.frames(encoding)
     frames = [frame for half in both for frame in half.frames]
     cells = [cell for half in both for cell in zip(half.frames, half.decoded, strict=True)]

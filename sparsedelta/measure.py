@@ -19,6 +19,7 @@ from sparsedelta.codecs import (
     AnyCodec,
     AnyIndexCodec,
     Block,
+    CodedBlock,
     Dense,
     Encoding,
     IndexCodec,
@@ -168,7 +169,7 @@ class Frames(NamedTuple):
     nbytes: int
 
 
-class CodedBlock:
+class TriedBlock:
     """One block in many encodings: of each codec it is coded once, when it is first asked for.
 
     Args:
@@ -195,7 +196,8 @@ class CodedBlock:
         if encoding.joint is not None:
             if encoding not in self._joint:
                 streams = encoding.encode(self.indices, self.values, self._block)
-                self._joint[encoding] = self._frames(encoding.joint, streams)
+                cuts = encoding.cuts(CodedBlock(streams, self.indices.size, self._block))
+                self._joint[encoding] = self._frames(encoding.joint, streams, cuts)
             return self._joint[encoding], Frames([], [], 0)
         index, value = encoding.pair
         run = self._run(index)
@@ -220,16 +222,18 @@ class CodedBlock:
             return None
         return index if index.span(self.indices, self._block)[1] != self.indices.size else None
 
-    def _frames(self, codec: AnyCodec, streams: Sequence[Bytes]) -> Frames:
-        frames = [self._frame(codec, stream) for stream in streams]
+    def _frames(
+        self, codec: AnyCodec, streams: Sequence[Bytes], cuts: Sequence[int] = ()
+    ) -> Frames:
+        frames = [self._frame(codec, stream, cuts) for stream in streams]
         return Frames(frames, [stream.size for stream in streams], sum(map(len, frames)))
 
-    def _frame(self, codec: AnyCodec, stream: Bytes) -> bytes:
+    def _frame(self, codec: AnyCodec, stream: Bytes, cuts: Sequence[int]) -> bytes:
         # Some codecs share streams: the signs are the same at every width.
         content = stream.tobytes()
         frame = content if codec.stored else self._known.get(content)
         if frame is None:
-            frame = self._known[content] = encode_frame(content)
+            frame = self._known[content] = encode_frame(content, cuts)
         return frame
 
     def sizes(self, encodings: Sequence[Encoding]) -> list[int]:
@@ -260,7 +264,7 @@ class Measured:
     """
 
     sizes: Mapping[Encoding, int]
-    blocks: Mapping[int, CodedBlock]
+    blocks: Mapping[int, TriedBlock]
 
 
 def measure(
@@ -282,8 +286,8 @@ def measure(
     """
     base = any(encoding.needs_base for encoding in encodings)
 
-    def code(number: int) -> tuple[list[int], CodedBlock | None]:
-        block = CodedBlock(*blocks.read(number, base=base))
+    def code(number: int) -> tuple[list[int], TriedBlock | None]:
+        block = TriedBlock(*blocks.read(number, base=base))
         return block.sizes(encodings), block if keep else None
 
     with pool.mapped(code, sample.numbers) as coded:

@@ -44,7 +44,7 @@ from sparsedelta.codecs import (
 )
 from sparsedelta.delta import DIFFERENCE
 from sparsedelta.likely import likely_values, magnitudes
-from sparsedelta.measure import CodedBlock, PartBlocks, Sample, measure
+from sparsedelta.measure import PartBlocks, Sample, TriedBlock, measure
 from sparsedelta.parallel import OrderedMap
 
 _SPLIT_UP_TO: Final = 16
@@ -71,7 +71,7 @@ class Chosen:
 
     encoding: Encoding
     sizes: Mapping[Encoding, int]
-    blocks: Mapping[int, CodedBlock]
+    blocks: Mapping[int, TriedBlock]
 
 
 def choose(
@@ -99,7 +99,7 @@ def choose(
     if not encoding.holds(blocks.changes.spec.dtype):
         raise UnfitError(f"{encoding.describe()} is not for {blocks.changes.spec.dtype}")
     sizes: dict[Encoding, int] = {}
-    coded: Mapping[int, CodedBlock] = {}
+    coded: Mapping[int, TriedBlock] = {}
     if len(candidates) > 1:
         is_exact = sample.scale == 1
         # Of one block, what was coded is kept; of more it would take several times the part.

@@ -72,7 +72,8 @@ class Block:
     any_order: bool = False
 
 
-class CodedBlock(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class CodedBlock:
     """A block as it is stored.
 
     Attributes:
@@ -169,6 +170,9 @@ class JointCodec(Protocol):
     def encode(self, indices: Indices, values: Words, block: Block) -> list[Bytes]:
         """Streams of at least one entry, in ascending order."""
 
+    def cuts(self, coded: CodedBlock) -> list[int]:
+        """Ends of parts of the stream that are better compressed by themselves, ascending."""
+
     def check(self, coded: CodedBlock) -> None:
         """Check all of a block that needs no base words; it has at least one entry.
 
@@ -177,7 +181,7 @@ class JointCodec(Protocol):
         """
 
     def decode_all(self, coded: Sequence[CodedBlock]) -> list[tuple[Indices, Words]]:
-        """The entries of some blocks, at least one of each: in ascending order unless it allows any.
+        """The entries of some blocks, at least one of each: ascending unless it allows any.
 
         Raises:
             StreamError: The streams of a block break a rule.

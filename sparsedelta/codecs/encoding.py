@@ -260,8 +260,7 @@ class Encoding:
             StreamError: The streams break a rule of their codec's page, SD405 or SD408.
         """
         if not count:
-            empty: Indices = np.empty(0, np.int64)
-            return empty, np.empty(0, f"<u{block.word_bytes}")
+            return _no_entries(block)
         if self.joint is not None:
             (found,) = self.joint.decode_all([CodedBlock(streams, count, block)])
             return found
@@ -284,9 +283,20 @@ class Encoding:
             StreamError: The streams of a block break a rule; of it and no other, decode tells.
         """
         if self.joint is None:
-            return [self.decode(*each) for each in coded]
+            return [self.decode(each.streams, each.count, each.block) for each in coded]
         found = iter(self.joint.decode_all([each for each in coded if each.count]))
-        return [next(found) if each.count else self.decode(*each) for each in coded]
+        return [
+            next(found) if each.count else self.decode(each.streams, each.count, each.block)
+            for each in coded
+        ]
+
+    def cuts(self, coded: CodedBlock) -> list[int]:
+        """Where Zstandard blocks of the first stream end in any case, in bytes, ascending.
+
+        Args:
+            coded: A block that :meth:`encode` has made.
+        """
+        return self.joint.cuts(coded) if coded.count and self.joint is not None else []
 
     def check(self, coded: CodedBlock) -> None:
         """Check what can be checked of a block that only its base words decode.
@@ -320,6 +330,11 @@ class Encoding:
             raise StreamError("SD405", "the run does not begin and end with an entry")
         words = value.decode(values, length, block)
         return run + first, words if count == length else words[run]
+
+
+def _no_entries(block: Block) -> tuple[Indices, Words]:
+    none: Indices = np.empty(0, np.int64)
+    return none, np.empty(0, f"<u{block.word_bytes}")
 
 
 @lru_cache(maxsize=256)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -50,11 +51,29 @@ def _decompressor() -> zstandard.ZstdDecompressor:
     return context
 
 
-def encode_frame(data: bytes) -> bytes:
-    """The shortest of a stream itself and two Zstandard frames of it."""
+def encode_frame(data: bytes, cuts: Sequence[int] = ()) -> bytes:
+    """The shortest of a stream itself and two Zstandard frames of it.
+
+    Args:
+        data: The stream.
+        cuts: Where Zstandard blocks end in any case, ascending: each block has its own codes.
+    """
     if len(data) < _SMALLEST_ZSTD:
         return data
-    return min((data, *(context.compress(data) for context in _compressors())), key=len)
+    if not cuts:
+        return min((data, *(context.compress(data) for context in _compressors())), key=len)
+    return min((data, *(_in_parts(context, data, cuts) for context in _compressors())), key=len)
+
+
+def _in_parts(context: zstandard.ZstdCompressor, data: bytes, cuts: Sequence[int]) -> bytes:
+    work = context.compressobj(size=len(data))
+    view = memoryview(data)
+    out = []
+    start = 0
+    for stop in cuts:
+        out += [work.compress(view[start:stop]), work.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)]
+        start = stop
+    return b"".join([*out, work.compress(view[start:]), work.flush()])
 
 
 def decode_frame(frame: bytes | memoryview, length: int) -> Bytes:

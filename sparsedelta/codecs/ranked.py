@@ -18,30 +18,27 @@ from numpy.typing import NDArray
 from sparsedelta.codecs.base import Block, Bounds, CodedBlock, Counts, StreamError
 from sparsedelta.codecs.escapes import encode_escapes
 from sparsedelta.codecs.gap8 import gaps_of, write_gaps
-from sparsedelta.codecs.packed import pack
 from sparsedelta.codecs.ranked_classes import EXPONENTS, Range, exponents, histogram
-from sparsedelta.codecs.ranked_frames import RULE
-from sparsedelta.codecs.ranked_layout import (
-    FLAT,
-    GAPS,
-    ClassEntry,
-    RankedBlock,
-    parse_block,
-    write_block,
-)
+from sparsedelta.codecs.ranked_layout import FLAT, GAPS, MASK, ClassEntry, cuts, write_block
+from sparsedelta.codecs.ranked_numbers import RULE
 from sparsedelta.codecs.ranked_plan import divide, index_code, is_worth_rows, value_codes
 from sparsedelta.codecs.ranked_rows import LiveRows, row_count
-from sparsedelta.codecs.ranked_select import BitSets, groups
-from sparsedelta.codecs.ranked_values import NEW_WORDS, WIDTHS, magnitudes, split_words, symbols
+from sparsedelta.codecs.ranked_select import BASE_RULE, GROUP_BITS, BitSets, ElementSet, positions
+from sparsedelta.codecs.ranked_streams import RankedEntries, read_entries
+from sparsedelta.codecs.ranked_values import (
+    NEW_WORDS,
+    WIDTHS,
+    magnitudes,
+    pack,
+    split_words,
+    symbols,
+)
 from sparsedelta.words import Bytes, Indices, Words
 
 WORD_BYTES: Final = 2
 """Bytes of the words that the codec holds."""
 
-BASE_RULE: Final = "SD418"
-"""What of a block needs its base words."""
-
-_LEAST: Final = 8
+_LEAST: Final = 9
 _MOST: Final = 1 << 15
 _MOST_PER_ENTRY: Final = 5
 
@@ -52,7 +49,7 @@ class Ranked:
 
     id: ClassVar[str] = "ranked"
     needs_base: ClassVar[bool] = True
-    stored: ClassVar[bool] = True
+    stored: ClassVar[bool] = False
     rule: ClassVar[str] = RULE
 
     def holds(self, dtype: str) -> bool:
@@ -64,7 +61,7 @@ class Ranked:
         return 1
 
     def bounds(self, counts: Counts, words: Counts, word_bytes: int) -> Sequence[Bounds]:  # noqa: ARG002
-        """More than any block takes that is not padded."""
+        """More than any block takes."""
         least = np.full_like(counts, _LEAST)
         return [Bounds(least, _MOST + words + _MOST_PER_ENTRY * counts)]
 
@@ -74,45 +71,39 @@ class Ranked:
         Raises:
             StreamError: SD417.
         """
-        _parse(*coded)
+        read_entries([coded])
 
     def decode_all(self, coded: Sequence[CodedBlock]) -> list[tuple[Indices, Words]]:
-        """The entries of some blocks."""
-        return [self.decode(*each) for each in coded]
-
-    def decode(self, streams: Sequence[Bytes], count: int, block: Block) -> tuple[Indices, Words]:
-        """The entries of a block, in ascending order unless the block allows any.
+        """The entries of some blocks, each in ascending order unless it allows any.
 
         Args:
-            streams: BLOCK.
-            count: Its entries, at least 1.
-            block: The block, with its base words.
+            coded: BLOCK of each, at least one entry, and the base words.
 
         Raises:
-            StreamError: SD417 or SD418.
+            StreamError: SD417 of any block, or else SD418 of any.
         """
-        parsed = _parse(streams, count, block)
-        base = _base(block)
-        live = parsed.live
-        fields = exponents(base if live is None else live.pick(base), block.dtype)
-        found = _places(fields, parsed)
-        if live is not None:
-            found = live.indices(found)
-        words = parsed.words
-        is_new = [entry.value == NEW_WORDS for entry in parsed.table]
-        if any(is_new):
-            marks = np.repeat(is_new, parsed.counts)
-            steps = words[marks] - base[found[marks]]
-            if not steps.all():
-                raise StreamError(BASE_RULE, "a new word is the old one")
-            words[marks] = steps
-        if block.any_order or len(parsed.table) == 1:
-            return found, words
-        # No difference is 0: put in their places, they are found again in order.
-        dense = np.zeros(block.words, words.dtype)
-        dense[found] = words
-        ordered: Indices = np.flatnonzero(dense)
-        return ordered, dense[ordered]
+        if not coded:
+            return []
+        entries = read_entries(coded)
+        places = _places(coded, entries)
+        found = []
+        start = 0
+        for each, stored in zip(coded, entries.blocks, strict=True):
+            own = slice(start, start + each.count)
+            start = own.stop
+            indices, words = places[own], entries.words[own]
+            if stored.live is not None:
+                indices = stored.live.indices(indices)
+            if entries.is_new is not None:
+                marks = entries.is_new[own]
+                steps = words[marks] - _base(each.block)[indices[marks]]
+                if not steps.all():
+                    raise StreamError(BASE_RULE, "a new word is the old one")
+                words[marks] = steps
+            if not each.block.any_order and len(stored.table) > 1:
+                indices, words = _in_order(indices, words, each.block)
+            found.append((indices, words))
+        return found
 
     def encode(self, indices: Indices, values: Words, block: Block) -> list[Bytes]:
         """BLOCK of some entries.
@@ -140,36 +131,31 @@ class Ranked:
         codes = value_codes(found, new, np.array(counts))
         is_step = np.repeat(codes != NEW_WORDS, counts)
         narrow, items = symbols(found, np.repeat(codes, counts))
-        table = [
-            ClassEntry(each, index_code(size, count), code, count)
-            for each, size, code, count in zip(
-                division.listed, sizes, codes.tolist(), counts, strict=True
-            )
-        ]
-        contents = []
-        for entry, size, stop in zip(table, sizes, accumulate(counts), strict=True):
-            own_part = slice(stop - entry.count, stop)
-            content = [_index_stream(entry, ranks[own_part], size)]
-            if entry.value == NEW_WORDS:
-                content += [part[own_part] for part in new]
-            elif entry.value:
-                content.append(pack(narrow[own_part], WIDTHS[entry.value]))
-            contents.append([part.tobytes() for part in content])
-        escapes = encode_escapes(items, WORD_BYTES).tobytes()
-        rows = None if live is None else (live.rows.length, live.marks)
-        data = write_block(rows, table, negative[is_step], escapes, contents)
-        return [np.frombuffer(data, np.uint8)]
+        table, index_streams, value_streams = [], [], []
+        rows = zip(division.listed, sizes, codes.tolist(), counts, accumulate(counts), strict=True)
+        for each, size, code, count, stop in rows:
+            entry = ClassEntry(each, index_code(size, count), code, count)
+            own_part = slice(stop - count, stop)
+            table.append(entry)
+            index_streams.append(_index_stream(entry, ranks[own_part], size))
+            if code == NEW_WORDS:
+                value_streams.append([part[own_part] for part in new])
+            else:
+                value_streams.append([pack(narrow[own_part], WIDTHS[code])])
+        marks = None if live is None else (live.rows.length, live.marks)
+        data = write_block(
+            marks,
+            table,
+            negative=negative[is_step],
+            ranks=index_streams,
+            values=value_streams,
+            escapes=encode_escapes(items, WORD_BYTES),
+        )
+        return [data]
 
-
-def _parse(streams: Sequence[Bytes], count: int, block: Block) -> RankedBlock:
-    (stream,) = streams
-    return parse_block(
-        stream.data,
-        count,
-        words=block.words,
-        start=block.start,
-        top_exponent=EXPONENTS[block.dtype][1],
-    )
+    def cuts(self, coded: CodedBlock) -> list[int]:
+        """Where the parts of BLOCK end that are better compressed by themselves."""
+        return cuts(coded)
 
 
 def _base(block: Block) -> Words:
@@ -178,33 +164,44 @@ def _base(block: Block) -> Words:
     return block.base
 
 
-def _places(fields: Bytes, parsed: RankedBlock) -> Indices:
-    """Positions of the entries among the elements of live rows, class by class."""
-    ranges = [entry.range for entry in parsed.table]
-    counts, ranks = parsed.counts, parsed.ranks
-    stops = list(accumulate(counts))
-    has_flat = ranges[-1] == FLAT
-    if has_flat:
-        ranges.pop()
-    places = ranks.copy()
-    least = [int(ranks[stop - 1]) + 1 for stop in stops]
-    for group in groups(fields.size, counts[: len(ranges)], least):
-        own = group.ranges
-        sets = group.of(fields, ranges)
-        for size, bits, stop in zip(sets.sizes, parsed.bits[own], stops[own], strict=True):
-            if bits and bits != -(-size // 8) * 8:
-                raise StreamError(BASE_RULE, f"a bitmask of {bits} bits over {size} elements")
-            if ranks[stop - 1] >= size:
-                raise StreamError(BASE_RULE, f"rank {ranks[stop - 1]} in a class of {size}")
-        picked = slice(stops[own.start] - counts[own.start], stops[own.stop - 1])
-        places[picked] = sets.positions(ranks[picked], counts[own])
-    if has_flat:
-        taken = np.zeros(256, np.bool_)
-        for each in ranges:
-            taken[each.low : each.high + 1] = True
-        if taken[fields[ranks[-counts[-1] :]]].any():
-            raise StreamError(BASE_RULE, "an entry of the flat class belongs to another")
-    return places
+def _places(coded: Sequence[CodedBlock], entries: RankedEntries) -> Indices:
+    """Positions of the entries among the elements of the live rows of their blocks."""
+    sizes = [stored.elements for stored in entries.blocks]
+    fields = np.empty(sum(sizes), np.uint8)
+    sets = []
+    at = number = 0
+    for each, stored in zip(coded, entries.blocks, strict=True):
+        base = _base(each.block)
+        own = fields[at : at + stored.elements]
+        at += stored.elements
+        exponents(base if stored.live is None else stored.live.pick(base), each.block.dtype, own)
+        for entry, ranks in zip(stored.table, stored.ranks, strict=True):
+            stop, last = entries.stops[number], entries.lasts[number]
+            number += 1
+            if entry.range == FLAT:
+                _check_flat(own, stored.table, entries.ranks[stop - entry.count : stop])
+                continue
+            nbytes = len(ranks) if entry.index == MASK else 0
+            asked = slice(stop - entry.count, stop)
+            sets.append(ElementSet(own, entry.range, asked, last, nbytes))
+    return positions(sets, entries.ranks)
+
+
+def _check_flat(fields: Bytes, table: Sequence[ClassEntry], ranks: Indices) -> None:
+    """No entry of the flat class is an element of another one; raises StreamError."""
+    taken = np.zeros(256, np.bool_)
+    for entry in table[:-1]:
+        taken[entry.range.low : entry.range.high + 1] = True
+    if taken[fields[ranks]].any():
+        raise StreamError(BASE_RULE, "an entry of the flat class belongs to another")
+
+
+def _in_order(indices: Indices, words: Words, block: Block) -> tuple[Indices, Words]:
+    """Entries in ascending order: no difference is 0, so put in their places they are found."""
+    dense = np.zeros(block.words, words.dtype)
+    dense[indices] = words
+    ordered: Indices = dense.nonzero()[0]
+    return ordered, dense[ordered]
 
 
 class _Live(NamedTuple):
@@ -235,8 +232,10 @@ def _ranks(
     sizes: list[int] = []
     ranks = at.copy()
     stops = list(accumulate(counts))
-    for own, _ in groups(fields.size, counts[: len(ranges)]):
-        sets = BitSets(fields, ranges[own])
+    step = max(GROUP_BITS // fields.size, 1)
+    for start in range(0, len(ranges), step):
+        own = slice(start, min(start + step, len(ranges)))
+        sets = BitSets([(fields, each) for each in ranges[own]])
         sizes += sets.sizes
         picked = slice(stops[own.start] - counts[own.start], stops[own.stop - 1])
         ranks[picked] = sets.ranks(at[picked], counts[own])

@@ -13,6 +13,9 @@ EXPONENTS: Final = {"BF16": (7, 255), "F16": (10, 31)}
 """Of a dtype: bits below the exponent in a word, and the greatest exponent."""
 
 
+_BYTE_TOP: Final = 255
+
+
 class Range(NamedTuple):
     """Exponents ``low`` to ``high``, both included."""
 
@@ -20,17 +23,18 @@ class Range(NamedTuple):
     high: int
 
 
-def exponents(words: Words, dtype: str) -> Bytes:
+def exponents(words: Words, dtype: str, out: Bytes | None = None) -> Bytes:
     """The exponent field of each word, uint8.
 
     Args:
         words: Words of 16 bits.
         dtype: ``BF16`` or ``F16``.
+        out: Where to write them; by default into memory of their own.
     """
     shift, top = EXPONENTS[dtype]
-    fields = np.empty(words.size, np.uint8)
+    fields = np.empty(words.size, np.uint8) if out is None else out
     np.right_shift(words, words.dtype.type(shift), out=fields, casting="unsafe")
-    if top < np.iinfo(np.uint8).max:
+    if top < _BYTE_TOP:
         fields &= np.uint8(top)
     return fields
 

@@ -1,33 +1,32 @@
-"""The layout of a block of ``ranked``, and all of it that can be checked without the base.
+"""The layout of a block of ``ranked``: which bytes hold what (spec/codecs/ranked.md).
 
 A block lists its classes, and for each of them the ranks of its entries among the elements of the
-class and their values. Only :mod:`ranked` knows which elements these are.
+class and their values. What these are is read by :mod:`ranked_streams`, for many blocks at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, groupby
-from typing import Final
+from itertools import accumulate
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsedelta.codecs.base import StreamError
-from sparsedelta.codecs.gap8 import ESCAPE, read_gaps
-from sparsedelta.codecs.ranked_classes import Range
-from sparsedelta.codecs.ranked_frames import RULE, Cursor, bits, frame, varint
-from sparsedelta.codecs.ranked_rows import LiveRows, row_count
-from sparsedelta.codecs.ranked_values import (
-    NEW_WORDS,
-    WIDTHS,
-    differences,
-    join_words,
-    packed_bytes,
-    read_symbols,
+from sparsedelta.codecs.base import CodedBlock, StreamError
+from sparsedelta.codecs.gap8 import ESCAPE
+from sparsedelta.codecs.ranked_classes import EXPONENTS, Range
+from sparsedelta.codecs.ranked_numbers import (
+    RULE,
+    check_spare,
+    read_bits,
+    read_number,
+    write_number,
 )
-from sparsedelta.words import Bytes, Indices, Words
+from sparsedelta.codecs.ranked_rows import LiveRows, row_count
+from sparsedelta.codecs.ranked_values import NEW_WORDS, WIDTHS, value_bytes
+from sparsedelta.words import Bytes
 
 GAPS: Final = 0
 MASK: Final = 1
@@ -37,11 +36,21 @@ FLAT: Final = Range(255, 0)
 """The range of the class that ranks among all elements."""
 
 _WORD_BYTES: Final = 2
+_LINE_BYTES: Final = 3
+_CUT_FROM: Final = 40
+"""A part gets Huffman codes of its own from so many bytes on."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClassEntry:
-    """A line of the class table: range of exponents, index code, value code, number of entries."""
+    """A line of the class table.
+
+    Attributes:
+        range: Its exponents.
+        index: Its index code.
+        value: Its value code.
+        count: Number of its entries.
+    """
 
     range: Range
     index: int
@@ -49,230 +58,187 @@ class ClassEntry:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class RankedBlock:
-    """A block as it is stored; entries class by class, in the order of the table.
+class RankedBlock(NamedTuple):
+    """A block, taken apart. Its classes are in the order of the table.
 
     Attributes:
         live: Its live rows, or None if all are.
+        elements: Elements of the live rows.
         table: Its classes.
-        counts: Entries of each class.
-        bits: For each class the bits of the bitmask over it, spare ones included; 0 if it has none.
-        ranks: int64 ``[entries]``, ascending within a class.
-        words: Differences of the entries; new words where the class says so.
-        frame_bytes: What its Zstandard frames decoded to, in bytes.
+        signed: How many entries have a sign.
+        signs: Their signs.
+        ranks: The ranks of each class, as its index code has them.
+        values: The values of each class, as its value code has them: one byte string, or
+            two.
+        escapes: Items of escaped magnitudes: all low bytes, then all high ones.
     """
 
     live: LiveRows | None
+    elements: int
     table: list[ClassEntry]
-    counts: list[int]
-    bits: list[int]
-    ranks: Indices
-    words: Words
-    frame_bytes: int
+    signed: int
+    signs: memoryview
+    ranks: list[memoryview]
+    values: list[list[memoryview]]
+    escapes: memoryview
 
 
-def parse_block(
-    data: memoryview, count: int, *, words: int, start: int, top_exponent: int
-) -> RankedBlock:
-    """Take a block apart.
+def parse_block(coded: CodedBlock) -> RankedBlock:
+    """Take a block apart; ranks and values themselves are not looked at.
 
     Args:
-        data: The block.
-        count: Its entries, at least 1.
-        words: Its words.
-        start: Flat index of the first.
-        top_exponent: The greatest exponent of the dtype.
+        coded: The block, with one stream and at least one entry.
 
     Raises:
         StreamError: SD417.
     """
-    cursor = Cursor(data)
-    live = _read_rows(cursor, words, start)
-    elements = words if live is None else live.elements
-    table = _read_table(cursor, count, top_exponent)
-    signed = sum(entry.count for entry in table if entry.value != NEW_WORDS)
-    sign_bytes = cursor.varint()
-    if sign_bytes != -(-signed // 8):
-        raise StreamError(RULE, f"{sign_bytes} bytes of signs for {signed} differences")
-    negative = bits(np.frombuffer(cursor.take(sign_bytes), np.uint8), signed, "the signs")
-    escapes = cursor.frame("escaped magnitudes", 0, signed * _WORD_BYTES, _WORD_BYTES)
+    (stream,) = coded.streams
+    data = stream.data
+    try:
+        return _parse(data, coded)
+    except IndexError:
+        raise StreamError(RULE, f"the block ends after {len(data)} bytes, inside a field") from None
+
+
+def _parse(data: memoryview, coded: CodedBlock) -> RankedBlock:
+    block = coded.block
+    length, at = read_number(data, 0)
+    table, lengths, at = _read_table(data, at, coded)
+    live, elements = None, block.words
+    if length:
+        rows = row_count(length, block.words, block.start)
+        marks, at = _take(data, at, -(-rows // 8))
+        live = LiveRows.of(
+            read_bits(marks, rows, "the live rows"), length, block.words, block.start
+        )
+        elements = live.elements
+        if not elements:
+            raise StreamError(RULE, "no row is live")
+    _check_room(table, lengths, elements)
+    signed = sum([entry.count for entry in table if entry.value != NEW_WORDS])
+    signs, at = _take(data, at, -(-signed // 8))
+    check_spare(signs, signed, "the signs")
     ranks = []
-    packed: list[list[Bytes]] = []
+    for nbytes in lengths:
+        own, at = _take(data, at, nbytes)
+        ranks.append(own)
+    values = []
     for entry in table:
-        if entry.index == MASK:
-            ranks.append(cursor.frame("a bitmask", 1, -(-elements // 8)))
+        size, is_split = value_bytes(entry.value, entry.count)
+        own, at = _take(data, at, size)
+        if is_split:
+            low, at = _take(data, at, size)
+            values.append([own, low])
+            continue
+        check_spare(own, entry.count * WIDTHS[entry.value], "the magnitudes")
+        values.append([own])
+    if (len(data) - at) % _WORD_BYTES:
+        raise StreamError(RULE, f"{len(data) - at} bytes of escaped magnitudes")
+    return RankedBlock(live, elements, table, signed, signs, ranks, values, data[at:])
+
+
+def _take(data: memoryview, at: int, length: int) -> tuple[memoryview, int]:
+    """The next bytes, and where they end."""
+    stop = at + length
+    if stop > len(data):
+        raise IndexError
+    return data[at:stop], stop
+
+
+def _read_table(
+    data: memoryview, at: int, coded: CodedBlock
+) -> tuple[list[ClassEntry], list[int], int]:
+    """The class table, the bytes of ranks that each class has, and where the table ends."""
+    total = data[at]
+    lines, at = _take(data, at + 1, _LINE_BYTES * total)
+    top = EXPONENTS[coded.block.dtype][1]
+    table, lengths = [], []
+    before, left = -1, coded.count
+    for number in range(total):
+        low, high, codes = lines[_LINE_BYTES * number : _LINE_BYTES * (number + 1)]
+        index, value = codes >> 4, codes & 15
+        if (low, high) == FLAT:
+            is_fit = number == total - 1 and index == GAPS
         else:
-            most = entry.count + elements // ESCAPE
-            ranks.append(cursor.frame("gaps", entry.count, most))
-        if entry.value == NEW_WORDS:
-            high = cursor.frame("exponents", entry.count)
-            packed.append([high, cursor.frame("signs and mantissas", entry.count)])
-        elif entry.value:
-            packed.append([cursor.frame("magnitudes", packed_bytes(entry.count, entry.value))])
-        else:
-            packed.append([])
-    cursor.end()
-    counts = [entry.count for entry in table]
-    masks = [
-        8 * found.size if entry.index == MASK else 0
-        for entry, found in zip(table, ranks, strict=True)
-    ]
-    _check_room(table, masks, elements)
-    return RankedBlock(
-        live,
-        table,
-        counts,
-        masks,
-        _read_ranks(table, counts, ranks, elements),
-        _read_words(table, counts, packed, negative, escapes),
-        cursor.frame_bytes,
-    )
-
-
-def _read_rows(cursor: Cursor, words: int, start: int) -> LiveRows | None:
-    length = cursor.varint()
-    if not length:
-        return None
-    rows = row_count(length, words, start)
-    marks = bits(cursor.frame("live rows", -(-rows // 8)), rows, "the live rows")
-    live = LiveRows.of(marks, length, words, start)
-    if not live.elements:
-        raise StreamError(RULE, "no row is live")
-    return live
-
-
-def _read_table(cursor: Cursor, count: int, top_exponent: int) -> list[ClassEntry]:
-    table = []
-    before, left = -1, count
-    for number in range(total := cursor.byte()):
-        low, high, codes = cursor.take(3)
-        each = Range(low, high)
-        entry = ClassEntry(each, codes >> 4, codes & 15, cursor.varint())
-        if each == FLAT:
-            is_fit = number == total - 1 and entry.index == GAPS
-        else:
-            is_fit = before < each.low <= each.high <= top_exponent
-            before = each.high
-        if not is_fit or entry.index > MASK or entry.value > NEW_WORDS:
-            raise StreamError(
-                RULE, f"class {number}: exponents {each.low} to {each.high}, codes {codes}"
-            )
-        left -= entry.count
-        if not entry.count or left < 0:
-            raise StreamError(RULE, f"class {number}: {entry.count} entries, {count} in the block")
-        table.append(entry)
+            is_fit = before < low <= high <= top
+            before = high
+        if not is_fit or index > MASK or value > NEW_WORDS:
+            raise StreamError(RULE, f"class {number}: exponents {low} to {high}, codes {codes}")
+        count, at = read_number(data, at)
+        nbytes, at = read_number(data, at)
+        left -= count
+        if not count or left < 0:
+            raise StreamError(RULE, f"class {number}: {count} entries, {coded.count} in the block")
+        table.append(ClassEntry(Range(low, high), index, value, count))
+        lengths.append(nbytes)
     if left:
-        raise StreamError(RULE, f"{count - left} entries in the classes, {count} in the block")
-    return table
+        raise StreamError(
+            RULE, f"{coded.count - left} entries in the classes, {coded.count} in the block"
+        )
+    return table, lengths, at
 
 
-def _check_room(table: Sequence[ClassEntry], masks: Sequence[int], elements: int) -> None:
-    """Classes but FLAT have no element in common: all of them have room among the elements."""
+def _check_room(table: Sequence[ClassEntry], lengths: Sequence[int], elements: int) -> None:
+    """Ranks take bytes as they can, and classes but FLAT, which are disjoint, have room."""
     taken = 0
-    for entry, mask in zip(table, masks, strict=True):
+    for number, (entry, nbytes) in enumerate(zip(table, lengths, strict=True)):
+        if entry.index == MASK:
+            low, high = 1, -(-elements // 8)
+        else:
+            low, high = entry.count, entry.count + elements // ESCAPE
+        if not low <= nbytes <= high:
+            raise StreamError(
+                RULE, f"class {number}: {nbytes} bytes of ranks, expected {low} to {high}"
+            )
         if entry.range != FLAT:
-            taken += max(entry.count, mask - 7)
+            taken += max(entry.count, 8 * nbytes - 7) if entry.index == MASK else entry.count
     if taken > elements:
         raise StreamError(RULE, f"classes over more than the {elements} elements")
-
-
-def _read_ranks(
-    table: Sequence[ClassEntry], counts: Sequence[int], streams: Sequence[Bytes], elements: int
-) -> Indices:
-    """Ranks of all classes; the gaps of neighbouring ones are summed up together."""
-    parts = []
-    number = 0
-    for index, run in groupby(entry.index for entry in table):
-        first, number = number, number + len(list(run))
-        if index == GAPS:
-            own = counts[first:number]
-            ranks = read_gaps(streams[first:number], own, RULE)
-            last = max(int(ranks[stop - 1]) for stop in accumulate(own))
-            if last >= elements:
-                raise StreamError(RULE, f"rank {last} among {elements} elements")
-            parts.append(ranks)
-        else:
-            parts.append(_read_masks(streams[first:number], counts[first:number]))
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-def _read_masks(streams: Sequence[Bytes], counts: Sequence[int]) -> Indices:
-    """Ranks of neighbouring classes with bitmasks."""
-    ends = list(accumulate(stream.size for stream in streams))
-    together = np.concatenate(streams)
-    found = np.flatnonzero(np.unpackbits(together, bitorder="little").view(np.bool_))
-    stops = np.searchsorted(found, 8 * np.array(ends)).tolist()
-    for start, stop, count in zip([0, *stops], stops, counts, strict=False):
-        if stop - start != count:
-            raise StreamError(RULE, f"a bitmask of {stop - start} bits for {count} entries")
-    for start, stop, end in zip(stops, stops[1:], ends, strict=False):
-        found[start:stop] -= 8 * end
-    return found
-
-
-def _read_words(
-    table: Sequence[ClassEntry],
-    counts: Sequence[int],
-    packed: Sequence[Sequence[Bytes]],
-    negative: NDArray[np.bool_],
-    escapes: Bytes,
-) -> Words:
-    """Differences and new words of all classes."""
-    symbols = np.empty(sum(counts), "<u2")
-    tops = np.empty(symbols.size, np.uint8)
-    at = 0
-    for entry, content in zip(table, packed, strict=True):
-        stop = at + entry.count
-        if entry.value == NEW_WORDS:
-            symbols[at:stop] = join_words(content[0], content[1])
-        else:
-            tops[at:stop] = (1 << WIDTHS[entry.value]) - 1
-            symbols[at:stop] = read_symbols(content[0], entry.value, entry.count) if content else 0
-        at = stop
-    if negative.size == at:
-        return differences(symbols, tops, escapes, negative)
-    is_step = np.repeat([entry.value != NEW_WORDS for entry in table], counts)
-    symbols[is_step] = differences(symbols[is_step], tops[is_step], escapes, negative)
-    return symbols
 
 
 def write_block(
     live: tuple[int, NDArray[np.bool_]] | None,
     table: Sequence[ClassEntry],
+    *,
     negative: NDArray[np.bool_],
-    escapes: bytes,
-    contents: Sequence[Sequence[bytes]],
-) -> bytes:
+    ranks: Sequence[Bytes],
+    values: Sequence[Sequence[Bytes]],
+    escapes: Bytes,
+) -> Bytes:
     """Put a block together.
 
     Args:
         live: Length of a row and a mark for each row; None if all are live.
         table: The class table.
         negative: Signs of all differences, in the order of the classes.
-        escapes: Their escaped magnitudes, in byte planes.
-        contents: For each class its ranks, then its values, as bytes before they are framed.
+        ranks: The ranks of each class.
+        values: The values of each class.
+        escapes: Escaped magnitudes, in byte planes.
     """
-    out = [b"\0"]
+    head = [write_number(0 if live is None else live[0]), bytes([len(table)])]
+    head += [bytes([*entry.range, entry.index << 4 | entry.value]) for entry in table]
+    for entry, each in zip(table, ranks, strict=True):
+        head += [write_number(entry.count), write_number(each.size)]
+    parts = [np.frombuffer(b"".join(head), np.uint8)]
     if live is not None:
-        length, rows = live
-        out = [varint(length), frame(np.packbits(rows, bitorder="little").tobytes())]
-    out.append(bytes([len(table)]))
-    for entry in table:
-        out.append(bytes([*entry.range, entry.index << 4 | entry.value]) + varint(entry.count))
-    signs = np.packbits(negative, bitorder="little").tobytes()
-    out += [varint(len(signs)), signs, frame(escapes)]
-    out += [frame(content) for each in contents for content in each]
-    return b"".join(out)
+        parts.append(np.packbits(live[1], bitorder="little"))
+    parts.append(np.packbits(negative, bitorder="little"))
+    return np.concatenate([*parts, *ranks, *(part for each in values for part in each), escapes])
 
 
-__all__ = [
-    "FLAT",
-    "GAPS",
-    "MASK",
-    "WIDTHS",
-    "ClassEntry",
-    "RankedBlock",
-    "parse_block",
-    "write_block",
-]
+def cuts(coded: CodedBlock) -> list[int]:
+    """Where parts of a block end, which are better compressed by codes of their own.
+
+    Args:
+        coded: A block that :func:`write_block` has made.
+    """
+    parsed = parse_block(coded)
+    parts = [*parsed.ranks, *(part for each in parsed.values for part in each), parsed.escapes]
+    sizes = [len(part) for part in parts]
+    first = coded.streams[0].size - sum(sizes)
+    found, last = [], 0
+    for end in accumulate(sizes, initial=first):
+        if end - last >= _CUT_FROM:
+            found.append(end)
+            last = end
+    return found

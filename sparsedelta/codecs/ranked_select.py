@@ -1,18 +1,24 @@
 """Ranks in sets of positions, and back: the sets are bits, and only those that are asked are found.
 
-All sets of a block are looked up together: per set there is one comparison and one packing of bits,
-whatever the number of ranks. 64 bits are counted at a time.
+All sets of some blocks are looked up together: per set there is one comparison and one packing of
+bits, whatever the number of ranks. 64 bits are counted at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Final
 
 import numpy as np
 
+from sparsedelta.codecs.base import StreamError
 from sparsedelta.codecs.ranked_classes import Range, holds
 from sparsedelta.words import Bytes, Indices
+
+BASE_RULE: Final = "SD418"
+"""What of a block needs its base words."""
 
 _U64: Final = np.uint64
 _ONES: Final = _U64(0x0101010101010101)
@@ -42,46 +48,136 @@ _NTH: Final = np.array(
 """Position of the n-th 1 bit of a byte, at ``8 * byte + n``."""
 
 
-class BitSets:
-    """The elements of some ranges of exponents, as bits.
-
-    Args:
-        fields: Exponents, uint8 ``[elements]``, at least one.
-        ranges: Disjoint ranges.
+@dataclass(frozen=True, slots=True)
+class ElementSet:
+    """The elements of a block whose exponents lie in a range, and what is asked of them.
 
     Attributes:
-        sizes: How many elements each range has.
+        fields: Exponents of all elements of the block, uint8, at least one.
+        range: The range.
+        own: Which of all ranks are asked of this set: ascending, at least one.
+        last: The greatest of them.
+        mask_bytes: Length of the bitmask over the set that they were read from, or 0.
     """
 
-    def __init__(self, fields: Bytes, ranges: Sequence[Range]) -> None:
-        row = -(-fields.size // _WORD_BITS)
-        bits = np.empty((len(ranges), row * 8), np.uint8)
-        bits[:, -8:] = 0
-        mask = np.empty(fields.size, np.bool_)
-        for into, each in zip(bits, ranges, strict=True):
-            packed = np.packbits(holds(fields, each, mask), bitorder="little")
-            into[: packed.size] = packed
-        self._row = row
-        self._words = bits.reshape(-1).view("<u8")
-        # Elements before each word, those of all ranges before included; in the end all of them.
+    fields: Bytes
+    range: Range
+    own: slice
+    last: int
+    mask_bytes: int = 0
+
+    @property
+    def count(self) -> int:
+        """Number of ranks that are asked."""
+        return int(self.own.stop - self.own.start)
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether it takes less to list the elements than to look for those that are asked.
+
+        numpy lists few elements one by one, and many at the pace of those between them.
+        """
+        return min(_LISTING * (self.last + 1), self.fields.size) < _LOOKING * self.count
+
+    def check(self, size: int) -> None:
+        """Compare what is asked with the number of elements.
+
+        Raises:
+            StreamError: SD418.
+        """
+        if self.mask_bytes and self.mask_bytes != -(-size // 8):
+            raise StreamError(
+                BASE_RULE, f"a bitmask of {8 * self.mask_bytes} bits over {size} elements"
+            )
+        if self.last >= size:
+            raise StreamError(BASE_RULE, f"rank {self.last} in a class of {size}")
+
+
+def positions(sets: Sequence[ElementSet], ranks: Indices) -> Indices:
+    """Where the elements with some ranks are, in the block of their set.
+
+    Args:
+        sets: The sets.
+        ranks: int64, those of all sets; others stay what they are.
+
+    Raises:
+        StreamError: SD418: a set has fewer elements.
+    """
+    found = ranks.copy()
+    mask = np.empty(max((each.fields.size for each in sets), default=0), np.bool_)
+    looked_up = []
+    for each in sets:
+        if not each.is_listed:
+            looked_up.append(each)
+            continue
+        elements = holds(each.fields, each.range, mask[: each.fields.size]).nonzero()[0]
+        each.check(elements.size)
+        found[each.own] = elements.take(ranks[each.own])
+    for group in _groups(looked_up):
+        bits = BitSets([(each.fields, each.range) for each in group])
+        for each, size in zip(group, bits.sizes, strict=True):
+            each.check(size)
+        counts = [each.count for each in group]
+        wanted = [ranks[each.own] for each in group]
+        places = bits.positions(np.concatenate(wanted), counts)
+        for each, stop in zip(group, accumulate(counts), strict=True):
+            found[each.own] = places[stop - each.count : stop]
+    return found
+
+
+def _groups(sets: Sequence[ElementSet]) -> Iterator[list[ElementSet]]:
+    """Sets that are looked up together: as many as have few bits."""
+    group: list[ElementSet] = []
+    bits = 0
+    for each in sets:
+        if group and bits + each.fields.size > GROUP_BITS:
+            yield group
+            group, bits = [], 0
+        group.append(each)
+        bits += each.fields.size
+    if group:
+        yield group
+
+
+class BitSets:
+    """Some sets of elements, as bits: each begins with a word of its own.
+
+    Args:
+        sets: Exponents, uint8 ``[elements]``, at least one, and the range of those of the set.
+
+    Attributes:
+        sizes: How many elements each set has.
+    """
+
+    def __init__(self, sets: Sequence[tuple[Bytes, Range]]) -> None:
+        rows = [-(-fields.size // _WORD_BITS) for fields, _ in sets]
+        self._rows = list(accumulate(rows, initial=0))
+        bits = np.empty(self._rows[-1] * 8, np.uint8)
+        mask = np.empty(max(fields.size for fields, _ in sets), np.bool_)
+        for (fields, each), start, stop in zip(sets, self._rows, self._rows[1:], strict=False):
+            packed = np.packbits(holds(fields, each, mask[: fields.size]), bitorder="little")
+            bits[8 * stop - 8 : 8 * stop] = 0
+            bits[8 * start : 8 * start + packed.size] = packed
+        self._words = bits.view("<u8")
+        # Elements before each word, those of all sets before included; in the end all of them.
         self._counts = np.bitwise_count(self._words)
         self._before = np.empty(self._words.size + 1, np.int64)
         self._before[0] = 0
         np.cumsum(self._counts, dtype=np.int64, out=self._before[1:])
-        stops = self._before[row::row].tolist()
-        self._starts = [0, *stops[:-1]]
-        self.sizes = [stop - start for start, stop in zip(self._starts, stops, strict=True)]
+        self._starts = self._before[np.array(self._rows)].tolist()
+        stops = self._starts[1:]
+        self.sizes = [stop - start for start, stop in zip(self._starts, stops, strict=False)]
 
     def positions(self, ranks: Indices, counts: Sequence[int]) -> Indices:
         """Where the elements with some ranks are.
 
         Args:
-            ranks: int64, range by range, ascending within each, below its size.
-            counts: How many there are of each range.
+            ranks: int64, set by set, ascending within each, below its size.
+            counts: How many there are of each set.
         """
         wanted = ranks
         if len(counts) > 1:
-            wanted = ranks + np.repeat(self._starts, counts)
+            wanted = ranks + np.repeat(self._starts[:-1], counts)
         at = self._words_of(wanted)
         word = self._words[at]
         left = (wanted - self._before[at]).view(_U64)
@@ -105,11 +201,11 @@ class BitSets:
         found += shift.view(np.int64)
         found += _NTH[word.view(np.int64)]
         if len(counts) > 1:
-            found -= np.repeat(np.arange(len(counts)) * (self._row * _WORD_BITS), counts)
+            found -= np.repeat(np.array(self._rows[:-1]) << _WORD_LOG2, counts)
         return found
 
     def _words_of(self, wanted: Indices) -> Indices:
-        """The words in which the elements with some ranks among those of all ranges lie."""
+        """The words in which the elements with some ranks among those of all sets lie."""
         if wanted.size * _LOOKED_UP_FROM < self._words.size:
             return np.searchsorted(self._before[1:], wanted, "right")
         return np.repeat(np.arange(self._words.size), self._counts).take(wanted)
@@ -118,79 +214,14 @@ class BitSets:
         """Ranks of some elements.
 
         Args:
-            positions: int64, range by range, each an element of its range.
-            counts: How many there are of each range.
+            positions: int64, set by set, each an element of its set.
+            counts: How many there are of each set.
         """
         at = positions >> _WORD_LOG2
-        at += np.repeat(np.arange(len(counts)) * self._row, counts)
+        at += np.repeat(self._rows[:-1], counts)
         above = self._words[at]
         above >>= (positions & (_WORD_BITS - 1)).view(_U64)  # the element itself is the lowest left
         found: Indices = self._before[1:][at]
         found -= np.bitwise_count(above)
-        found -= np.repeat(self._starts, counts)
+        found -= np.repeat(self._starts[:-1], counts)
         return found
-
-
-class Listed:
-    """The elements of one range, listed; used as :class:`BitSets` of that range.
-
-    Args:
-        fields: Exponents.
-        each: The range.
-    """
-
-    def __init__(self, fields: Bytes, each: Range) -> None:
-        self._positions = np.flatnonzero(holds(fields, each))
-        self.sizes = [self._positions.size]
-
-    def positions(self, ranks: Indices, counts: Sequence[int]) -> Indices:  # noqa: ARG002 (as BitSets)
-        """Where the elements with some ranks are."""
-        return self._positions.take(ranks)
-
-
-class Group(NamedTuple):
-    """Neighbouring ranges that are looked up together.
-
-    Attributes:
-        ranges: Which.
-        is_listed: Whether it is one range, whose elements are to be listed.
-    """
-
-    ranges: slice
-    is_listed: bool
-
-    def of(self, fields: Bytes, ranges: Sequence[Range]) -> BitSets | Listed:
-        """The elements of its ranges.
-
-        Args:
-            fields: Exponents.
-            ranges: All ranges.
-        """
-        own = ranges[self.ranges]
-        return Listed(fields, *own) if self.is_listed else BitSets(fields, own)
-
-
-def groups(
-    elements: int, counts: Sequence[int], sizes: Sequence[int] | None = None
-) -> Iterator[Group]:
-    """Which neighbouring ranges to look up together: as many as have few bits.
-
-    Args:
-        elements: Elements that they are of.
-        counts: Ranks that are asked of each range.
-        sizes: About how many elements each range has. A range of which much is asked goes by
-            itself, and is listed; without sizes none is.
-    """
-    most = max(GROUP_BITS // elements, 1)
-    start = 0
-    for stop, count in enumerate(counts):
-        # numpy lists few elements one by one, and many at the pace of those between them.
-        is_listed = sizes is not None and min(_LISTING * sizes[stop], elements) < _LOOKING * count
-        if stop > start and (is_listed or stop - start == most):
-            yield Group(slice(start, stop), is_listed=False)
-            start = stop
-        if is_listed:
-            yield Group(slice(start, stop + 1), is_listed=True)
-            start = stop + 1
-    if start < len(counts):
-        yield Group(slice(start, len(counts)), is_listed=False)

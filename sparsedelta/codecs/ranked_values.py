@@ -8,9 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsedelta.codecs.base import StreamError
-from sparsedelta.codecs.escapes import decode_escapes
-from sparsedelta.codecs.packed import unpack
-from sparsedelta.codecs.ranked_frames import RULE
+from sparsedelta.codecs.ranked_numbers import RULE
 from sparsedelta.words import Bytes, Indices, Words
 
 WIDTHS: Final = (0, 1, 2, 4, 8)
@@ -19,7 +17,7 @@ WIDTHS: Final = (0, 1, 2, 4, 8)
 NEW_WORDS: Final = 5
 """The value code of new words."""
 
-_TOPS: Final = np.array([*((1 << width) - 1 for width in WIDTHS), 0], np.uint16)
+TOPS: Final = (*((1 << width) - 1 for width in WIDTHS), 0)
 """The symbol that is an escape, by value code."""
 
 LARGEST: Final = (1 << 15) - 1
@@ -30,48 +28,21 @@ _SIGN_SHIFT: Final = np.uint16(15)
 _HIGH_SHIFT: Final = np.uint16(7)
 _LOW_BITS: Final = np.uint16(127)
 
+_BYTES: Final = np.arange(256, dtype=np.uint8)
+_SYMBOLS: Final = {
+    width: np.stack([_BYTES >> at & ((1 << width) - 1) for at in range(0, 8, width)], axis=1)
+    .view(f"u{8 // width}")
+    .reshape(-1)
+    for width in (2, 4)
+}
+"""By width the symbols of each byte, side by side."""
+
 
 def magnitudes(values: Words) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
     """``|d| - 1`` of differences d that are not 0, and whether each is negative."""
     signs = values >> _SIGN_SHIFT
     found = (values ^ np.negative(signs)) - (np.uint16(1) - signs)  # ~d, or d - 1
     return found, signs.astype(np.bool_)
-
-
-def differences(
-    found: NDArray[np.uint16],
-    tops: Bytes,
-    escapes: Bytes,
-    negative: NDArray[np.bool_],
-) -> Words:
-    """The differences of some symbols and signs.
-
-    Args:
-        found: The symbols; becomes the differences.
-        tops: Of each the symbol that is an escape.
-        escapes: Items of those that are escaped, as byte planes.
-        negative: Whether each is negative.
-
-    Raises:
-        StreamError: Too many or too few items, or a magnitude that its sign does not allow.
-    """
-    escaped = np.flatnonzero(found == tops)
-    items = decode_escapes(escapes, escaped.size, found.itemsize, RULE)
-    if items.size:
-        largest = int(items.max())
-        if largest > LARGEST:
-            raise StreamError(RULE, "an escaped magnitude is out of range")
-        items = items + found[escaped]
-        if largest + int(_TOPS.max()) >= LARGEST:
-            is_least = items >= LARGEST
-            if (items > LARGEST).any() or not negative[escaped[is_least]].all():
-                raise StreamError(RULE, "a magnitude is out of range")
-        found[escaped] = items
-    signs = negative.astype(_U16)
-    found += np.uint16(1)
-    found ^= np.negative(signs)  # ~d + 1 is -d
-    found += signs
-    return found
 
 
 def symbols(found: NDArray[np.uint16], codes: Indices) -> tuple[Bytes, NDArray[np.uint16]]:
@@ -81,19 +52,82 @@ def symbols(found: NDArray[np.uint16], codes: Indices) -> tuple[Bytes, NDArray[n
         found: Magnitudes.
         codes: The value code of each; those with NEW_WORDS have neither.
     """
-    tops = _TOPS[codes]
+    tops = np.array(TOPS, np.uint16)[codes]
     items = (found - tops)[(found >= tops) & (codes != NEW_WORDS)]
     return np.minimum(found, tops).astype(np.uint8), items
 
 
-def packed_bytes(count: int, code: int) -> int:
-    """Length of the packed symbols of a class."""
-    return -(-count * WIDTHS[code] // 8)
+def value_bytes(code: int, count: int) -> tuple[int, bool]:
+    """Length of the values of a class, and whether there are two parts of it."""
+    if code == NEW_WORDS:
+        return count, True
+    return -(-count * WIDTHS[code] // 8), False
 
 
-def read_symbols(packed: Bytes, code: int, count: int) -> Bytes:
-    """The symbols of a class, uint8 ``[count]``."""
-    return unpack(packed, WIDTHS[code], count, RULE)
+def pack(found: Bytes, width: int) -> Bytes:
+    """Symbols of so many bits one after another, from the least significant bit of a byte on."""
+    if not width:
+        return found[:0]
+    if width == 1:
+        return np.packbits(found, bitorder="little")
+    each = 8 // width
+    rows = np.zeros((-(-found.size // each), each), np.uint8)
+    rows.reshape(-1)[: found.size] = found
+    packed = rows[:, 0].copy()
+    for slot in range(1, each):
+        packed |= rows[:, slot] << np.uint8(slot * width)
+    return packed
+
+
+def unpack(packed: Bytes, width: int) -> Bytes:
+    """The symbols of :func:`pack`, uint8 each, spare ones included.
+
+    Args:
+        packed: Bytes.
+        width: Bits of a symbol: 1, 2, 4 or 8.
+    """
+    if width == 1:
+        return np.unpackbits(packed, bitorder="little")
+    if width == 8:  # noqa: PLR2004 (a symbol is a byte)
+        return packed
+    return _SYMBOLS[width].take(packed).view(np.uint8)
+
+
+def add_escapes(
+    found: NDArray[np.uint16],
+    where: Indices,
+    items: tuple[Bytes, Bytes],
+    negative: NDArray[np.bool_],
+) -> None:
+    """Add items to the symbols that are escaped.
+
+    Args:
+        found: Symbols; becomes the magnitudes.
+        where: Which of them are escaped, as many as there are items.
+        items: Low byte of each item, and high byte.
+        negative: Whether each difference is negative.
+
+    Raises:
+        StreamError: A magnitude is out of range, or its sign does not allow it.
+    """
+    low, high = items
+    sums = high.astype(np.uint32)
+    sums <<= 8
+    sums |= low
+    sums += found[where]
+    largest = int(sums.max(initial=0))
+    if largest >= LARGEST and (largest > LARGEST or not negative[where[sums == LARGEST]].all()):
+        raise StreamError(RULE, "a magnitude is out of range")
+    found[where] = sums
+
+
+def differences(found: NDArray[np.uint16], negative: NDArray[np.bool_]) -> Words:
+    """The differences of some magnitudes, which become them, and signs."""
+    signs = negative.astype(_U16)
+    found += np.uint16(1)
+    found ^= np.negative(signs)  # ~d + 1 is -d
+    found += signs
+    return found
 
 
 def split_words(words: Words) -> tuple[Bytes, Bytes]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Final
 
 import numpy as np
@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import VALUE_KINDS, densities, random_values, seeds
 
-from sparsedelta.codecs import Block, Encoding, Ranked, StreamError
+from sparsedelta.codecs import Block, CodedBlock, Encoding, Ranked, StreamError
+from sparsedelta.codecs.frames import decode_frame, encode_frame
 from sparsedelta.codecs.ranked_classes import EXPONENTS, Range, exponents, histogram, holds
 from sparsedelta.codecs.ranked_layout import (
     FLAT,
@@ -23,8 +24,8 @@ from sparsedelta.codecs.ranked_layout import (
 )
 from sparsedelta.codecs.ranked_plan import divide
 from sparsedelta.codecs.ranked_rows import LiveRows, row_count
-from sparsedelta.codecs.ranked_select import GROUP_BITS, BitSets, groups
-from sparsedelta.codecs.ranked_values import join_words, split_words
+from sparsedelta.codecs.ranked_select import GROUP_BITS, BitSets, ElementSet, positions
+from sparsedelta.codecs.ranked_values import WIDTHS, join_words, pack, split_words, unpack
 from sparsedelta.words import Bytes, Indices, Words
 
 RANKED: Final = Encoding("difference", Ranked(), Ranked())
@@ -92,13 +93,104 @@ def test_decode_undoes_encode(case: Case) -> None:
     stream = block_bytes(case)
     ((low, high, _),) = RANKED.bounds(np.array([indices.size]), np.array([block.words]), 2)
     assert low[0] <= stream.size <= high[0]
-    RANKED.check([stream], indices.size, replace(block, base=None))
+    RANKED.check(CodedBlock([stream], indices.size, replace(block, base=None)))
     for any_order in (False, True):
         told = replace(block, any_order=any_order)
         found, words = RANKED.decode([stream], indices.size, told)
         order = np.argsort(found, kind="stable") if any_order else slice(None)
         assert np.array_equal(found[order], indices)
         assert np.array_equal(words[order], values)
+
+
+@settings(max_examples=120)
+@given(
+    several=st.lists(cases(max_words=700), min_size=1, max_size=7),
+    bits=st.sampled_from([1, 1 << 10, GROUP_BITS]),
+)
+def test_blocks_decoded_together_are_those_decoded_alone(several: list[Case], bits: int) -> None:
+    """Blocks of any dtype, base and size have nothing to do with each other."""
+    coded = [
+        CodedBlock([block_bytes(case)], case[1].size, replace(case[0], any_order=number % 2 > 0))
+        for number, case in enumerate(several)
+    ]
+    empty = CodedBlock([np.empty(0, np.uint8)], 0, Block(5, 2, np.zeros(5, "<u2"), "BF16"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sparsedelta.codecs.ranked_select.GROUP_BITS", bits)
+        together = RANKED.decode_all([*coded, empty])
+    assert together.pop()[0].size == 0
+    for each, (found, words) in zip(coded, together, strict=True):
+        alone = RANKED.decode(each.streams, each.count, each.block)
+        assert np.array_equal(found, alone[0])
+        assert np.array_equal(words, alone[1])
+
+
+@settings(max_examples=150)
+@given(
+    several=st.lists(cases(max_words=300), min_size=2, max_size=4),
+    which=st.integers(0, 3),
+    at=st.integers(0, 1 << 20),
+    bit=st.integers(0, 7),
+)
+def test_blocks_together_are_refused_as_one_of_them_is(
+    several: list[Case], which: int, at: int, bit: int
+) -> None:
+    """A damaged block is found between others, and no other takes what it lacks or leaves."""
+    streams = [block_bytes(case).copy() for case in several]
+    damaged = streams[which % len(streams)]
+    damaged[at % damaged.size] ^= 1 << bit
+    coded = [
+        CodedBlock([stream], case[1].size, case[0])
+        for stream, case in zip(streams, several, strict=True)
+    ]
+    rules = []
+    for each in coded:
+        try:
+            RANKED.decode(each.streams, each.count, each.block)
+        except StreamError as error:
+            rules.append(error.rule)
+    if rules:
+        with pytest.raises(StreamError) as caught:
+            RANKED.decode_all(coded)
+        assert caught.value.rule in rules
+    else:
+        assert len(RANKED.decode_all(coded)) == len(coded)
+
+
+def test_two_wrongs_of_two_blocks_do_not_make_a_right() -> None:
+    """A block with an escape too few before one with an escape too many; so with bitmasks."""
+    fewer = made(LOW, HIGH, STRAY, signs=[0, 1, 0], escapes=b"\0\0", contents=CONTENTS)
+    more = made(LOW, HIGH, STRAY, signs=[0, 1, 0], escapes=b"\0\2\1\0\0\0", contents=CONTENTS)
+    one = _with(0, LOW, ["01", "02"])
+    three = _with(0, LOW, ["07", "02"])
+    for pair in ((fewer, more), (one, three), (three, one)):
+        with pytest.raises(StreamError) as caught:
+            RANKED.decode_all([CodedBlock([stream], 4, BLOCK) for stream in pair])
+        assert caught.value.rule == "SD417"
+
+
+@settings(max_examples=60)
+@given(case=cases())
+def test_a_block_compressed_in_parts_is_one_frame(case: Case) -> None:
+    """Parts end where they should, and the frame is an ordinary one."""
+    block, indices, _ = case
+    stream = block_bytes(case)
+    cuts = RANKED.cuts(CodedBlock([stream], indices.size, block))
+    assert cuts == sorted(set(cuts))
+    assert all(0 < cut <= stream.size for cut in cuts)
+    frame = encode_frame(stream.tobytes(), cuts)
+    assert len(frame) <= stream.size
+    assert np.array_equal(decode_frame(frame, stream.size), stream)
+
+
+@settings(max_examples=60)
+@given(seed=seeds, count=st.integers(1, 100), width=st.sampled_from(WIDTHS[1:]))
+def test_symbols_are_packed_one_after_another(seed: int, count: int, width: int) -> None:
+    """From the least significant bit of a byte on; what is left of the last byte is 0."""
+    found = np.random.default_rng(seed).integers(0, 1 << width, count).astype(np.uint8)
+    packed = pack(found, width)
+    number = sum(int(each) << width * at for at, each in enumerate(found))
+    assert packed.tobytes() == number.to_bytes(-(-count * width // 8), "little")
+    assert np.array_equal(unpack(packed, width)[:count], found)
 
 
 @settings(max_examples=100)
@@ -130,7 +222,7 @@ def test_a_block_that_ends_early_is_refused(case: Case, cut: int) -> None:
     block, indices, _ = case
     stream = block_bytes(case)
     with pytest.raises(StreamError) as caught:
-        RANKED.check([stream[: cut % stream.size]], indices.size, block)
+        RANKED.check(CodedBlock([stream[: cut % stream.size]], indices.size, block))
     assert caught.value.rule == "SD417"
 
 
@@ -180,24 +272,29 @@ def test_ranks_in_sets_are_those_of_lists(
     for each, found in zip(ranges, listed, strict=True):
         assert np.array_equal(found, np.flatnonzero((fields >= each.low) & (fields <= each.high)))
     ranks = [np.flatnonzero(rng.random(found.size) < share) for found in listed]
-    counts = [each.size for each in ranks]
+    asked_of = [number for number, each in enumerate(ranks) if each.size]
+    counts = [ranks[number].size for number in asked_of]
+    stops = list(accumulate(counts))
+    sets = [
+        ElementSet(fields, ranges[number], slice(stop - count, stop), int(ranks[number][-1]))
+        for number, count, stop in zip(asked_of, counts, stops, strict=True)
+    ]
+    none: Indices = np.empty(0, np.int64)
+    together = np.concatenate([none, *ranks])
+    places = np.concatenate([none, *(f[r] for f, r in zip(listed, ranks, strict=True))])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sparsedelta.codecs.ranked_select.GROUP_BITS", bits)
-        for sizes in (None, [found.size for found in listed]):
-            taken = 0
-            for group in groups(size, counts, sizes):
-                own = group.ranges
-                assert own.start == taken
-                taken = own.stop
-                sets = group.of(fields, ranges)
-                assert sets.sizes == [each.size for each in listed[own]]
-                places = [f[r] for f, r in zip(listed[own], ranks[own], strict=True)]
-                together = np.concatenate(ranks[own])
-                found = sets.positions(together, counts[own])
-                assert np.array_equal(found, np.concatenate(places))
-                if isinstance(sets, BitSets):
-                    assert np.array_equal(sets.ranks(found, counts[own]), together)
-            assert taken == len(ranges)
+        assert np.array_equal(positions(sets, together), places)
+        patch.setattr(ElementSet, "is_listed", False)
+        assert np.array_equal(positions(sets, together), places)
+    if asked_of:
+        as_bits = BitSets([(fields, ranges[number]) for number in asked_of])
+        assert as_bits.sizes == [listed[number].size for number in asked_of]
+        assert np.array_equal(as_bits.ranks(places, counts), together)
+    for asked_set, found in zip(sets, (listed[number] for number in asked_of), strict=True):
+        asked_set.check(found.size)
+        with pytest.raises(StreamError):
+            asked_set.check(asked_set.last)
 
 
 @settings(max_examples=60)
@@ -264,13 +361,19 @@ def made(
     *entries: ClassEntry, signs: list[int], escapes: bytes, contents: list[list[str]]
 ) -> Bytes:
     """A block from what it says."""
-    data = write_block(
+    parts = [[as_bytes(bytes.fromhex(each)) for each in content] for content in contents]
+    return write_block(
         None,
         entries,
-        np.array(signs, np.bool_),
-        escapes,
-        [[bytes.fromhex(each) for each in content] for content in contents],
+        negative=np.array(signs, np.bool_),
+        ranks=[ranks for ranks, *_ in parts],
+        values=[values for _, *values in parts],
+        escapes=as_bytes(escapes),
     )
+
+
+def as_bytes(data: bytes) -> Bytes:
+    """The bytes of a string."""
     return np.frombuffer(data, np.uint8)
 
 
@@ -343,10 +446,10 @@ def test_a_rule_of_a_block_is_checked(name: str) -> None:
     assert caught.value.rule == rule
     without = replace(BLOCK, base=None)
     if rule == "SD418":
-        RANKED.check([stream], 4, without)
+        RANKED.check(CodedBlock([stream], 4, without))
     else:
         with pytest.raises(StreamError):
-            RANKED.check([stream], 4, without)
+            RANKED.check(CodedBlock([stream], 4, without))
 
 
 def test_only_16_bit_floats_have_exponents() -> None:
