@@ -13,7 +13,7 @@ from sparsedelta.words import Bytes
 SourceRun: TypeAlias = tuple[Arrow, int, int]
 """A run of words to be taken through: its arrow, first word, word behind the last."""
 
-_BATCH_BYTES: Final = 1 << 21
+_BATCH_BYTES: Final = 1 << 22
 """Bytes of a batch; a run that is longer ends one."""
 
 _ALIGNED: Final = 64

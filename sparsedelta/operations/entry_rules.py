@@ -26,7 +26,7 @@ from sparsedelta.records import PartRecord, TensorRecord
 from sparsedelta.slices import check_disjoint
 from sparsedelta.words import Indices, ReadWords, Words
 
-_BATCH_BYTES: Final = 1 << 21
+_BATCH_BYTES: Final = 1 << 22
 """Bytes of the words of blocks that are decoded together; a block may be longer by itself."""
 
 
