@@ -1,9 +1,10 @@
 """How fast the codec of the profile ``compact`` is, beside a BLAKE3 pass over the base.
 
 Of each pair of ``pairs.py``, in one process and in turns: a BLAKE3 pass over the base on one
-thread; all blocks of the delta read, decoded and applied to a copy of the base, on one thread and
-on two; and the same blocks found and encoded. ``portable`` is timed beside it. What ``diff`` and
-``apply`` do besides (digests, headers, choices) is the same for both profiles and left out.
+thread; all blocks of the delta read, decoded and applied to a copy of the base, in batches as
+``apply`` makes them, on one thread and on two; and the same blocks found, encoded and compressed.
+``portable`` is timed beside it. What ``diff`` and ``apply`` do besides (digests, headers, choices)
+is the same for both profiles and left out.
 
 The ratios to BLAKE3 are of seconds of a core, which a busy neighbour bends least; those of two
 threads to one are of seconds on the clock.
@@ -15,12 +16,13 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import machine
 import numpy as np
@@ -31,8 +33,10 @@ from pairs import ensure_pairs
 from stored import StoredFile
 
 import sparsedelta
-from sparsedelta.codecs import Block, Encoding
-from sparsedelta.records import PartRecord
+from sparsedelta.codecs import Block, CodedBlock, Encoding
+from sparsedelta.codecs.frames import encode_frame
+from sparsedelta.container import BlockRequest
+from sparsedelta.records import PartRecord, TensorRecord
 
 THREADS: Final = 2
 PROFILES: Final = ("portable", "compact")
@@ -40,8 +44,11 @@ LEAST: Final = {"rl": 0.30, "mask": 0.22, "rlmid": 0.12, "sft": 0.09}
 """Decoding speed of one core, as a share of BLAKE3's, that is asked of ``compact``."""
 LEAST_THREADS: Final = 1.5
 LEAST_ENCODE: Final = 1 / 3
+BATCH_WORDS: Final = 1 << 21
+"""Words that are decoded together, as ``apply`` has them."""
 
 Words = NDArray[np.uint16]
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -49,24 +56,22 @@ class Piece:
     """A block of a difference.
 
     Attributes:
-        tensor: Name of its tensor.
+        record: The tensor.
         number: Number of the block.
         span: Its words, in the tensor.
-        read: Reads and decodes it, given its base words.
         encoding: How it is encoded.
         block: What an encoder is told of it.
     """
 
-    tensor: str
+    record: TensorRecord
     number: int
     span: slice
-    read: Callable[[Words], tuple[NDArray[np.int64], Words]]
     encoding: Encoding
     block: Block
 
 
 def pieces(reader: sparsedelta.DeltaReader, base: StoredFile) -> list[Piece]:
-    """All blocks of a delta in which every record is one difference."""
+    """All blocks of a delta in which every record is one difference, the largest first."""
     found = []
     for record in reader.manifest.tensors:
         (part,) = record.parts
@@ -76,36 +81,35 @@ def pieces(reader: sparsedelta.DeltaReader, base: StoredFile) -> list[Piece]:
         row = shape[-1] if len(shape) > 1 else 0
         for number in range(part.block_count(words)):
             start, stop = number * size, min(words, (number + 1) * size)
-
-            def read(
-                old: Words,
-                record: Any = record,  # noqa: ANN401 - bound now, not when it is called
-                number: int = number,
-            ) -> tuple[NDArray[np.int64], Words]:
-                return reader.read_block(record, 0, number, base=old, any_order=True)
-
             span = slice(start, stop)
             block = Block(
                 stop - start, 2, base.words(record.name)[span], record.spec.dtype, start, row
             )
-            found.append(Piece(record.name, number, span, read, part.encoding, block))
-    return found
+            found.append(Piece(record, number, span, part.encoding, block))
+    return sorted(found, key=lambda piece: -piece.block.words)
 
 
-def decode_piece(piece: Piece, old: Words, new: Words) -> None:
-    """Write what a block leads to."""
-    base, target = old[piece.span], new[piece.span]
-    target[:] = base
-    places, steps = piece.read(base)
-    target[places] += steps
+def batches(listed: Sequence[Piece]) -> Iterator[list[Piece]]:
+    """Pieces that are decoded together."""
+    batch: list[Piece] = []
+    words = 0
+    for piece in listed:
+        batch.append(piece)
+        words += piece.block.words
+        if words >= BATCH_WORDS:
+            yield batch
+            batch, words = [], 0
+    if batch:
+        yield batch
 
 
 def encode_piece(piece: Piece, old: Words, new: Words) -> int:
-    """Find and encode what differs in a block; returns the bytes."""
+    """Find what differs in a block, encode and compress it; returns the bytes."""
     base, target = old[piece.span], new[piece.span]
     places = np.flatnonzero(base != target)
     streams = piece.encoding.encode(places, target[places] - base[places], piece.block)
-    return sum(stream.size for stream in streams)
+    cuts = piece.encoding.cuts(CodedBlock(streams, places.size, piece.block))
+    return sum(len(encode_frame(stream.tobytes(), cuts)) for stream in streams)
 
 
 def timed(work: Callable[[], object]) -> tuple[float, float]:
@@ -135,33 +139,39 @@ class Weights:
         for words in self.old.values():
             blake3(words.view(np.uint8).data, max_threads=1).digest()
 
-    def decode(self, piece: Piece) -> None:
-        """Write what a block leads to."""
-        decode_piece(piece, self.old[piece.tensor], self.made[piece.tensor])
+    def decode(self, reader: sparsedelta.DeltaReader, batch: Sequence[Piece]) -> None:
+        """Write what the blocks of a batch lead to."""
+        requests = []
+        for piece in batch:
+            name = piece.record.name
+            old = self.old[name][piece.span]
+            self.made[name][piece.span] = old
+            requests.append(BlockRequest(piece.record, 0, piece.number, old))
+        found = reader.read_blocks(requests, any_order=True)
+        for piece, (places, steps) in zip(batch, found, strict=True):
+            self.made[piece.record.name][piece.span][places] += steps
 
     def encode(self, piece: Piece) -> None:
         """Find and encode what differs in a block."""
-        encode_piece(piece, self.old[piece.tensor], self.new[piece.tensor])
+        encode_piece(piece, self.old[piece.record.name], self.new[piece.record.name])
 
-    def check(self, listed: Sequence[Piece]) -> None:
+    def check(self, reader: sparsedelta.DeltaReader, listed: Sequence[Piece]) -> None:
         """Decode all blocks; raises RuntimeError if they lead elsewhere than to the target."""
-        for piece in listed:
-            self.decode(piece)
-        for name in {piece.tensor for piece in listed}:
+        for batch in batches(listed):
+            self.decode(reader, batch)
+        for name in {piece.record.name for piece in listed}:
             if not np.array_equal(self.made[name], self.new[name]):
                 raise RuntimeError(f"{name} is not what it should be")
 
 
-def on(
-    threads: int, work: Callable[[Piece], object], listed: Sequence[Piece]
-) -> Callable[[], object]:
-    """Work on all blocks, by so many threads."""
+def on(threads: int, work: Callable[[Item], object], items: Sequence[Item]) -> Callable[[], object]:
+    """Work on all items, by so many threads."""
     if threads == 1:
-        return lambda: [work(piece) for piece in listed]
+        return lambda: [work(item) for item in items]
 
     def run() -> None:
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(work, listed))
+            list(pool.map(work, items))
 
     return run
 
@@ -178,11 +188,11 @@ def measure(name: str, folder: Path, *, rounds: int) -> dict[str, Any]:
             path = folder / f"{name}.{profile}.safetensors"
             nnz = sparsedelta.diff(before, after, path, profile=profile, force=True).manifest.nnz
             reader = stack.enter_context(sparsedelta.DeltaReader(path))
-            # The largest first, so that two threads end together.
-            listed = sorted(pieces(reader, base), key=lambda p: p.span.start - p.span.stop)
-            weights.check(listed)
-            works[f"decode {profile}"] = on(1, weights.decode, listed)
-            works[f"decode {profile}, {THREADS} threads"] = on(THREADS, weights.decode, listed)
+            listed = pieces(reader, base)
+            weights.check(reader, listed)
+            decode, parts = partial(weights.decode, reader), list(batches(listed))
+            works[f"decode {profile}"] = on(1, decode, parts)
+            works[f"decode {profile}, {THREADS} threads"] = on(THREADS, decode, parts)
             works[f"encode {profile}"] = on(1, weights.encode, listed)
         seconds: dict[str, list[tuple[float, float]]] = {key: [] for key in works}
         for _ in range(rounds):

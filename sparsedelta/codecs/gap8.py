@@ -10,7 +10,7 @@ from typing import ClassVar, Final
 import numpy as np
 
 from sparsedelta.codecs.base import Block, Bounds, Counts, StreamError
-from sparsedelta.words import Bytes, Indices
+from sparsedelta.words import Bytes, Indices, Words
 
 ESCAPE: Final = 255
 
@@ -68,6 +68,15 @@ def write_gaps(gaps: Indices) -> Bytes:
     return stream
 
 
+def running_sums(numbers: Words) -> Indices:
+    """Sums of the first 1, 2, ... of some numbers, int64.
+
+    numpy keeps the interpreter lock where it casts and sums in one step.
+    """
+    sums = numbers.astype(np.int64)
+    return np.cumsum(sums, out=sums)
+
+
 def read_sums(stream: Bytes, count: int, rule: str) -> Indices:
     """Sums of the first 1, 2, ... gaps of a stream of :func:`write_gaps`, int64 ``[count]``.
 
@@ -79,8 +88,7 @@ def read_sums(stream: Bytes, count: int, rule: str) -> Indices:
         raise StreamError(rule, f"{count} gaps expected, {ends.size} found")
     if stream.size and stream[-1] == ESCAPE:
         raise StreamError(rule, "the stream ends inside a gap")
-    sums: Indices = np.cumsum(stream, dtype=np.int64)[ends]
-    return sums
+    return running_sums(stream)[ends]
 
 
 def read_gaps(streams: Sequence[Bytes], counts: Sequence[int], rule: str) -> Indices:
@@ -98,7 +106,7 @@ def read_gaps(streams: Sequence[Bytes], counts: Sequence[int], rule: str) -> Ind
         StreamError: A stream holds another number of gaps, or ends inside one.
     """
     stream = streams[0] if len(streams) == 1 else np.concatenate(streams)
-    sums: Indices = np.cumsum(stream, dtype=np.int64)
+    sums = running_sums(stream)
     ends = list(accumulate(counts))
     lengths = list(accumulate(each.size for each in streams))
     if lengths != ends or int(stream.max()) == ESCAPE:

@@ -14,7 +14,7 @@ import numpy as np
 
 from sparsedelta.codecs.base import Block, Bounds, Counts, StreamError
 from sparsedelta.codecs.entropy import FRACTION, entropies
-from sparsedelta.codecs.gap8 import ESCAPE, check_last, gaps_of, read_sums, write_gaps
+from sparsedelta.codecs.gap8 import ESCAPE, check_last, gaps_of, read_sums, running_sums, write_gaps
 from sparsedelta.words import Bytes, Indices
 
 MAX_K: Final = 24
@@ -75,7 +75,7 @@ class GapSplit:
             if marks[count:].any():
                 raise StreamError(self.rule, f"a spare bit of plane {bit} is 1")
             remainders |= marks[:count].astype(np.uint32) << np.uint32(bit)
-        indices = (sums << k) + np.cumsum(remainders, dtype=np.int64) + np.arange(count)
+        indices = (sums << k) + running_sums(remainders) + np.arange(count)
         check_last(indices, block, self.rule)
         return indices
 

@@ -7,7 +7,7 @@ needs them; they have been verified before.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import ClassVar, Final, NamedTuple
@@ -41,6 +41,10 @@ WORD_BYTES: Final = 2
 _LEAST: Final = 9
 _MOST: Final = 1 << 15
 _MOST_PER_ENTRY: Final = 5
+
+_TOGETHER: Final = 1 << 16
+"""Blocks are decoded together up to so many entries: beyond, it is not the steps that take time,
+and what is at hand should stay in the cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,30 +84,9 @@ class Ranked:
             coded: BLOCK of each, at least one entry, and the base words.
 
         Raises:
-            StreamError: SD417 of any block, or else SD418 of any.
+            StreamError: SD417 or SD418 of a block.
         """
-        if not coded:
-            return []
-        entries = read_entries(coded)
-        places = _places(coded, entries)
-        found = []
-        start = 0
-        for each, stored in zip(coded, entries.blocks, strict=True):
-            own = slice(start, start + each.count)
-            start = own.stop
-            indices, words = places[own], entries.words[own]
-            if stored.live is not None:
-                indices = stored.live.indices(indices)
-            if entries.is_new is not None:
-                marks = entries.is_new[own]
-                steps = words[marks] - _base(each.block)[indices[marks]]
-                if not steps.all():
-                    raise StreamError(BASE_RULE, "a new word is the old one")
-                words[marks] = steps
-            if not each.block.any_order and len(stored.table) > 1:
-                indices, words = _in_order(indices, words, each.block)
-            found.append((indices, words))
-        return found
+        return [found for some in _groups(coded) for found in _decode_together(some)]
 
     def encode(self, indices: Indices, values: Words, block: Block) -> list[Bytes]:
         """BLOCK of some entries.
@@ -156,6 +139,42 @@ class Ranked:
     def cuts(self, coded: CodedBlock) -> list[int]:
         """Where the parts of BLOCK end that are better compressed by themselves."""
         return cuts(coded)
+
+
+def _groups(coded: Sequence[CodedBlock]) -> Iterator[list[CodedBlock]]:
+    """Neighbouring blocks of few entries together."""
+    group: list[CodedBlock] = []
+    entries = 0
+    for each in coded:
+        if group and entries + each.count > _TOGETHER:
+            yield group
+            group, entries = [], 0
+        group.append(each)
+        entries += each.count
+    if group:
+        yield group
+
+
+def _decode_together(coded: Sequence[CodedBlock]) -> Iterator[tuple[Indices, Words]]:
+    """The entries of some blocks."""
+    entries = read_entries(coded)
+    places = _places(coded, entries)
+    start = 0
+    for each, stored in zip(coded, entries.blocks, strict=True):
+        own = slice(start, start + each.count)
+        start = own.stop
+        indices, words = places[own], entries.words[own]
+        if stored.live is not None:
+            indices = stored.live.indices(indices)
+        if entries.is_new is not None:
+            marks = entries.is_new[own]
+            steps = words[marks] - _base(each.block)[indices[marks]]
+            if not steps.all():
+                raise StreamError(BASE_RULE, "a new word is the old one")
+            words[marks] = steps
+        if not each.block.any_order and len(stored.table) > 1:
+            indices, words = _in_order(indices, words, each.block)
+        yield indices, words
 
 
 def _base(block: Block) -> Words:

@@ -14,6 +14,8 @@ EXPONENTS: Final = {"BF16": (7, 255), "F16": (10, 31)}
 
 
 _BYTE_TOP: Final = 255
+_PAIRED_FROM: Final = 1 << 16
+"""Two elements are counted at a time where there are as many as there are pairs."""
 
 
 class Range(NamedTuple):
@@ -41,6 +43,8 @@ def exponents(words: Words, dtype: str, out: Bytes | None = None) -> Bytes:
 
 def histogram(fields: Bytes) -> Indices:
     """How many elements have each exponent, int64 ``[256]``."""
+    if fields.size < _PAIRED_FROM:
+        return np.bincount(fields, minlength=256)
     pairs = fields[: fields.size & ~1].view(np.uint16)  # two at a time: half as many to count
     square = np.bincount(pairs, minlength=1 << 16).reshape(256, 256)
     found: Indices = square.sum(axis=0) + square.sum(axis=1)

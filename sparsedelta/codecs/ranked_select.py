@@ -36,9 +36,6 @@ _LOOKING: Final = 82
 """What it takes to list an element of a rare set, and to look a rank up in bits; passing over an
 element of another set is one."""
 
-_LOOKED_UP_FROM: Final = 4
-"""From one rank to so many words on, it is faster to list the word of every element."""
-
 GROUP_BITS: Final = 1 << 25
 """Sets are looked up together up to so many bits."""
 
@@ -112,7 +109,7 @@ def positions(sets: Sequence[ElementSet], ranks: Indices) -> Indices:
             continue
         elements = holds(each.fields, each.range, mask[: each.fields.size]).nonzero()[0]
         each.check(elements.size)
-        found[each.own] = elements.take(ranks[each.own])
+        elements.take(ranks[each.own], out=found[each.own], mode="clip")  # none is out of range
     for group in _groups(looked_up):
         bits = BitSets([(each.fields, each.range) for each in group])
         for each, size in zip(group, bits.sizes, strict=True):
@@ -160,10 +157,13 @@ class BitSets:
             bits[8 * start : 8 * start + packed.size] = packed
         self._words = bits.view("<u8")
         # Elements before each word, those of all sets before included; in the end all of them.
-        self._counts = np.bitwise_count(self._words)
         self._before = np.empty(self._words.size + 1, np.int64)
         self._before[0] = 0
-        np.cumsum(self._counts, dtype=np.int64, out=self._before[1:])
+        sums = self._before[1:]
+        sums[:] = np.bitwise_count(
+            self._words
+        )  # to cast and to sum in one step would keep the interpreter lock
+        np.cumsum(sums, out=sums)
         self._starts = self._before[np.array(self._rows)].tolist()
         stops = self._starts[1:]
         self.sizes = [stop - start for start, stop in zip(self._starts, stops, strict=False)]
@@ -172,15 +172,14 @@ class BitSets:
         """Where the elements with some ranks are.
 
         Args:
-            ranks: int64, set by set, ascending within each, below its size.
+            ranks: int64, set by set, ascending within each, below its size; used up.
             counts: How many there are of each set.
         """
-        wanted = ranks
-        if len(counts) > 1:
-            wanted = ranks + np.repeat(self._starts[:-1], counts)
-        at = self._words_of(wanted)
+        add_to_each(ranks, self._starts, counts)
+        at = np.searchsorted(self._before[1:], ranks, "right")
         word = self._words[at]
-        left = (wanted - self._before[at]).view(_U64)
+        ranks -= self._before[at]
+        left = ranks.view(_U64)
         # In each byte of `sums` the bits up to it, and is that at most `left`?
         sums = np.bitwise_count(word.view(np.uint8)).view(_U64)
         sums *= _ONES
@@ -200,15 +199,8 @@ class BitSets:
         found = at << _WORD_LOG2
         found += shift.view(np.int64)
         found += _NTH[word.view(np.int64)]
-        if len(counts) > 1:
-            found -= np.repeat(np.array(self._rows[:-1]) << _WORD_LOG2, counts)
+        add_to_each(found, [-(row << _WORD_LOG2) for row in self._rows], counts)
         return found
-
-    def _words_of(self, wanted: Indices) -> Indices:
-        """The words in which the elements with some ranks among those of all sets lie."""
-        if wanted.size * _LOOKED_UP_FROM < self._words.size:
-            return np.searchsorted(self._before[1:], wanted, "right")
-        return np.repeat(np.arange(self._words.size), self._counts).take(wanted)
 
     def ranks(self, positions: Indices, counts: Sequence[int]) -> Indices:
         """Ranks of some elements.
@@ -218,10 +210,25 @@ class BitSets:
             counts: How many there are of each set.
         """
         at = positions >> _WORD_LOG2
-        at += np.repeat(self._rows[:-1], counts)
+        add_to_each(at, self._rows, counts)
         above = self._words[at]
         above >>= (positions & (_WORD_BITS - 1)).view(_U64)  # the element itself is the lowest left
         found: Indices = self._before[1:][at]
         found -= np.bitwise_count(above)
-        found -= np.repeat(self._starts[:-1], counts)
+        add_to_each(found, [-start for start in self._starts], counts)
         return found
+
+
+def add_to_each(numbers: Indices, amounts: Sequence[int], counts: Sequence[int]) -> None:
+    """Add to each of some runs of numbers an amount of its own, in place.
+
+    Args:
+        numbers: int64, run by run.
+        amounts: What to add to each run.
+        counts: Lengths of the runs.
+    """
+    start = 0
+    for amount, count in zip(amounts, counts, strict=False):
+        if amount:
+            numbers[start : start + count] += amount
+        start += count

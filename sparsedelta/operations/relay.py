@@ -8,7 +8,14 @@ import numpy as np
 
 from sparsedelta.checkpoint import CheckpointReader, segments
 from sparsedelta.delta_reader import DeltaReader
-from sparsedelta.operations.arrows import Arrow, DiffersError, arrows_of, check_source, follow
+from sparsedelta.operations.arrows import (
+    Arrow,
+    DiffersError,
+    ReadRun,
+    arrows_of,
+    check_source,
+    follow,
+)
 from sparsedelta.operations.origins import wrong_base
 from sparsedelta.operations.recode import RecodedDelta
 from sparsedelta.operations.route import misfit
@@ -108,7 +115,7 @@ class Relay:
 
         def take(run: tuple[int, int]) -> None:
             start, stop = (at * width for at in run)
-            data[start:stop] = follow(arrow, *run, data[start:stop])
+            (data[start:stop],) = follow([ReadRun(arrow, *run, data[start:stop])])
 
         try:
             self._each(take, arrow.spans())

@@ -83,14 +83,14 @@ def with_moves(folder: Path) -> Chain:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Entries of every ranked block that is decoded."""
     counts: list[int] = []
-    decode = Ranked.decode
+    decode_all = Ranked.decode_all
 
     def counted(*arguments: Any) -> Any:  # noqa: ANN401 (as that of the codec)
-        found = decode(*arguments)
-        counts.append(len(found[0]))
+        found = decode_all(*arguments)
+        counts.extend(len(indices) for indices, _ in found)
         return found
 
-    monkeypatch.setattr("sparsedelta.codecs.ranked.Ranked.decode", counted)
+    monkeypatch.setattr("sparsedelta.codecs.ranked.Ranked.decode_all", counted)
     return counts
 
 
@@ -149,15 +149,15 @@ def test_a_delta_that_lies_is_told_before_the_next_is_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states, deltas = plain(tmp_path)
-    decode = Ranked.decode
-    made = []
+    decode_all = Ranked.decode_all
+    made: list[int] = []
 
     def wrong(*arguments: Any) -> Any:  # noqa: ANN401 (as that of the codec)
-        indices, words = decode(*arguments)
-        made.append(len(indices))
-        return indices, words + 1
+        found = decode_all(*arguments)
+        made.extend(len(indices) for indices, _ in found)
+        return [(indices, words + 1) for indices, words in found]
 
-    monkeypatch.setattr("sparsedelta.codecs.ranked.Ranked.decode", wrong)
+    monkeypatch.setattr("sparsedelta.codecs.ranked.Ranked.decode_all", wrong)
     with pytest.raises(VerificationError, match="SD502") as caught:
         sparsedelta.squash(deltas, tmp_path / "out", base=states[0], threads=1)
     assert str(deltas[0]) in str(caught.value)

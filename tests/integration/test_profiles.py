@@ -121,20 +121,24 @@ def test_what_a_delta_made_is_verified_before_the_next_is_decoded(
     chain: Chain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A first delta that does not make what it promises: no garbage comes of the second."""
-    decode = Ranked.decode
-    counted = []
+    decode_all = Ranked.decode_all
+    counted: list[int] = []
 
     def wrong(*arguments: Any) -> Any:  # noqa: ANN401 (as that of the codec)
-        indices, words = decode(*arguments)
-        counted.append(len(indices))
-        return indices, words + 1
+        found = decode_all(*arguments)
+        counted.extend(len(indices) for indices, _ in found)
+        return [(indices, words + 1) for indices, words in found]
 
-    monkeypatch.setattr("sparsedelta.codecs.ranked.Ranked.decode", wrong)
+    monkeypatch.setattr("sparsedelta.codecs.ranked.Ranked.decode_all", wrong)
     with pytest.raises(VerificationError, match="SD502") as caught:
         sparsedelta.apply(chain.states[0], chain.deltas, chain.out, threads=1)
     assert str(chain.deltas[0]) in str(caught.value)
     assert str(chain.deltas[1]) not in str(caught.value)
-    assert len(counted) == 1
+    entries = []
+    for delta in chain.deltas[:2]:
+        with sparsedelta.DeltaReader(delta) as reader:
+            entries.append(reader.records["layer.weight"].nnz)
+    assert set(counted) == {entries[0]} != {entries[1]}
 
 
 @pytest.mark.parametrize("verb", ["apply", "validate", "recode", "squash", "rows", "in place"])
@@ -144,7 +148,7 @@ def test_a_wrong_base_is_exit_3_before_anything_is_decoded(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("a block was decoded on a base that is not the right one")
 
-    monkeypatch.setattr("sparsedelta.codecs.ranked.Ranked.decode", never)
+    monkeypatch.setattr("sparsedelta.codecs.ranked.Ranked.decode_all", never)
     words = weights(0)
     words[5] ^= 1
     wrong = write_file(chain.folder / "out-wrong.safetensors", tensors(words, 0))
