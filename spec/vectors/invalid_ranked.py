@@ -11,7 +11,7 @@ from stream_encoder import shrink, zstd
 from valid_ranked import record
 from vector_encoder import Hook, build
 from vector_records import P, R, X, edited, ranked, whole
-from vector_samples import Invalid, at_block, put, tensor
+from vector_samples import Invalid, at_block, put, stream, tensor
 from vector_sets import build_set
 
 Change = Mapping[str, bytes | Callable[[bytes], bytes]]
@@ -125,14 +125,13 @@ def invalid_frames() -> Iterator[Invalid]:
     """Rule SD402: the frame of a block is that of a stream."""
     part = ranked(dict.fromkeys(range(0, 400, 2), 1), (0, 255, BITMASK, 4), block=9, compress=True)
     steady = [record("w", in_turn("BF16", 400), part)]
-    for name, why, change in (
+    for name, why, new in (
         ("trailing", "a byte behind the frame", lambda f: f + b"\0"),
         ("truncated", "its last byte is missing", lambda f: f[:-1]),
         ("two", "an empty frame behind it", lambda f: f + zstd((b"", 0), declared=0)),
         ("other", "a frame of other length", lambda _: shrink(bytes(400))),
     ):
-        hook = at_block(0, lambda f, change=change: [change(f[0])])
-        yield bad(f"sd402-ranked-{name}", why, steady, frames=hook)
+        yield bad(f"sd402-ranked-{name}", why, steady, frames=stream(0, new))
 
 
 LARGEST = b"\xff" * 8 + b"\x7f"  # 2^63 - 1
