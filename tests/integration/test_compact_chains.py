@@ -8,16 +8,16 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pytest
 from checkpoint_files import Stored, Tensors, tree, write_file, write_shards
+from ranked_decoders import counting
 
 import sparsedelta
 from sparsedelta import UsageError, VerificationError
 from sparsedelta.checkpoint import FileCheckpoint
-from sparsedelta.codecs import Ranked
 from sparsedelta.operations import undoing
 from sparsedelta.operations.recode import RecodedDelta
 from sparsedelta.operations.relay import Relay
@@ -116,16 +116,7 @@ def going_and_coming(folder: Path) -> Chain:
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Entries of every ranked block that is decoded."""
-    counts: list[int] = []
-    decode = Ranked.decode
-
-    def counted(*arguments: Any) -> Any:  # noqa: ANN401 (as that of the codec)
-        found = decode(*arguments)
-        counts.append(len(found[0]))
-        return found
-
-    monkeypatch.setattr("sparsedelta.codecs.ranked.Ranked.decode", counted)
-    return counts
+    return counting(monkeypatch)
 
 
 Deed = Callable[[list[Path], list[Path], Path], object]
@@ -204,15 +195,7 @@ def test_a_delta_that_lies_is_told_before_the_next_is_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states, deltas = plain(tmp_path)
-    decode = Ranked.decode
-    made = []
-
-    def wrong(*arguments: Any) -> Any:  # noqa: ANN401 (as that of the codec)
-        indices, words = decode(*arguments)
-        made.append(len(indices))
-        return indices, words + 1
-
-    monkeypatch.setattr("sparsedelta.codecs.ranked.Ranked.decode", wrong)
+    made = counting(monkeypatch, added=1)
     with pytest.raises(VerificationError, match="SD502") as caught:
         sparsedelta.squash(deltas, tmp_path / "out", base=states[0], threads=1)
     assert str(deltas[0]) in str(caught.value)
