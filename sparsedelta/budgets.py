@@ -34,35 +34,20 @@ def check_memory(path: Location, records: Iterable[TensorRecord], budget: int) -
         )
 
 
-class WorkLeft:
-    """The work that a reader without a base is still willing to do for a delta.
+def check_work(path: Location, needed: int, budget: int) -> None:
+    """Refuse to decode more than a reader without a base is willing to.
 
     Args:
         path: The delta.
-        budget: Bytes that it decodes at most.
-        known: Bytes that it will decode in any case.
+        needed: Bytes that its streams and blobs decode to.
+        budget: Bytes that are decoded at most.
 
     Raises:
-        FormatError: That is too much.
+        FormatError: They are more.
     """
-
-    def __init__(self, path: Location, budget: int, known: int = 0) -> None:
-        self._path = path
-        self._budget = budget
-        self._taken = 0
-        self.take(known)
-
-    def take(self, nbytes: int) -> None:
-        """Count what is decoded.
-
-        Raises:
-            FormatError: It is too much, with what was counted before.
-        """
-        self._taken += nbytes
-        if self._taken > self._budget:
-            raise FormatError(
-                "SD504",
-                f"{self._path}: decoding needs {self._taken} bytes or more, the budget without a "
-                f"base is {self._budget}",
-                hint=f"sparsedelta validate {self._path} --base BASE",
-            )
+    if needed > budget:
+        raise FormatError(
+            "SD504",
+            f"{path}: decoding needs {needed} bytes, the budget without a base is {budget}",
+            hint=f"sparsedelta validate {path} --base BASE",
+        )

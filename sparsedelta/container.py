@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
+from sparsedelta.batches import together
 from sparsedelta.closing import Closing
-from sparsedelta.codecs import Block, CodedBlock, StreamError
+from sparsedelta.codecs import Block, CodedBlock, Encoding, StreamError
 from sparsedelta.codecs.frames import FrameError, decode_frame
 from sparsedelta.digests import plain_digest
 from sparsedelta.errors import DAMAGED, CheckpointError, FormatError, StructureError
@@ -37,6 +38,22 @@ from sparsedelta.words import Bytes, Indices, Words
 
 _DIGITS: Final = len(str(MAX_JSON_INTEGER))
 """Digits of the largest number of the format; int() of thousands of them would be slow."""
+
+
+class BlockRequest(NamedTuple):
+    """A block of a delta that is to be decoded.
+
+    Attributes:
+        record: The tensor.
+        number: Number of the part, a coded one.
+        block: Number of the block.
+        base: The base words of the block, verified; for encodings that need them.
+    """
+
+    record: TensorRecord
+    number: int
+    block: int
+    base: Words | None = None
 
 
 class DeltaFile(Closing):
@@ -128,65 +145,48 @@ class DeltaFile(Closing):
 
     @cached_property
     def decoded_bytes(self) -> int:
-        """Length of all streams and blobs, decoded; tables that passed SD3xx are truthful.
-
-        What frames within streams decode to is not in it: :meth:`check_block` tells.
-        """
+        """Length of all streams and blobs, decoded; tables that passed SD3xx are truthful."""
         total = sum(blob.size for blob in self.manifest.attachments.blobs)
         for record in self.manifest.tensors:
             for number, _ in record.coded:
                 total += int(self.tables.tensors[record.name].blocks(number).decoded.sum())
         return total
 
-    def read_block(
-        self,
-        record: TensorRecord,
-        number: int,
-        block: int,
-        *,
-        base: Words | None = None,
-        any_order: bool = False,
-    ) -> tuple[Indices, Words]:
-        """Decode one block, after all its checks; the tables must have been checked.
+    def coded_block(self, request: BlockRequest, *, any_order: bool = False) -> CodedBlock:
+        """The streams of a block, after their checks; the tables must have been checked.
 
         Args:
-            record: The tensor.
-            number: Number of the part, a coded one.
-            block: Number of the block.
-            base: The base words of the block, verified; for encodings that need them.
+            request: The block.
             any_order: Whether the entries may come in any order, if that is faster.
 
-        Returns:
-            Indices relative to the block's first word, and values.
-
         Raises:
-            FormatError: A rule of a block (SD401 to SD408, SD411 to SD413, SD417, SD418) is broken.
-            StructureError: The encoding needs the base words, and none were given.
+            FormatError: SD401 or SD402.
         """
-        described = self._coded(record, number)
-        if described.encoding.needs_base and base is None:
-            raise needs_base(self.path, record, described)
-        with self._in_block(record, described, block):
-            streams, count, shape = self._streams_of(
-                record, number, described, block, base=base, any_order=any_order
-            )
-            return described.encoding.decode(streams, count, shape)
+        record, number, block, base = request
+        described = coded_part(record, number)
+        table = self.tables.tensors[record.name].blocks(number)
+        first = block << described.block_log2
+        shape = Block(
+            min(1 << described.block_log2, record.domain(number) - first),
+            record.word_bytes(number),
+            base=base,
+            dtype=record.changed(number).dtype,
+            start=first,
+            any_order=any_order,
+        )
+        with self.in_block(request):
+            return CodedBlock(self._read_streams(table, block), int(table.counts[block]), shape)
 
-    def check_block(self, record: TensorRecord, number: int, block: int) -> int:
+    def check_block(self, record: TensorRecord, number: int, block: int) -> None:
         """Check all of a block that can be checked without the base words that decode it.
-
-        Returns:
-            Bytes that frames within its streams decode to.
 
         Raises:
             FormatError: A rule of a block is broken.
         """
-        described = self._coded(record, number)
-        with self._in_block(record, described, block):
-            described.encoding.check(
-                CodedBlock(*self._streams_of(record, number, described, block))
-            )
-            return 0
+        request = BlockRequest(record, number, block)
+        coded = self.coded_block(request)
+        with self.in_block(request):
+            coded_part(record, number).encoding.check(coded)
 
     def read_stored(
         self, record: TensorRecord, number: int, block: int
@@ -197,45 +197,17 @@ class DeltaFile(Closing):
         cells = zip(frames, table.decoded[block].tolist(), strict=True)
         return row(int(table.counts[block]), list(cells)), frames
 
-    @staticmethod
-    def _coded(record: TensorRecord, number: int) -> PartRecord:
-        described = record.parts[number]
-        if not isinstance(described, PartRecord):
-            raise TypeError(f"part {number} of {record.name!r} carries nothing")
-        return described
-
-    def _streams_of(
-        self,
-        record: TensorRecord,
-        number: int,
-        described: PartRecord,
-        block: int,
-        *,
-        base: Words | None = None,
-        any_order: bool = False,
-    ) -> tuple[list[Bytes], int, Block]:
-        """The streams of a block, its number of entries and its shape."""
-        table = self.tables.tensors[record.name].blocks(number)
-        first = block << described.block_log2
-        size = min(1 << described.block_log2, record.domain(number) - first)
-        shape = Block(
-            size,
-            record.word_bytes(number),
-            base=base,
-            dtype=record.changed(number).dtype,
-            start=first,
-            any_order=any_order,
-        )
-        return self._read_streams(table, block), int(table.counts[block]), shape
-
     @contextlib.contextmanager
-    def _in_block(self, record: TensorRecord, described: PartRecord, block: int) -> Iterator[None]:
+    def in_block(self, request: BlockRequest) -> Iterator[None]:
+        """Say of streams that break a rule which block they are of, in a FormatError."""
         try:
             yield
         except StreamError as error:
+            record, number, block, _ = request
             raise FormatError(
                 error.rule,
-                f"{self.path}: tensor {record.name!r}, {described.op}, block {block}: {error}",
+                f"{self.path}: tensor {record.name!r}, {record.parts[number].op}, block {block}: "
+                f"{error}",
                 hint=DAMAGED,
             ) from None
 
@@ -291,6 +263,56 @@ class DeltaFile(Closing):
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def coded_part(record: TensorRecord, number: int) -> PartRecord:
+    """A part that carries something; TypeError if it is another."""
+    described = record.parts[number]
+    if not isinstance(described, PartRecord):
+        raise TypeError(f"part {number} of {record.name!r} carries nothing")
+    return described
+
+
+def read_blocks(
+    wanted: Sequence[tuple[DeltaFile, BlockRequest]], *, any_order: bool = False
+) -> list[tuple[Indices, Words]]:
+    """Decode blocks after all their checks, together as far as they are encoded alike.
+
+    Args:
+        wanted: The blocks and the files that they lie in, whose tables must have been checked.
+        any_order: Whether the entries of a block may come in any order, if that is faster.
+
+    Returns:
+        Of each block indices relative to its first word, and values.
+
+    Raises:
+        FormatError: A rule of a block (SD401 to SD408, SD411 to SD413, SD417, SD418) is broken; of
+            several blocks that break one it is the first that is told.
+        StructureError: The encoding needs the base words, and none were given.
+    """
+
+    def decode(
+        some: Sequence[tuple[DeltaFile, BlockRequest]],
+    ) -> list[tuple[Indices, Words]]:
+        alike: dict[Encoding, list[int]] = {}
+        coded = []
+        for number, (file, request) in enumerate(some):
+            described = coded_part(request.record, request.number)
+            if described.encoding.needs_base and request.base is None:
+                raise needs_base(file.path, request.record, described)
+            coded.append(file.coded_block(request, any_order=any_order))
+            alike.setdefault(described.encoding, []).append(number)
+        found: dict[int, tuple[Indices, Words]] = {}
+        for encoding, numbers in alike.items():
+            # Of several blocks this may name another than the one that is broken: then they are
+            # decoded one by one, and it is not heard.
+            file, request = some[numbers[0]]
+            with file.in_block(request):
+                decoded = encoding.decode_all([coded[number] for number in numbers])
+            found.update(zip(numbers, decoded, strict=True))
+        return [found[number] for number in range(len(some))]
+
+    return together(decode, wanted)
 
 
 def needs_base(path: Location, record: TensorRecord, part: PartRecord) -> StructureError:

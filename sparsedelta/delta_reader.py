@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from sparsedelta.budgets import WorkLeft, check_memory
+from sparsedelta.budgets import check_memory, check_work
 from sparsedelta.closing import Closing
-from sparsedelta.container import DeltaFile, open_file
+from sparsedelta.container import BlockRequest, DeltaFile, coded_part, open_file, read_blocks
 from sparsedelta.delta import SPARSE_OPS, Delta, Part, TensorDelta, content_digest
 from sparsedelta.digests import Digest
 from sparsedelta.errors import DAMAGED, FormatError, UsageError
@@ -147,14 +147,21 @@ class DeltaReader(Closing):
         base: Words | None = None,
         any_order: bool = False,
     ) -> tuple[Indices, Words]:
-        """Decode one block of a part; see :meth:`DeltaFile.read_block`."""
-        self.tables  # noqa: B018 (lengths and counts must have been checked)
-        home = self._homes[record.name]
-        return home.read_block(record, number, block, base=base, any_order=any_order)
+        """Decode one block of a part; see :meth:`read_blocks`."""
+        request = BlockRequest(record, number, block, base)
+        (found,) = self.read_blocks([request], any_order=any_order)
+        return found
+
+    def read_blocks(
+        self, requests: Sequence[BlockRequest], *, any_order: bool = False
+    ) -> list[tuple[Indices, Words]]:
+        """Decode some blocks together; see :func:`sparsedelta.container.read_blocks`."""
+        wanted = [(self.home(request.record), request) for request in requests]
+        return read_blocks(wanted, any_order=any_order)
 
     def home(self, record: TensorRecord) -> DeltaFile:
         """The file that holds a record, after the checks of the tables."""
-        self.tables  # noqa: B018 (as above)
+        self.tables  # noqa: B018 (lengths and counts must have been checked)
         return self._homes[record.name]
 
     def read_blob(self, number: int) -> bytes:
@@ -345,9 +352,7 @@ class DeltaReader(Closing):
     def read_carried(self, record: TensorRecord, number: int, start: int, stop: int) -> Words:
         """Words ``[start, stop)`` of the domain of a dense part that carries them."""
         pieces = [np.empty(0, record.changed(number).word_dtype)]
-        part = record.parts[number]
-        if not isinstance(part, PartRecord):
-            raise TypeError(f"part {number} of {record.name!r} carries nothing")
+        part = coded_part(record, number)
         first = (start >> part.block_log2) << part.block_log2
         for _, words in self.blocks(record, number, start, stop):
             pieces.append(words[max(0, start - first) : stop - first])
@@ -375,18 +380,15 @@ class DeltaReader(Closing):
                 hint=DAMAGED,
             )
 
-    def check_budget(self, budget: int = WORK_BUDGET_BYTES) -> WorkLeft:
-        """Refuse to decode more than ``budget`` bytes without a base at hand (SD504).
-
-        Returns:
-            What is left for frames within streams, of which the tables do not tell.
+    def check_budget(self, budget: int = WORK_BUDGET_BYTES) -> None:
+        """Refuse to decode more than ``budget`` bytes without a base at hand.
 
         Raises:
-            FormatError: Streams and blobs of the delta are longer than that.
+            FormatError: Streams and blobs of the delta are longer than that (SD504).
         """
         self.tables  # noqa: B018
-        files = {self.root, *self.files}
-        return WorkLeft(self.path, budget, sum(file.decoded_bytes for file in files))
+        needed = sum(file.decoded_bytes for file in {self.root, *self.files})
+        check_work(self.path, needed, budget)
 
     def push_to_hub(self, repo: str, **options: Any) -> Any:  # noqa: ANN401 (those of push)
         """Push the delta to the Hub; see :func:`sparsedelta.push`."""

@@ -9,153 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from sparsedelta.delta import RESIZE, Part
+from sparsedelta.delta import RESIZE
 from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.digests import Digest, segment_count, segment_digest
 from sparsedelta.errors import VerificationError
 from sparsedelta.limits import SEGMENT_WORDS
-from sparsedelta.records import PartRecord, TensorRecord
-from sparsedelta.slices import apply_parts, check_disjoint
-from sparsedelta.words import Bytes, Indices, TensorSpec, Words, as_words, word_dtype
+from sparsedelta.operations.hops import Hop, HopStep, apply_hops
+from sparsedelta.records import TensorRecord
+from sparsedelta.words import Bytes, TensorSpec
 
 
 class DiffersError(Exception):
     """A tensor of the checkpoint is not the one that the delta starts from."""
-
-
-@dataclass(frozen=True, slots=True)
-class Hop:
-    """What one delta does to the words of a tensor.
-
-    Attributes:
-        reader: The delta.
-        record: The record that says what.
-        result: The tensor behind it.
-        changes: Numbers of the sparse parts to follow.
-        carried: Number of the part that carries the words behind the source's, or None.
-        reverse: Whether the parts are undone.
-        before: Segment digests of the tensor before it; known where the parts need its words.
-    """
-
-    reader: DeltaReader
-    record: TensorRecord
-    result: TensorSpec
-    changes: tuple[int, ...] = ()
-    carried: int | None = None
-    reverse: bool = False
-    before: tuple[Digest, ...] = ()
-
-    @property
-    def parts(self) -> Iterator[tuple[int, PartRecord]]:
-        """Numbers and records of the sparse parts to follow."""
-        for number in self.changes:
-            part = self.record.parts[number]
-            assert isinstance(part, PartRecord)  # noqa: S101 (changes are coded)
-            yield number, part
-
-    @property
-    def domain(self) -> int:
-        """Number of words that the sparse parts cover."""
-        return self.record.domain(self.changes[0]) if self.changes else 0
-
-    @property
-    def needs_base(self) -> bool:
-        """Whether the parts can only be decoded with the words before them at hand."""
-        return any(part.encoding.needs_base for _, part in self.parts)
-
-    def carried_words(self, given: int, start: int, stop: int) -> Words:
-        """Words ``[start, stop)`` of the result as far as they are carried: behind ``given``."""
-        assert self.carried is not None  # noqa: S101 (there are words that no source has)
-        first = max(0, start - given)
-        return self.reader.read_carried(self.record, self.carried, first, stop - given)
-
-    def entries(
-        self, start: int, stop: int, words: Words | None = None, *, any_order: bool = False
-    ) -> list[Part]:
-        """The sparse parts within a run of whole blocks, as they are stored, of flat indices.
-
-        Args:
-            start: First word of the run.
-            stop: Word behind its last.
-            words: The words that the parts are applied to, from ``start`` on, for codecs that are
-                decoded with the base words at hand.
-            any_order: Whether entries may come in any order, if that is faster.
-
-        Raises:
-            FormatError: A block breaks a rule, or two parts hold an index (SD409).
-        """
-        stop = min(stop, self.domain)
-        # On the way back the words at hand are the target's: they cannot stand in for the base.
-        known = None if self.reverse else words
-        parts = []
-        for number, described in self.parts:
-            size = 1 << described.block_log2
-            found: list[Indices] = []
-            values: list[Words] = []
-            for block in range(start // size, -(-stop // size) if start < stop else 0):
-                first = block * size
-                last = min(first + size, self.domain)
-                base = None if known is None else known[first - start : last - start]
-                indices, block_values = self.reader.read_block(
-                    self.record, number, block, base=base, any_order=any_order
-                )
-                found.append(indices + first)
-                values.append(block_values)
-            parts.append(
-                Part(
-                    described.op,
-                    _joined(found, np.dtype(np.int64)),
-                    _joined(values, word_dtype(self.record.word_bytes(number))),
-                    None,
-                    described.dtype,
-                    described.scale,
-                )
-            )
-        if len(parts) > 1:
-            check_disjoint(
-                self.reader.path,
-                self.record.name,
-                [part.indices for part in parts if part.indices is not None],
-            )
-        return parts
-
-    def apply(self, given: int, start: int, stop: int, data: Bytes) -> Bytes:
-        """Make a run of the result out of a run of the source.
-
-        Args:
-            given: Words of the source.
-            start: First word of the run.
-            stop: Word behind its last.
-            data: The source's bytes of the run, fewer where the source ends; changed in place.
-
-        Raises:
-            FormatError: A block breaks a rule.
-            NotFiniteError: SD505.
-        """
-        width = self.result.word_bytes
-        stop = min(stop, self.result.words)
-        wanted = max(0, stop - start) * width
-        if data.size >= wanted:
-            data = data[:wanted]
-        else:
-            behind = self.carried_words(given, start, stop)
-            data = np.concatenate([data, behind.view(np.uint8)])
-        if self.changes and data.size:
-            words = as_words(data, width)
-            parts = self.entries(start, start + words.size, words, any_order=True)
-            apply_parts(
-                self.result, words, start, [p.invert() for p in parts] if self.reverse else parts
-            )
-        return data
-
-
-def _joined(arrays: list[NDArray[Any]], dtype: np.dtype[Any]) -> NDArray[Any]:
-    return arrays[0] if len(arrays) == 1 else np.concatenate([np.empty(0, dtype), *arrays])
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +62,12 @@ class Arrow:
         spec = self.source or self.result
         assert spec is not None  # noqa: S101 (an arrow has at least one end)
         return spec.word_bytes
+
+    def given(self, depth: int) -> int:
+        """How many words the hop of a number starts from."""
+        if depth:
+            return self.hops[depth - 1].result.words
+        return 0 if self.source is None else self.source.words
 
     @property
     def linked(self) -> int:
@@ -300,37 +173,65 @@ def _change(reader: DeltaReader, record: TensorRecord, *, reverse: bool) -> Arro
     return Arrow(source, result, hops, before=before, after=after)
 
 
-def follow(arrow: Arrow, start: int, stop: int, data: Bytes) -> Bytes:
-    """Make a run of the result out of a run of the source.
+class ReadRun(NamedTuple):
+    """A run of words of an arrow's source, read.
 
-    Args:
+    Attributes:
         arrow: The arrow.
         start: First word of the run, as :meth:`Arrow.spans` gives it.
         stop: Word behind its last.
-        data: The source's bytes of the run, fewer where the source ends; changed in place.
+        data: The source's bytes of the run, fewer where the source ends.
+    """
+
+    arrow: Arrow
+    start: int
+    stop: int
+    data: Bytes
+
+
+def follow(runs: Sequence[ReadRun]) -> list[Bytes]:
+    """Make runs of results out of runs of their sources.
+
+    Those of a batch go along together, delta by delta: all of them are compared with what the
+    deltas start from before a block of any is decoded on top of it.
+
+    Args:
+        runs: The runs, of memory of their own, which is changed in place.
 
     Returns:
-        The result's bytes of the run; none where the result ends before it.
+        Of each run the result's bytes; none where the result ends before it.
 
     Raises:
-        DiffersError: A segment of the source has another digest.
-        VerificationError: A segment of the result has another digest (SD502).
+        DiffersError: A segment of a source has another digest.
+        VerificationError: A segment of a result has another digest (SD502).
         FormatError: A block breaks a rule.
         NotFiniteError: SD505.
+        Exception: Of several runs any may be the one that fails, and its memory has changed:
+            :func:`~sparsedelta.batches.together` reads them again to find the first that does.
     """
-    check_source(arrow, start, data)
-    if arrow.result is None:
-        return data[:0]
-    if arrow.is_unchanged(start, stop):
-        return data
-    given = 0 if arrow.source is None else arrow.source.words
-    for number, hop in enumerate(arrow.hops):
-        if number and hop.needs_base:  # what it is decoded with is what the deltas before it made
-            _check_made(arrow.hops[:number], hop.before, start, data)
-        data = hop.apply(given, start, stop, data)
-        given = hop.result.words
-    _check_made(arrow.hops, arrow.after, start, data)
-    return data
+    for arrow, start, _, data in runs:
+        check_source(arrow, start, data)
+    made = [data[:0] if arrow.result is None else data for arrow, _, _, data in runs]
+    going = [
+        number
+        for number, (arrow, start, stop, _) in enumerate(runs)
+        if arrow.result is not None and not arrow.is_unchanged(start, stop)
+    ]
+    for depth in range(max((len(runs[number].arrow.hops) for number in going), default=0)):
+        steps = {}
+        for number in going:
+            arrow, start, stop, _ = runs[number]
+            if depth < len(arrow.hops):
+                hop = arrow.hops[depth]
+                if depth and hop.needs_base:  # what decodes it is what the deltas before it made
+                    _check_made(arrow.hops[:depth], hop.before, start, made[number])
+                steps[number] = HopStep(hop, arrow.given(depth), start, stop, made[number])
+        for number, data in zip(steps, apply_hops(list(steps.values())), strict=True):
+            made[number] = data
+    for number in going:
+        arrow = runs[number].arrow
+        _check_made(arrow.hops, arrow.after, runs[number].start, made[number])
+    return made
 
 
 def _check_made(hops: Sequence[Hop], expected: Sequence[Digest], start: int, data: Bytes) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from itertools import islice
+from collections.abc import Generator, Iterator, Sequence
+from itertools import chain, islice
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 
-from sparsedelta.budgets import WorkLeft
-from sparsedelta.container import DeltaFile
+from sparsedelta.container import BlockRequest, DeltaFile
 from sparsedelta.delta import (
     SPARSE_OPS,
     EntryHasher,
@@ -25,6 +25,9 @@ from sparsedelta.progress import Progress
 from sparsedelta.records import PartRecord, TensorRecord
 from sparsedelta.slices import check_disjoint
 from sparsedelta.words import Indices, ReadWords, Words
+
+_BATCH_BYTES: Final = 1 << 22
+"""Bytes of the words of blocks that are decoded together; a block may be longer by itself."""
 
 
 class EntryCheck:
@@ -53,21 +56,15 @@ class EntryCheck:
         self._pool = pool
         self._progress = progress
         self._origins = origins
-        self._work: WorkLeft | None = None
         self._contents: dict[str, bytes] = {}
         self._total = sum(record.nbytes for record in reader.manifest.tensors)
         self._done = 0
         self.unread = {record.name for record in reader.manifest.tensors if record.needs_base}
         self.wrong: WrongBaseError | None = None
 
-    def problems(self, work: WorkLeft | None = None) -> Iterator[FormatError]:
-        """Every problem; of blocks up to MAX_PROBLEMS in each file.
-
-        Args:
-            work: What may be decoded; None: as much as it takes.
-        """
+    def problems(self) -> Iterator[FormatError]:
+        """Every problem; of blocks up to MAX_PROBLEMS in each file."""
         reader = self._reader
-        self._work = work
         self.unread.clear()
         is_whole = True
         for file in reader.files:
@@ -78,8 +75,6 @@ class EntryCheck:
                 found = list(self._broken_whole(file))
             is_whole = is_whole and not found
             yield from found
-            if any(error.rule == "SD504" for error in found):
-                return
         if reader.is_set and is_whole and not self.unread:
             try:
                 reader.check_content(reader.root, self._contents)
@@ -123,80 +118,154 @@ class EntryCheck:
             check_disjoint(self._reader.path, record.name, found)
 
     def _base(self, record: TensorRecord, number: int) -> ReadWords | None:
-        """Reads the words that a part is decoded with; None if it needs none, or there are none."""
+        """Reads the words that a part is decoded with; None if it needs none, or there are none.
+
+        Raises:
+            WrongBaseError: The base has another dtype or shape.
+        """
         part = record.parts[number]
         is_needed = isinstance(part, PartRecord) and part.encoding.needs_base
         if not is_needed or self._origins is None:
             return None
-        try:
-            return self._origins.words(record, number)
-        except WrongBaseError as error:  # another dtype or shape
-            self.wrong = self.wrong or error
-            return None
-
-    def _known(self, base: ReadWords | None, start: int, stop: int) -> Words | None:
-        """Base words of a block, if they are those of the delta's base."""
-        try:
-            return None if base is None else base(start, stop)
-        except WrongBaseError as error:
-            self.wrong = self.wrong or error
-            return None
+        return self._origins.words(record, number)
 
     def _broken_blocks(self, file: DeltaFile) -> Generator[FormatError, None, None]:
         # One pass: what decodes enters the content digest, what does not is a problem.
+        with self._pool.mapped(self._decoded, self._batches(file)) as decoded:
+            blocks = chain.from_iterable(decoded)
+            for record in file.manifest.tensors:
+                parts = []
+                for number, part in enumerate(record.parts):
+                    if not isinstance(part, PartRecord):
+                        parts.append(bare_content(part.op, part.reference))
+                        continue
+                    entries = EntryHasher()
+                    for found in islice(blocks, part.block_count(record.domain(number))):
+                        if isinstance(found, FormatError):
+                            yield found
+                        elif isinstance(found, _Unread):
+                            self._leave(record, found.reason)
+                        else:
+                            entries.update(*found)
+                    parts.append(
+                        PartContent(
+                            part.op, part.nnz, *entries.digests(), None, part.dtype, part.scale
+                        )
+                    )
+                    self._done += part.nbytes
+                    self._progress(self._done, self._total)
+                self._contents[record.name] = tensor_content(record.base, record.target, parts)
+
+    def _leave(self, record: TensorRecord, reason: WrongBaseError | None) -> None:
+        """Take note of a block that was not decoded."""
+        self.unread.add(record.name)
+        self.wrong = self.wrong or reason
+
+    def _batches(self, file: DeltaFile) -> Iterator[list[_Wanted]]:
+        """All blocks of a file in their order, small ones together."""
+        batch: list[_Wanted] = []
+        size = 0
         for record in file.manifest.tensors:
-            parts = []
-            for number, part in enumerate(record.parts):
-                if not isinstance(part, PartRecord):
-                    parts.append(bare_content(part.op, part.reference))
-                    continue
-                entries = EntryHasher()
-                for found in self._blocks(file, record, number, part):
-                    if isinstance(found, FormatError):
-                        yield found
-                        if found.rule == "SD504":
-                            return
-                    else:
-                        entries.update(*found)
-                parts.append(
-                    PartContent(part.op, part.nnz, *entries.digests(), None, part.dtype, part.scale)
-                )
-                self._done += part.nbytes
-                self._progress(self._done, self._total)
-            self._contents[record.name] = tensor_content(record.base, record.target, parts)
-
-    def _blocks(
-        self, file: DeltaFile, record: TensorRecord, number: int, part: PartRecord
-    ) -> Iterator[tuple[Indices, Words] | FormatError]:
-        """For each block its entries, or its problem; nothing of one that could not be decoded."""
-        base = self._base(record, number)
-        size, domain = 1 << part.block_log2, record.domain(number)
-        is_sparse = part.op in SPARSE_OPS
-
-        def decode(block: int) -> tuple[Indices, Words] | FormatError | int:
-            start = block * size
-            try:
-                words = None
-                if part.encoding.needs_base:
-                    words = self._known(base, start, min(start + size, domain))
-                    if words is None:
-                        return file.check_block(record, number, block)
-                indices, values = self._reader.read_block(record, number, block, base=words)
-            except FormatError as error:
-                return error
-            return indices + start if is_sparse else indices[:0], values
-
-        with self._pool.mapped(decode, range(part.block_count(domain))) as decoded:
-            for found in decoded:
-                if not isinstance(found, int):
-                    yield found
-                    continue
-                self.unread.add(record.name)
+            for number, part in record.coded:
+                base: ReadWords | WrongBaseError | None
                 try:
-                    if self._work is not None:
-                        self._work.take(found)
-                except FormatError as error:
-                    yield error
+                    base = self._base(record, number)
+                except WrongBaseError as error:
+                    base = error
+                domain = record.domain(number)
+                for block in range(part.block_count(domain)):
+                    batch.append(_Wanted(file, record, number, part, block, base))
+                    size += min(1 << part.block_log2, domain) * record.word_bytes(number)
+                    if size >= _BATCH_BYTES:
+                        yield batch
+                        batch, size = [], 0
+        if batch:
+            yield batch
+
+    def _decoded(self, batch: Sequence[_Wanted]) -> list[_Decoded]:
+        """Of each block its entries, or what is wrong with it, or why it was not decoded."""
+        found: dict[int, _Decoded] = {}
+        requests: dict[int, BlockRequest] = {}
+        for at, wanted in enumerate(batch):
+            try:
+                request = wanted.request()
+                if isinstance(request, BlockRequest):
+                    requests[at] = request
+                else:
+                    found[at] = request
+            except FormatError as error:
+                found[at] = error
+        found.update(zip(requests, self._read(list(requests.values())), strict=True))
+        return [wanted.placed(found[at]) for at, wanted in enumerate(batch)]
+
+    def _read(self, requests: list[BlockRequest]) -> list[_Decoded]:
+        """Entries of blocks, or what is wrong with them."""
+        try:
+            return list(self._reader.read_blocks(requests))
+        except FormatError as error:
+            if len(requests) == 1:
+                return [error]
+        return [found for request in requests for found in self._read([request])]
+
+
+class _Unread(NamedTuple):
+    """A block that only the base decodes, and what is wrong with the base, if there is one."""
+
+    reason: WrongBaseError | None
+
+
+_Decoded: TypeAlias = tuple[Indices, Words] | FormatError | _Unread
+
+
+class _Wanted(NamedTuple):
+    """A block that is to be decoded, if it can be.
+
+    Attributes:
+        file: Where it lies.
+        record: Its tensor.
+        number: Number of its part.
+        part: Its part.
+        block: Its number.
+        base: Reads the words of the base; or what is wrong with that; or None.
+    """
+
+    file: DeltaFile
+    record: TensorRecord
+    number: int
+    part: PartRecord
+    block: int
+    base: ReadWords | WrongBaseError | None
+
+    def request(self) -> BlockRequest | _Unread:
+        """The block with its base words; checked as far as it goes if they are not to be had.
+
+        Raises:
+            FormatError: It breaks a rule as far as it goes.
+        """
+        words = None
+        if self.part.encoding.needs_base:
+            start = self.block << self.part.block_log2
+            size = 1 << self.part.block_log2
+            try:
+                if self.base is None or isinstance(self.base, WrongBaseError):
+                    return self._unread(self.base)
+                words = self.base(start, min(start + size, self.record.domain(self.number)))
+            except WrongBaseError as error:
+                return self._unread(error)
+        return BlockRequest(self.record, self.number, self.block, words)
+
+    def _unread(self, reason: WrongBaseError | None) -> _Unread:
+        self.file.check_block(self.record, self.number, self.block)
+        return _Unread(reason)
+
+    def placed(self, found: _Decoded) -> _Decoded:
+        """Entries with flat indices; none of a part that holds every word; all else as it is."""
+        if isinstance(found, FormatError | _Unread):
+            return found
+        indices, words = found
+        if self.part.op not in SPARSE_OPS:
+            return indices[:0], words
+        return indices + (self.block << self.part.block_log2), words
 
 
 __all__ = ["EntryCheck"]

@@ -17,7 +17,7 @@ from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.digests import Digest, checkpoint_fingerprint, segment_digest, tensor_digest
 from sparsedelta.errors import UsageError, WrongBaseError
 from sparsedelta.limits import SEGMENT_WORDS
-from sparsedelta.operations.arrows import DiffersError, follow, stays
+from sparsedelta.operations.arrows import DiffersError, ReadRun, follow, stays
 from sparsedelta.operations.composition import Composition, MergedRun
 from sparsedelta.operations.history import DeltaLike, History, open_all
 from sparsedelta.operations.moves import MovedTensors
@@ -197,7 +197,7 @@ class Followed(MadeTensors):
                 last = min(stop, arrow.source.words)
                 run = self.checkpoint.read(arrow.source.name, start, last)
             digests = _digests(run, width) if arrow.stays and self._is_full else []
-            made = follow(arrow, start, stop, run)
+            (made,) = follow([ReadRun(arrow, start, stop, run)])
             data[start * width : start * width + made.size] = made
             return digests
 

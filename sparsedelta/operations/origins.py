@@ -12,7 +12,7 @@ from sparsedelta.checkpoint import CheckpointReader
 from sparsedelta.delta import NEW
 from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.errors import WrongBaseError
-from sparsedelta.operations.arrows import Arrow, DiffersError, follow
+from sparsedelta.operations.arrows import Arrow, DiffersError, ReadRun, follow
 from sparsedelta.operations.route import Route
 from sparsedelta.records import TensorRecord
 from sparsedelta.words import Bytes, ReadWords, TensorSpec, Words, as_words
@@ -100,7 +100,7 @@ class Origins:
             if begin < source.words:
                 data = self._checkpoint.read(source.name, begin, min(end, source.words))
         try:
-            made = follow(arrow, begin, end, data)
+            (made,) = follow([ReadRun(arrow, begin, end, data)])
         except DiffersError:
             assert source is not None  # noqa: S101 (only a source can differ)
             raise self._wrong(source) from None

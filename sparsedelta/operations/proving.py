@@ -9,6 +9,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 
+from sparsedelta.batches import together
 from sparsedelta.changes import Run as Changed
 from sparsedelta.checkpoint import FileCheckpoint
 from sparsedelta.delta import DIFFERENCE, REPLACE, Part
@@ -21,14 +22,16 @@ from sparsedelta.digests import (
 from sparsedelta.journal_frames import Buffers, Run, run_frame
 from sparsedelta.limits import SEGMENT_WORDS
 from sparsedelta.locked_files import LockedFiles
-from sparsedelta.operations.arrows import Arrow, DiffersError, follow
-from sparsedelta.operations.steps import SourceRun, Step, Verify, batches
+from sparsedelta.operations.arrows import Arrow, DiffersError, ReadRun, follow
+from sparsedelta.operations.batched_runs import SourceRun, batches
+from sparsedelta.operations.hops import HopRun, entries_of
+from sparsedelta.operations.steps import Step, Verify
 from sparsedelta.operations.way_back import WayBack
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress
 from sparsedelta.records import PartRecord
 from sparsedelta.slices import apply_parts
-from sparsedelta.words import Indices, Words, as_words
+from sparsedelta.words import Bytes, Indices, Words, as_words
 
 Place: TypeAlias = tuple[int, int]
 """Number of a file, and the byte at which a tensor begins there."""
@@ -96,7 +99,7 @@ class Proof:
         done = 0
 
         def work(batch: Sequence[SourceRun]) -> list[_Found]:
-            return [self._take(*run) for run in batch]
+            return together(self._take, batch)
 
         found = dict(step.expected)
         with self.pool.mapped(work, batches(arrows)) as taken:
@@ -124,14 +127,21 @@ class Proof:
                 raise DiffersError
             step.check_result(found)
 
-    def _take(self, arrow: Arrow, start: int, stop: int) -> _Found:
-        if arrow.stays:
-            return _Found([], self._digests(arrow, start, stop))
-        if self._is_plain(arrow):
-            found = self._scattered(arrow, start, stop)
-            if found is not None:
-                return found
-        return self._compared(arrow, start, stop)
+    def _take(self, batch: Sequence[SourceRun]) -> list[_Found]:
+        """What becomes of some runs."""
+        found: dict[int, _Found] = {}
+        for number, (arrow, start, stop) in enumerate(batch):
+            done = None
+            if arrow.stays:
+                done = _Found([], self._digests(arrow, start, stop))
+            elif self._is_plain(arrow):
+                done = self._scattered(arrow, start, stop)
+            if done is not None:
+                found[number] = done
+        others = [number for number in range(len(batch)) if number not in found]
+        rest = self._compared([batch[number] for number in others])
+        found.update(zip(others, rest, strict=True))
+        return [found[number] for number in range(len(batch))]
 
     def _digests(self, arrow: Arrow, start: int, stop: int) -> list[Digest]:
         assert arrow.source is not None  # noqa: S101 (it stays)
@@ -157,27 +167,36 @@ class Proof:
             and all(_is_simple(part) for hop in arrow.hops for _, part in hop.parts)
         )
 
-    def _compared(self, arrow: Arrow, start: int, stop: int) -> _Found:
-        """Make a run of the result, and compare it with what lies in its place."""
-        data = np.empty(0, np.uint8)
-        if arrow.source is not None and start < arrow.source.words:
-            data = self.checkpoint.read(arrow.source.name, start, min(stop, arrow.source.words))
-        before = data.copy() if self.way_back is not None else data
-        made = follow(arrow, start, stop, data)
+    def _compared(self, batch: Sequence[SourceRun]) -> list[_Found]:
+        """Make runs of the results, and compare them with what lies in their places."""
+        runs = []
+        for arrow, start, stop in batch:
+            data = np.empty(0, np.uint8)
+            if arrow.source is not None and start < arrow.source.words:
+                data = self.checkpoint.read(arrow.source.name, start, min(stop, arrow.source.words))
+            runs.append(ReadRun(arrow, start, stop, data))
+        before = [run.data.copy() for run in runs] if self.way_back is not None else []
+        made = follow(runs)
+        found = []
+        for number, ((arrow, start, _, _), new) in enumerate(zip(runs, made, strict=True)):
+            changed = []
+            if self.way_back is not None and arrow.result is not None:
+                changed = [self.way_back.changed(arrow, start, before[number], new)]
+            found.append(_Found(list(self._frames(arrow, start, new)), changed=changed))
+        return found
+
+    def _frames(self, arrow: Arrow, start: int, made: Bytes) -> Iterator[Buffers]:
+        """Compare a run of a result with what lies in its place."""
         if arrow.result is None:
-            return _Found([])
+            return
         width = arrow.word_bytes
         file, offset = self.results[arrow.result.name]
-        frames: list[Buffers] = []
         for at in range(0, made.size, SEGMENT_WORDS * width):
             new = made[at : at + SEGMENT_WORDS * width]
             old = np.empty_like(new)
             place = offset + start * width + at
             self.files.read_into(file, old.data, place)
-            frames += compared(file, place, as_words(old, width), as_words(new, width))
-        if self.way_back is None:
-            return _Found(frames)
-        return _Found(frames, changed=[self.way_back.changed(arrow, start, before, made)])
+            yield from compared(file, place, as_words(old, width), as_words(new, width))
 
     def _scattered(self, arrow: Arrow, start: int, stop: int) -> _Found | None:
         """Follow the entries of a run; None if a digest is not the expected one."""
@@ -185,7 +204,7 @@ class Proof:
         parts = [
             part.invert() if hop.reverse else part
             for hop in arrow.hops
-            for part in hop.entries(start, stop)
+            for part in chain.from_iterable(entries_of([HopRun(hop, start, stop)]))
         ]
         frames = []
         changed = []

@@ -10,7 +10,7 @@ import numpy as np
 from sparsedelta.checkpoint import CheckpointReader
 from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.encode import EncodedPart
-from sparsedelta.operations.arrows import Arrow, DiffersError, follow
+from sparsedelta.operations.arrows import Arrow, DiffersError, ReadRun, follow
 from sparsedelta.operations.lineages import Step, Use, Version, lineages
 from sparsedelta.operations.origins import wrong_base
 from sparsedelta.operations.recode import RecodedDelta
@@ -137,7 +137,7 @@ class Relay:
 
         def take(run: tuple[int, int]) -> None:
             start, stop = run
-            found = follow(arrow, start, stop, read(start, stop))
+            (found,) = follow([ReadRun(arrow, start, stop, read(start, stop))])
             made[start * width : start * width + found.size] = found
 
         with self._pool.mapped(take, arrow.spans()) as taken:

@@ -14,7 +14,7 @@ from sparsedelta.errors import UsageError, WrongBaseError
 from sparsedelta.hub.named_base import at_named_commit
 from sparsedelta.locations import LocationLike, Url, streamed
 from sparsedelta.open_delta import open_delta
-from sparsedelta.operations.arrows import Arrow, DiffersError, arrows_of, follow, stays
+from sparsedelta.operations.arrows import Arrow, DiffersError, ReadRun, arrows_of, follow, stays
 from sparsedelta.operations.standpoint import refuse_part
 from sparsedelta.words import Bytes, TensorSpec, Words, as_words
 
@@ -138,10 +138,11 @@ def _span(
         if begin < source.words:
             data = checkpoint.read(source.name, begin, min(end, source.words))
     try:
-        return follow(arrow, begin, end, data)
+        (made,) = follow([ReadRun(arrow, begin, end, data)])
     except DiffersError:
         assert source is not None  # noqa: S101 (only a source can differ)
         raise _wrong(checkpoint, reader, source) from None
+    return made
 
 
 def _wrong(checkpoint: CheckpointReader, reader: DeltaReader, source: TensorSpec) -> WrongBaseError:

@@ -7,23 +7,23 @@ the output takes its name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
-import numpy as np
-
+from sparsedelta.batches import together
 from sparsedelta.changes import Run
 from sparsedelta.checkpoint import FileCheckpoint, check_unchanged
 from sparsedelta.checkpoint_writer import CheckpointWriter
 from sparsedelta.companions import find_companions
 from sparsedelta.digests import Digest, checkpoint_fingerprint, segment_digest, tensor_digest
 from sparsedelta.errors import DAMAGED, FormatError
-from sparsedelta.operations.arrows import Arrow, DiffersError, follow, stays
+from sparsedelta.operations.arrows import Arrow, DiffersError, ReadRun, follow, stays
+from sparsedelta.operations.batched_runs import SourceRun, batches, rooms
 from sparsedelta.operations.result_files import ResultFiles
 from sparsedelta.operations.route import Route
 from sparsedelta.operations.way_back import WayBack
@@ -33,13 +33,8 @@ from sparsedelta.progress import Progress
 from sparsedelta.ranks import ALONE, Ranks, first, own, watched
 from sparsedelta.words import Bytes
 
-_BATCH_BYTES: Final = 1 << 21
-
 Verify: TypeAlias = Literal["full", "touched"]
 """What is verified: every tensor and the fingerprint, or the tensors that a delta names."""
-
-SourceRun: TypeAlias = tuple[Arrow, int, int]
-"""A run of words to be taken through: its arrow, first word, word behind the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +253,7 @@ class Pass:
         scratch = Scratch()
 
         def work(batch: Sequence[SourceRun]) -> list[tuple[Digest | None, Run | None]]:
-            return [self._take(writer, scratch, run) for run in batch]
+            return together(lambda runs: self._take(writer, scratch, runs), batch)
 
         found: dict[str, Digest] = {}
         with self.pool.mapped(work, batches(arrows)) as taken:
@@ -286,81 +281,92 @@ class Pass:
         return arrow.stays and self.verify == "full"
 
     def _take(
-        self,
-        writer: CheckpointWriter | None,
-        scratch: Scratch,
-        run: SourceRun,
-    ) -> tuple[Digest | None, Run | None]:
-        """Take a run through a step.
+        self, writer: CheckpointWriter | None, scratch: Scratch, batch: Sequence[SourceRun]
+    ) -> list[tuple[Digest | None, Run | None]]:
+        """Take runs through a step.
 
         Returns:
-            The digest of its source, if it is not known beforehand; what leads back, if that is
-            asked for.
+            Of each run the digest of its source, if it is not known beforehand; what leads back, if
+            that is asked for.
         """
-        arrow, start, stop = run
-        source, result = arrow.source, arrow.result
-        if arrow.stays and self.verify == "touched" and self._copied(writer, arrow, start, stop):
-            return None, None
-        data = np.empty(0, np.uint8)
-        if source is not None and start < source.words:
-            data, is_written = self._read(writer, arrow, start, min(stop, source.words), scratch)
-        else:
-            is_written = False
-        digest = segment_digest(data.data) if self._is_digested(arrow) and data.size else None
-        before = None
-        if self.way_back is not None and not arrow.is_unchanged(start, stop):
-            before = scratch.take("before", data.size)  # what is read is changed in place
-            before[:] = data
-        made = follow(arrow, start, stop, data)
-        if writer is not None and result is not None and not is_written:
-            writer.write(result.name, start, made)
-        if self.way_back is None or before is None:
-            return digest, None
-        return digest, self.way_back.changed(arrow, start, before, made)
+        digests: list[Digest | None] = [None] * len(batch)
+        changed: list[Run | None] = [None] * len(batch)
+        numbers = [n for n, run in enumerate(batch) if not self._is_copied(writer, *run)]
+        runs, written = self._read(writer, scratch, [batch[n] for n in numbers])
+        for n, run in zip(numbers, runs, strict=True):
+            if self._is_digested(run.arrow) and run.data.size:
+                digests[n] = segment_digest(run.data.data)
+        before = self._before(scratch, runs)
+        made = follow(runs)
+        for (arrow, start, _, _), data, is_written in zip(runs, made, written, strict=True):
+            if writer is not None and arrow.result is not None and not is_written:
+                writer.write(arrow.result.name, start, data)
+        if self.way_back is not None:
+            for at, old in before.items():
+                arrow, start, _, _ = runs[at]
+                changed[numbers[at]] = self.way_back.changed(arrow, start, old, made[at])
+        return list(zip(digests, changed, strict=True))
+
+    def _before(self, scratch: Scratch, runs: Sequence[ReadRun]) -> dict[int, Bytes]:
+        """What those runs hold that change, by their numbers, if what leads back is asked for."""
+        if self.way_back is None:
+            return {}
+        changing = {
+            number: run.data
+            for number, run in enumerate(runs)
+            if not run.arrow.is_unchanged(run.start, run.stop)
+        }
+        kept = rooms(scratch, "before", [data.size for data in changing.values()])
+        for room, data in zip(kept, changing.values(), strict=True):
+            room[:] = data  # which is changed in place
+        return dict(zip(changing, kept, strict=True))
 
     def _read(
-        self,
-        writer: CheckpointWriter | None,
-        arrow: Arrow,
-        start: int,
-        stop: int,
-        scratch: Scratch,
-    ) -> tuple[Bytes, bool]:
-        """A run of the source, and whether it has been written: by the kernel, as it stays.
+        self, writer: CheckpointWriter | None, scratch: Scratch, batch: Sequence[SourceRun]
+    ) -> tuple[list[ReadRun], list[bool]]:
+        """Runs of sources, and whether each has been written: by the kernel, as it stays.
 
         What is verified then are the bytes of the output, whatever becomes of the source.
         """
-        source, result = arrow.source, arrow.result
-        assert source is not None  # noqa: S101 (there is something to read)
-        data = scratch.take("run", (stop - start) * source.word_bytes)
-        if (
-            writer is not None
-            and result is not None
-            and arrow.is_unchanged(start, stop)
-            and writer.copy(self.checkpoint, source.name, result.name, start, stop)
+        words = [
+            max(0, min(stop, arrow.source.words) - start) if arrow.source is not None else 0
+            for arrow, start, stop in batch
+        ]
+        sizes = [count * run[0].word_bytes for count, run in zip(words, batch, strict=True)]
+        runs, written = [], []
+        for (arrow, start, stop), room, count in zip(
+            batch, rooms(scratch, "run", sizes), words, strict=True
         ):
+            is_written = False
+            if count:
+                is_written = arrow.is_unchanged(start, stop) and self._copied(
+                    writer, arrow, start, start + count
+                )
+                self._fill(room, writer if is_written else None, arrow, start)
+            runs.append(ReadRun(arrow, start, stop, room))
+            written.append(is_written)
+        return runs, written
+
+    def _fill(self, data: Bytes, writer: CheckpointWriter | None, arrow: Arrow, start: int) -> None:
+        """Read a run of the source, or what has been written of the result."""
+        source, result = arrow.source, arrow.result
+        if writer is not None and result is not None:
             writer.read(result.name, start, data)
-            return data, True
-        return self.checkpoint.read(source.name, start, stop, data), False
+        elif source is not None:
+            stop = start + data.size // source.word_bytes
+            self.checkpoint.read(source.name, start, stop, data)
+
+    def _is_copied(
+        self, writer: CheckpointWriter | None, arrow: Arrow, start: int, stop: int
+    ) -> bool:
+        """Whether nothing is left to do for a run: it stays, is not verified, and was copied."""
+        if not arrow.stays or self.verify == "full":
+            return False
+        return writer is None or self._copied(writer, arrow, start, stop)
 
     def _copied(self, writer: CheckpointWriter | None, arrow: Arrow, start: int, stop: int) -> bool:
-        """Whether nothing is left to do for a run that stays and is not verified."""
+        """Whether the kernel has copied a run of the source into the result."""
         source, result = arrow.source, arrow.result
         if writer is None or source is None or result is None:
-            return True
+            return False
         return writer.copy(self.checkpoint, source.name, result.name, start, stop)
-
-
-def batches(arrows: Iterable[Arrow]) -> Iterator[list[SourceRun]]:
-    """All runs in their order, small ones together: handing over each would cost as much."""
-    batch: list[SourceRun] = []
-    size = 0
-    for arrow in arrows:
-        for start, stop in arrow.spans():
-            batch.append((arrow, start, stop))
-            size += (stop - start) * arrow.word_bytes
-            if size >= _BATCH_BYTES:
-                yield batch
-                batch, size = [], 0
-    if batch:
-        yield batch

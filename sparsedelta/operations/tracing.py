@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from sparsedelta.delta import DIFFERENCE, SPARSE_OPS, Part
 from sparsedelta.limits import SEGMENT_WORDS
 from sparsedelta.locations import Location
-from sparsedelta.operations.arrows import Arrow, Hop
+from sparsedelta.operations.arrows import Arrow
+from sparsedelta.operations.hops import Hop
 from sparsedelta.records import PartRecord
 from sparsedelta.slices import check_disjoint
 from sparsedelta.tables import PartTable

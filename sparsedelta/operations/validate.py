@@ -173,10 +173,11 @@ def _of_file(
         found = list(islice(reader.table_problems(), MAX_PROBLEMS))
         if found:  # lengths and counts that lie cannot guide a decoder
             return entries, list(map(_problem, found))
-        work = None if is_bounded else reader.check_budget()
+        if not is_bounded:
+            reader.check_budget()
     except FormatError as error:
         return entries, [_problem(error)]
-    broken = chain(entries.problems(work), _broken_blobs(reader))
+    broken = chain(entries.problems(), _broken_blobs(reader))
     return entries, [_problem(error) for error in islice(broken, MAX_PROBLEMS)]
 
 

@@ -179,13 +179,13 @@ def test_a_delta_that_lies(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     """Its result is verified before a tensor of it is given."""
     from sparsedelta.delta_reader import DeltaReader  # noqa: PLC0415
 
-    read = DeltaReader.read_block
+    read = DeltaReader.read_blocks
 
-    def lying(reader: DeltaReader, *arguments: object, **options: object) -> tuple[Any, Any]:
-        indices, words = read(reader, *arguments, **options)  # type: ignore[arg-type]
-        return indices, words + 1
+    def lying(reader: DeltaReader, *arguments: object, **options: object) -> list[Any]:
+        found = read(reader, *arguments, **options)  # type: ignore[arg-type]
+        return [(indices, words + 1) for indices, words in found]
 
-    monkeypatch.setattr(DeltaReader, "read_block", lying)
+    monkeypatch.setattr(DeltaReader, "read_blocks", lying)
     with pytest.raises(VerificationError, match="SD502"):
         sparsedelta.load_state_dict(folder / "base", [folder / "d1"])
 

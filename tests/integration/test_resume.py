@@ -27,7 +27,7 @@ from checkpoint_files import (
 import sparsedelta
 from sparsedelta import OutputError, WrongBaseError
 from sparsedelta.checkpoint_writer import CheckpointWriter
-from sparsedelta.operations import steps
+from sparsedelta.operations import batched_runs
 from sparsedelta.safetensors_header import FileLayout
 
 SHARDS: Final = 4
@@ -109,7 +109,9 @@ def case(
         opened(writer, path, layout, create=create)
 
     monkeypatch.setattr(CheckpointWriter, "_open", recording)
-    monkeypatch.setattr(steps, "_BATCH_BYTES", 1)  # these shards are small: one after the other
+    monkeypatch.setattr(
+        batched_runs, "_BATCH_BYTES", 1
+    )  # these shards are small: one after the other
     yield case
     if case.out.exists():
         assert tree(case.out) == tree(target)

@@ -233,7 +233,7 @@ def test_a_wrong_base_is_told_before_a_block_is_decoded(
     folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[str] = []
-    monkeypatch.setattr(DeltaReader, "read_block", lambda *_, **__: decoded.append("block"))
+    monkeypatch.setattr(DeltaReader, "read_blocks", lambda *_, **__: decoded.append("block"))
     with pytest.raises(
         WrongBaseError, match=rf"not the base .* \(SD501\): tensor '{name}' differs"
     ):
@@ -274,13 +274,13 @@ def test_a_delta_that_lies_about_its_result_is_told(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its blocks decode well, but not to what the digests promise."""
-    honest = DeltaReader.read_block
+    honest = DeltaReader.read_blocks
 
-    def lie(self: DeltaReader, *arguments: object, **more: object) -> tuple[object, Words]:
-        indices, words = honest(self, *arguments, **more)  # type: ignore[arg-type]
-        return indices, words + words.dtype.type(1)
+    def lie(self: DeltaReader, *arguments: object, **more: object) -> list[tuple[object, Words]]:
+        found = honest(self, *arguments, **more)  # type: ignore[arg-type]
+        return [(indices, words + words.dtype.type(1)) for indices, words in found]
 
-    monkeypatch.setattr(DeltaReader, "read_block", lie)
+    monkeypatch.setattr(DeltaReader, "read_blocks", lie)
     with pytest.raises(VerificationError, match=r"tensor 'a\.big'.*SD502") as caught:
         sparsedelta.read_rows(folder / "base", folder / "delta", BIG, 0, 1)
     assert "sparsedelta validate" in (caught.value.hint or "")

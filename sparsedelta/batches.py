@@ -1,0 +1,40 @@
+"""Batches: small things worked on together, with the errors of one after the other.
+
+A call for each of a thousand small tensors takes longer than what it does, and the threads of a
+pool wait for one another between the calls. What is done to a batch at once must still be told as
+it is where each is done by itself: of the things that fail it is the first that counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from sparsedelta.errors import RemoteError
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def together(
+    work: Callable[[Sequence[_Item]], list[_Result]], items: Sequence[_Item]
+) -> list[_Result]:
+    """Work on several items at once; where that fails, on one after the other.
+
+    Args:
+        work: Gives a result per item. It raises if it cannot do any of the items, whatever it has
+            done to the others, and may be called for them again.
+        items: The items.
+
+    Raises:
+        Exception: What ``work`` raises of the first item that it cannot do by itself; of a file
+            that is out of reach at once, as every attempt takes long.
+    """
+    if len(items) > 1:
+        try:
+            return work(items)
+        except RemoteError:
+            raise
+        except Exception:  # noqa: BLE001, S110 (one by one tells what it is, and of which item)
+            pass
+    return [result for item in items for result in work([item])]
