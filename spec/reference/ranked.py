@@ -10,7 +10,6 @@ from typing import cast
 
 import numpy as np
 from block_codecs import ESCAPE, gaps_of, joined
-from encoding import unframe
 from terms import Array, RuleError, need
 
 EXPONENTS = {"BF16": (7, 255), "F16": (10, 31)}  # the lowest bit of the field, its greatest value
@@ -29,6 +28,7 @@ class Group:
         bitmask: Whether the entries are marked by bits; else they have gaps.
         code: How the values are stored.
         count: The entries.
+        size: The bytes of IDX.
         marks: IDX: the bits, or the ranks of the entries.
         words: The new words of a class that stores them.
         steps: The differences of any other class.
@@ -38,7 +38,8 @@ class Group:
     high: int
     bitmask: bool
     code: int
-    count: int
+    count: int = 0
+    size: int = 0
     marks: Array = field(default_factory=lambda: np.empty(0, np.uint8))
     words: Array = field(default_factory=lambda: np.empty(0, "<u2"))
     steps: Array = field(default_factory=lambda: np.empty(0, "<u2"))
@@ -80,13 +81,9 @@ class Cursor:
                 return number
         raise RuleError("SD417", "a number of more than 63 bits")
 
-    def frame(self, least: int, most: int) -> Array:
-        """The next frame; how many bytes it may hold is checked before it is decompressed."""
-        length, compressed = divmod(self.varint(), 2)
-        raw = self.varint() if compressed else length
-        need("SD417", least <= raw <= most, f"a frame of {raw} bytes, not {least} to {most}")
-        need("SD417", length < raw or not compressed, "a frame that Zstandard did not shrink")
-        return np.frombuffer(unframe("SD417", self.take(length), raw), np.uint8)
+    def array(self, length: int) -> Array:
+        """The next bytes, as an array."""
+        return np.frombuffer(self.take(length), np.uint8)
 
 
 def read_ranked(data: bytes, n: int, first: int, count: int, dtype: str) -> Block:
@@ -100,27 +97,18 @@ def read_ranked(data: bytes, n: int, first: int, count: int, dtype: str) -> Bloc
         dtype: That of the tensor: BF16 or F16.
     """
     cursor = Cursor(data)
-    elements = read_rows(cursor, n, first)
+    length = cursor.varint()
     groups = read_classes(cursor, count, dtype)
+    elements = read_rows(cursor, length, n, first)
+    check_sizes(groups, elements.size)
     signed = sum(group.count for group in groups if group.code < WHOLE_WORDS)
-    need("SD417", cursor.varint() == -(-signed // 8), "another number of sign bytes")
-    signs = bits_of(np.frombuffer(cursor.take(-(-signed // 8)), np.uint8), signed)
-    planes = cursor.frame(0, 2 * signed)
-    need("SD417", planes.size % 2 == 0, "half an exception")
-    exceptions = joined(planes, 2)
-    left = elements.size  # that can still lie in a class
+    signs = bits_of(cursor.array(-(-signed // 8)), signed)
     for group in groups:
-        left -= read_index(cursor, group, elements.size)
-        need("SD417", left >= 0, "classes of more elements than there are")
-        if group.code == WHOLE_WORDS:
-            high, low = (cursor.frame(group.count, group.count).astype("<u2") for _ in range(2))
-            group.words = (low & 0x80) << 8 | high << 7 | low & 0x7F
-            continue
-        own, signs = signs[: group.count], signs[group.count :]
-        used = read_steps(cursor, group, own, exceptions)
-        exceptions = exceptions[used:]
-    need("SD417", exceptions.size == 0, "more exceptions than symbols for them")
-    need("SD417", cursor.at == len(data), "bytes behind the block")
+        read_index(cursor.array(group.size), group, elements.size)
+    symbols = [read_values(cursor, group) for group in groups]
+    left = cursor.array(len(data) - cursor.at)
+    need("SD417", left.size % 2 == 0, "half an exception")
+    read_steps(groups, np.concatenate(symbols), signs, joined(left, 2))
     return Block(elements, groups)
 
 
@@ -131,18 +119,6 @@ def bits_of(data: Array, count: int) -> Array:
     return bits[:count].astype(np.bool_)
 
 
-def read_rows(cursor: Cursor, n: int, first: int) -> Array:
-    """The places of the elements: those of the words of the block that lie in live rows."""
-    length = cursor.varint()
-    if length == 0:
-        return np.arange(n)
-    rows = (first + np.arange(n)) // length
-    rows -= rows[0]
-    size = int(rows[-1]) + 1
-    live = bits_of(cursor.frame(-(-size // 8), -(-size // 8)), size)
-    return np.flatnonzero(live[rows])
-
-
 def read_classes(cursor: Cursor, count: int, dtype: str) -> list[Group]:
     """The table of classes."""
     groups: list[Group] = []
@@ -150,9 +126,8 @@ def read_classes(cursor: Cursor, count: int, dtype: str) -> list[Group]:
     below = -1
     for _ in range(number):
         low, high, codes = cursor.take(3)
-        group = Group(low, high, codes >> 4 == 1, codes & 15, cursor.varint())
+        group = Group(low, high, codes >> 4 == 1, codes & 15)
         need("SD417", codes >> 4 <= 1 and group.code <= WHOLE_WORDS, "an unknown code")
-        need("SD417", group.count >= 1, "a class without entries")
         need("SD417", not groups or not groups[-1].flat, "a class behind FLAT")
         if group.flat:
             need("SD417", not group.bitmask, "FLAT with a bitmask")
@@ -160,43 +135,76 @@ def read_classes(cursor: Cursor, count: int, dtype: str) -> list[Group]:
             need("SD417", below < low <= high <= EXPONENTS[dtype][1], "ranges that do not ascend")
             below = high
         groups.append(group)
+    for group in groups:
+        group.count, group.size = cursor.varint(), cursor.varint()
+        need("SD417", group.count >= 1, "a class without entries")
     need("SD417", sum(group.count for group in groups) == count, "not the count of the block")
     return groups
 
 
-def read_index(cursor: Cursor, group: Group, elements: int) -> int:
-    """IDX of a class; returns how many elements the class has at least (FLAT: none of its own)."""
-    count = group.count
-    need("SD417", count <= elements, "more entries than elements")
+def read_rows(cursor: Cursor, length: int, n: int, first: int) -> Array:
+    """The places of the elements: those of the words of the block that lie in live rows."""
+    if length == 0:
+        return np.arange(n)
+    rows = (first + np.arange(n)) // length
+    rows -= rows[0]
+    number = int(rows[-1]) + 1
+    live = bits_of(cursor.array(-(-number // 8)), number)
+    return np.flatnonzero(live[rows])
+
+
+def check_sizes(groups: list[Group], elements: int) -> None:
+    """How many bytes the ranks of a class may take, and how many elements all have at least."""
+    least = 0
+    for group in groups:
+        low, high = group.count, group.count + elements // ESCAPE
+        if group.bitmask:
+            low, high = 1, -(-elements // 8)
+        need("SD417", low <= group.size <= high, f"ranks of {group.size} bytes")
+        if not group.flat:  # that has no elements of its own
+            least += max(group.count, 8 * group.size - 7) if group.bitmask else group.count
+    need("SD417", least <= elements, "classes of more elements than there are")
+
+
+def read_index(data: Array, group: Group, elements: int) -> None:
+    """IDX of a class."""
     if group.bitmask:
-        group.marks = cursor.frame(1, -(-elements // 8))
-        marked = int(np.unpackbits(group.marks).sum())
-        need("SD417", marked == count, f"{marked} bits for {count} entries")
-        return max(count, 8 * group.marks.size - 7)
-    gaps = gaps_of("SD417", cursor.frame(count, count + elements // ESCAPE), count)
-    group.marks = np.cumsum(gaps + np.uint64(1)) - np.uint64(1)
+        group.marks = data
+        marked = int(np.unpackbits(data).sum())
+        need("SD417", marked == group.count, f"{marked} bits for {group.count} entries")
+        return
+    group.marks = np.cumsum(gaps_of("SD417", data, group.count) + np.uint64(1)) - np.uint64(1)
     need("SD417", group.marks[-1] < elements, "a rank behind the last element")
-    return 0 if group.flat else count
 
 
-def read_steps(cursor: Cursor, group: Group, signs: Array, exceptions: Array) -> int:
-    """The differences of a class; returns how many exceptions it has used."""
-    count, width = group.count, WIDTHS[group.code]
-    size, top = -(-count * width // 8), 2**width - 1
-    symbols = np.zeros(count, np.uint8)
-    if width:
-        packed = cursor.frame(size, size)
-        symbols = np.concatenate([packed >> place & top for place in range(0, 8, width)])
-        need("SD417", not symbols[count:].any(), "a spare bit is set")
-    magnitudes = symbols[:count].astype(np.int64)
-    escaped = magnitudes == top
-    used = int(escaped.sum())
-    need("SD417", used <= exceptions.size, "fewer exceptions than symbols for them")
-    magnitudes[escaped] += exceptions[:used]
+def read_values(cursor: Cursor, group: Group) -> Array:
+    """The new words of a class; or else its symbols are returned."""
+    if group.code == WHOLE_WORDS:
+        high, low = (cursor.array(group.count).astype("<u2") for _ in range(2))
+        group.words = (low & 0x80) << 8 | high << 7 | low & 0x7F
+        return np.empty(0, np.uint8)
+    width = WIDTHS[group.code]
+    if width == 0:
+        return np.zeros(group.count, np.uint8)
+    used = group.count * width
+    bits = bits_of(cursor.array(-(-used // 8)), used).reshape(group.count, width)
+    return np.packbits(bits, axis=1, bitorder="little").ravel()
+
+
+def read_steps(groups: list[Group], symbols: Array, signs: Array, exceptions: Array) -> None:
+    """The differences of the classes that have a sign for each entry."""
+    groups = [group for group in groups if group.code < WHOLE_WORDS]
+    counts = [group.count for group in groups]
+    tops = np.repeat([2 ** WIDTHS[group.code] - 1 for group in groups], np.array(counts, int))
+    magnitudes = symbols.astype(np.int64)
+    escaped = magnitudes == tops
+    need("SD417", escaped.sum() == exceptions.size, "another number of exceptions than symbols")
+    magnitudes[escaped] += exceptions
     # -2^15 is the one difference of the greatest magnitude.
     need("SD417", (magnitudes < MAGNITUDES - ~signs).all(), "a magnitude is too large")
-    group.steps = np.where(signs, ~magnitudes, magnitudes + 1).astype("<u2")  # ~a is -(a + 1)
-    return used
+    steps = np.where(signs, ~magnitudes, magnitudes + 1).astype("<u2")  # ~a is -(a + 1)
+    for group, own in zip(groups, np.split(steps, np.cumsum(counts)), strict=False):
+        group.steps = own
 
 
 def entries_of(block: Block, old: Array, dtype: str) -> tuple[Array, Array]:

@@ -84,13 +84,9 @@ def check_lengths(part: Coded) -> None:
     encoded, decoded = (streams[key].astype(np.int64) for key in ("encoded", "decoded"))
     need("SD304", (encoded <= decoded).all(), "encoded above decoded")
     first = INDEX_STREAMS[part.index]  # the first stream of the value codec
-    stored = [0] if part.index in ("raw", "ranked") else []
+    stored = [0] if part.index == "raw" else []
     stored += [first] if part.value == "raw" else []
-    need(
-        "SD304",
-        (encoded[:, stored] == decoded[:, stored]).all(),
-        "a raw or ranked stream is compressed",
-    )
+    need("SD304", (encoded[:, stored] == decoded[:, stored]).all(), "a raw stream is compressed")
     need("SD304", lengths_fit(part, counts, part.sizes(), decoded), "a decoded length")
 
 

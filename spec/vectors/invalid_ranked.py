@@ -1,4 +1,4 @@
-"""Invalid vectors of `ranked` that need no base: SD210, SD212, SD217, SD304 and SD417."""
+"""Invalid vectors of `ranked` that need no base: SD210, SD212, SD217, SD304, SD402 and SD417."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from ranked_encoder import BITMASK, FLAT, GAPS, WORDS, Pieces, compressed, stored, varint
+from ranked_encoder import BITMASK, FLAT, GAPS, WORDS, Pieces, varint
 from stream_encoder import shrink, zstd
 from valid_ranked import record
 from vector_encoder import Hook, build
 from vector_records import P, R, X, edited, ranked, whole
-from vector_samples import Invalid, at_block, put, tensor
+from vector_samples import Invalid, at_block, put, stream, tensor
 from vector_sets import build_set
 
 Change = Mapping[str, bytes | Callable[[bytes], bytes]]
@@ -52,6 +52,11 @@ def replaced(change: Change, block: int = 0) -> Hook:
         return found
 
     return hook
+
+
+def ranks(new: bytes, number: int = 0) -> Change:
+    """Another IDX of a class, and its length."""
+    return {f"IDX{number}": new, f"SIZE{number}": varint(len(new))}
 
 
 def bad(name: str, why: str, records: list[R] | None = None, **how: Any) -> Invalid:  # noqa: ANN401
@@ -107,106 +112,116 @@ def invalid_lengths() -> Iterator[Invalid]:
         return at_block(0, lambda s: [s[0][:length].ljust(length, b"\0")])
 
     entries = len(sample()[0].parts[0].given)
-    yield bad("sd304-ranked-short", "7 bytes", streams=of_length(7))
+    yield bad("sd304-ranked-short", "8 bytes", streams=of_length(8))
     yield bad("sd304-ranked-empty", "no byte for 37 entries", streams=of_length(0))
     most = 2**15 + MANY + 5 * entries
     yield bad("sd304-ranked-long", "a byte too many", streams=of_length(most + 1))
-    steady = [record("w", in_turn("BF16", 400), ranked(dict.fromkeys(range(400), 1), *CLASSES))]
-    squeezed = at_block(0, lambda f: [shrink(f[0])])
-    yield bad("sd304-ranked-compressed", "compressed as a whole", steady, frames=squeezed)
     sparse = [record("w", in_turn("BF16", 600), ranked({0: 1, 599: 1}, (0, 255, GAPS, 1)))]
     filled = at_block(1, lambda _: [bytes(9)])
     yield bad("sd304-ranked-empty-block", "9 bytes without an entry", sparse, streams=filled)
 
 
+def invalid_frames() -> Iterator[Invalid]:
+    """Rule SD402: the frame of a block is that of a stream."""
+    part = ranked(dict.fromkeys(range(0, 400, 2), 1), (0, 255, BITMASK, 4), block=9, compress=True)
+    steady = [record("w", in_turn("BF16", 400), part)]
+    for name, why, new in (
+        ("trailing", "a byte behind the frame", lambda f: f + b"\0"),
+        ("truncated", "its last byte is missing", lambda f: f[:-1]),
+        ("two", "an empty frame behind it", lambda f: f + zstd((b"", 0), declared=0)),
+        ("other", "a frame of other length", lambda _: shrink(bytes(400))),
+    ):
+        yield bad(f"sd402-ranked-{name}", why, steady, frames=stream(0, new))
+
+
+LARGEST = b"\xff" * 8 + b"\x7f"  # 2^63 - 1
 HEADS: tuple[tuple[str, str, Change], ...] = (
     ("number-padded", "30 in two bytes", {"L": b"\x9e\0"}),
     ("number-2-63", "2^63", {"L": b"\x80" * 9 + b"\1"}),
-    ("number-count-padded", "a count in two bytes", {"CLASS0": b"\x7c\x7c\2\x8a\0"}),
-    ("number-frame-padded", "a length in two bytes", {"ROWS": lambda s: b"\x84\0" + s[1:]}),
-    ("rows-few", "8 bits for 10 rows", {"ROWS": lambda s: stored(s[1:2])}),
-    ("rows-many", "24 bits for 10 rows", {"ROWS": lambda s: stored(s[1:] + b"\0")}),
-    ("rows-spare", "a spare bit", {"ROWS": lambda s: s[:2] + bytes([s[2] | 0x80])}),
-    ("rows-none", "no live row", {"ROWS": stored(bytes(2))}),
+    ("number-count-padded", "a count in two bytes", {"COUNT0": b"\x8a\0"}),
+    ("number-size-padded", "a length in two bytes", {"SIZE0": b"\x8a\0"}),
+    ("number-size-2-63", "a length of 2^63", {"SIZE0": b"\x80" * 9 + b"\1"}),
+    ("rows-few", "8 bits for 10 rows", {"ROWS": lambda s: s[:1]}),
+    ("rows-many", "24 bits for 10 rows", {"ROWS": lambda s: s + b"\0"}),
+    ("rows-spare", "a spare bit", {"ROWS": lambda s: s[:1] + bytes([s[1] | 0x80])}),
+    ("rows-first-spare", "a spare bit", {"ROWS": lambda s: s[:1] + bytes([s[1] | 4])}),
+    ("rows-none", "no live row", {"ROWS": bytes(2)}),
     ("rows-of-one", "10 bits for 300 rows", {"L": b"\1"}),
+    ("rows-and-no-length", "rows, and L is 0", {"L": b"\0"}),
     ("classes-none", "no class", {"CLASSES": b"\0"}),
     ("classes-more", "a class more than there are", {"CLASSES": b"\4"}),
     ("classes-fewer", "a class fewer than there are", {"CLASSES": b"\2"}),
     ("classes-255", "255 classes", {"CLASSES": b"\xff"}),
-    ("range-reversed", "from 124 to 123", {"CLASS0": b"\x7c\x7b\2\x0a"}),
+    ("range-reversed", "from 124 to 123", {"CLASS0": b"\x7c\x7b\2"}),
     ("range-twice", "a range twice", {"CLASS1": lambda s: b"\x7c\x7c" + s[2:]}),
-    ("range-overlap", "124 to 125, and 125", {"CLASS0": b"\x7c\x7d\2\x0a"}),
-    ("range-order", "127 before 125", {"CLASS0": b"\x7f\x7f\2\x0a"}),
+    ("range-overlap", "124 to 125, and 125", {"CLASS0": b"\x7c\x7d\2"}),
+    ("range-order", "127 before 125", {"CLASS0": b"\x7f\x7f\2"}),
     ("range-255-1", "from 255 to 1", {"CLASS2": lambda s: b"\xff\1" + s[2:]}),
     ("flat-first", "a class behind FLAT", {"CLASS1": lambda s: b"\xff\0" + s[2:]}),
     ("flat-bitmask", "FLAT with a bitmask", {"CLASS2": lambda s: b"\xff\0" + s[2:]}),
-    ("index-code", "index code 2", {"CLASS0": b"\x7c\x7c\x22\x0a"}),
-    ("index-code-15", "index code 15", {"CLASS0": b"\x7c\x7c\xf2\x0a"}),
-    ("value-code", "value code 6", {"CLASS0": b"\x7c\x7c\6\x0a"}),
-    ("value-code-15", "value code 15", {"CLASS0": b"\x7c\x7c\x0f\x0a"}),
-    ("count-zero", "a class without entries", {"CLASS0": b"\x7c\x7c\2\0"}),
-    ("count-less", "36 entries of 37", {"CLASS0": b"\x7c\x7c\2\x09"}),
-    ("count-more", "38 entries of 37", {"CLASS0": b"\x7c\x7c\2\x0b"}),
-    ("count-huge", "2^63 - 1 entries", {"CLASS0": b"\x7c\x7c\2" + b"\xff" * 8 + b"\x7f"}),
-    ("signs-more", "a byte more", {"NS": b"\5", "SIGNS": lambda s: s + b"\0"}),
-    ("signs-fewer", "a byte fewer", {"NS": b"\3", "SIGNS": lambda s: s[:-1]}),
+    ("index-code", "index code 2", {"CLASS0": b"\x7c\x7c\x22"}),
+    ("index-code-15", "index code 15", {"CLASS0": b"\x7c\x7c\xf2"}),
+    ("value-code", "value code 6", {"CLASS0": b"\x7c\x7c\6"}),
+    ("value-code-15", "value code 15", {"CLASS0": b"\x7c\x7c\x0f"}),
+    ("count-zero", "a class without entries", {"COUNT0": b"\0"}),
+    ("count-less", "36 entries of 37", {"COUNT0": b"\x09"}),
+    ("count-more", "38 entries of 37", {"COUNT0": b"\x0b"}),
+    ("count-huge", "2^63 - 1 entries", {"COUNT0": LARGEST}),
+    ("size-zero", "no byte for 10 gaps", ranks(b"")),
+    ("size-fewer", "9 bytes for 10 gaps", ranks(bytes(9))),
+    ("size-more", "12 bytes for 10 gaps among 270 elements", ranks(b"\xff\xff" + bytes(10))),
+    ("size-huge", "2^63 - 1 bytes", {"SIZE0": LARGEST}),
+    ("size-bits-zero", "no byte for 20 bits", ranks(b"", 2)),
+    ("size-bits-more", "35 bytes for 270 elements", ranks(b"\xff\xff\x0f" + bytes(32), 2)),
+    ("size-bits-huge", "2^63 - 1 bytes", {"SIZE2": LARGEST}),
+    ("signs-more", "a byte more", {"SIGNS": lambda s: s + b"\0"}),
+    ("signs-fewer", "a byte fewer", {"SIGNS": lambda s: s[:-1]}),
     ("signs-spare", "a spare bit", {"SIGNS": lambda s: s[:-1] + bytes([s[-1] | 0x80])}),
-    ("signs-huge", "2^63 - 1 bytes", {"NS": b"\xff" * 8 + b"\x7f"}),
+    ("signs-first-spare", "a spare bit", {"SIGNS": lambda s: s[:-1] + bytes([s[-1] | 0x40])}),
 )
 
 
 def invalid_head() -> Iterator[Invalid]:
-    """Rule SD417: numbers, rows, the table of classes, signs."""
-    cut = at_block(0, lambda _: [b"\0\1\0\xff\1\xff\xff\xff"])
+    """Rule SD417: numbers, the table of classes, rows, signs."""
+    cut = at_block(0, lambda _: [b"\0\1\0\xff\1\xff\xff\xff\xff"])
     yield bad("sd417-number-cut", "the block ends inside of a number", streams=cut)
     all_on = at_block(0, lambda _: [b"\0\1\0\xff\1" + b"\xff" * 20])
     yield bad("sd417-number-without-end", "20 bytes that all go on", streams=all_on)
     for name, why, change in HEADS:
         yield broken(name, why, change)
     given = {0: 1, 1: 2, 2: 3, 3: 4}
-    twice: Change = {"CLASSES": b"\2", "CLASS0": b"\xff\0\1\2\xff\0\1\2"}
-    yield broken("flat-twice", "FLAT twice", twice, few(given, (*FLAT, GAPS, 1)))
+    two = few(given, (124, 124, GAPS, 1), (*FLAT, GAPS, 1))
+    twice: Change = {"CLASS0": b"\xff\0\1"}
+    yield broken("flat-twice", "FLAT twice", twice, two)
     half = few(given, (0, 31, GAPS, 1), dtype="F16")
-    yield broken("range-f16", "exponent 32 of F16", {"CLASS0": b"\0\x20\1\4"}, half)
+    yield broken("range-f16", "exponent 32 of F16", {"CLASS0": b"\0\x20\1"}, half)
+    part = ranked(dict.fromkeys(range(15), 1), (0, 255, GAPS, 1), length=10)
+    rows = [record("w", in_turn("BF16", FEW), part)]
+    yield broken("rows-too-few", "15 entries among 10 elements", {"ROWS": b"\1"}, rows)
+    part = ranked(dict.fromkeys(range(0, 60, 3), 1), (124, 124, BITMASK, 1), block=9)
+    bits = [record("w", in_turn("BF16", MANY), part)]
+    why = "38 bytes in a block that ends before"
+    yield broken("size-behind", why, {"SIZE0": b"\x26"}, bits)
 
 
-def invalid_frames_inside() -> Iterator[Invalid]:
-    """Rule SD417: the frames of a block."""
-    part = ranked(dict.fromkeys(range(0, 400, 2), 1), (0, 255, BITMASK, 4), block=9)
-    records = [record("w", in_turn("BF16", 400), part)]  # 200 symbols of 8 bits, all of them 0
-    good = zstd((b"\0", 200), declared=200)
+def cut_in(field: str) -> Hook:
+    """A hook that ends a block a byte before the end of a field."""
 
-    def holds(number: int, declared: int | None = None, **how: Any) -> bytes:  # noqa: ANN401
-        return zstd((b"\0", number), declared=declared or number, **how)
+    def hook(pieces: Pieces, *_: object) -> Pieces:
+        names = list(pieces)
+        kept = {name: pieces[name] for name in names[: names.index(field)]}
+        return kept | {field: pieces[field][:-1]}
 
-    for name, why, small in (
-        ("no-zstd", "not Zstandard", b"\0" * 40),
-        ("no-byte", "no byte", b""),
-        ("trailing", "a byte behind it", good + b"\0"),
-        ("two-halves", "two frames", holds(100) * 2),
-        ("second-empty", "an empty frame behind it", good + zstd((b"", 0), declared=0)),
-        ("cut", "its last byte is missing", good[:-1]),
-        ("declares-more", "declares 2^40 bytes", holds(200, 2**40)),
-        ("declares-less", "declares 199 bytes", holds(200, 199)),
-        ("holds-less", "holds 199 bytes", holds(199, 200)),
-        ("unsized", "declares no size", zstd((b"\0", 200), declared=None, window=10)),
-        ("dictionary", "a dictionary id", holds(200, dictionary=1)),
-        ("window", "a window of 2^28", holds(200, window=28)),
-        ("as-long", "as long as its content", bytes(200)),
-        ("larger", "longer than its content", good + bytes(200)),
-    ):
-        yield broken(f"frame-{name}", why, {"SYM0": compressed(bytes(200), small)}, records)
-    for name, why, new in (
-        ("for-more", "201 bytes", compressed(bytes(201), holds(201))),
-        ("for-less", "199 bytes", compressed(bytes(199), holds(199))),
-        ("bomb", "2^62 bytes", varint(len(good) << 1 | 1) + varint(2**62) + good),
-        ("behind-block", "2^61 stored bytes", varint(2**62) + bytes(200)),
-        ("stored-less", "199 stored bytes", stored(bytes(199))),
-        ("stored-more", "201 stored bytes", stored(bytes(201))),
-    ):
-        yield broken(f"frame-{name}", f"{why} for 200", {"SYM0": new}, records)
-    bits = {"IDX0": compressed(bytes(2**20), zstd(*[(b"\0", 2**17)] * 8, declared=2**20))}
-    yield broken("frame-of-bits", "2^20 bytes of bits for 400 elements", bits, records)
+    return hook
+
+
+def invalid_ends() -> Iterator[Invalid]:
+    """Rule SD417: a block that ends inside of a field, or behind its last one."""
+    fields = ("CLASS2", "COUNT0", "SIZE2", "ROWS", "SIGNS", "IDX0", "IDX2")
+    for field in (*fields, "SYM0", "HIGH1", "LOW1", "SYM2", "EXC"):
+        name = f"sd417-cut-{field.lower()}"
+        yield bad(name, f"the block ends inside of {field}", pieces=cut_in(field))
+    yield broken("behind", "a byte behind the block", {"EXC": lambda s: s + b"\0"})
 
 
 def invalid_index_inside() -> Iterator[Invalid]:
@@ -218,12 +233,12 @@ def invalid_index_inside() -> Iterator[Invalid]:
         ("fewer-and-long", "a gap fewer, one in two bytes", b"\0\xff\2"),
         ("more", "a gap more", b"\0\2\2\2"),
         ("open", "the last gap does not end", b"\0\2\xff"),
-        ("outside", "a rank behind the last element", b"\0\2\x24"),
+        ("outside", "rank 40 of 40 elements", b"\0\2\x24"),
         ("long", "longer than gaps can be", b"\0\2\xff\xff\0"),
     ):
-        yield broken(f"gaps-{name}", why, {"IDX0": stored(new)}, gaps)
-    one_more = {"IDX0": lambda s: stored(s[1:] + b"\0")}
-    yield broken("gaps-one-more", "11 gaps for 10 entries of 270 elements", one_more)
+        yield broken(f"gaps-{name}", why, ranks(new), gaps)
+    why = "11 gaps for 10 entries of 270 elements"
+    yield broken("gaps-one-more", why, ranks(bytes(11)))
     bits = few(given, (0, 255, BITMASK, 1))
     for name, why, new in (
         ("fewer", "a bit fewer", b"\1\0\0\x40\0"),
@@ -231,57 +246,61 @@ def invalid_index_inside() -> Iterator[Invalid]:
         ("long", "48 bits for 40 elements", b"\x09\0\0\x40\0\0"),
         ("no-byte", "no byte", b""),
     ):
-        yield broken(f"bits-{name}", why, {"IDX0": stored(new)}, bits)
+        yield broken(f"bits-{name}", why, ranks(new), bits)
     both = few({0: 1, 1: 1}, (124, 124, BITMASK, 1), (125, 126, BITMASK, 1))
-    long: Change = {"IDX0": stored(b"\1\0\0"), "IDX1": stored(b"\1\0\0\0")}
+    long = {**ranks(b"\1\0\0"), **ranks(b"\1\0\0\0", 1)}
     yield broken("bits-of-too-many", "at least 17 and 25 elements of 40", long, both)
     entries = {0: 1} | dict.fromkeys(range(1, 40, 3), 1)
     beside = few(entries, (124, 124, BITMASK, 1), (125, 126, GAPS, 1))
-    long = {"IDX0": stored(b"\1\0\0\0\0")}
-    yield broken("bits-beside-gaps", "at least 33 elements and 13 entries of 40", long, beside)
+    why = "at least 33 elements and 13 entries of 40"
+    yield broken("bits-beside-gaps", why, ranks(b"\1\0\0\0\0"), beside)
 
 
 def invalid_values_inside() -> Iterator[Invalid]:
-    """Rule SD417: symbols, exceptions, magnitudes, new words, and the end of the block."""
+    """Rule SD417: symbols, exceptions, magnitudes, and new words."""
     given = dict.fromkeys((0, 3, 30), 1)
-    for value, spare in ((1, b"\x08"), (2, b"\x40"), (3, b"\0\x10")):
-        new = {"SYM0": stored(spare)}
-        name, records = f"symbols-spare-{2 ** (value - 1)}", few(given, (0, 255, GAPS, value))
-        yield broken(name, "a spare bit", new, records)
+    for value, name, spare in (
+        (1, "1", b"\x08"),
+        (1, "1-last", b"\x80"),
+        (2, "2", b"\x40"),
+        (2, "2-last", b"\x80"),
+        (3, "4", b"\0\x10"),
+        (3, "4-last", b"\0\x80"),
+    ):
+        records = few(given, (0, 255, GAPS, value))
+        yield broken(f"symbols-spare-{name}", "a spare bit", {"SYM0": spare}, records)
     none, one = few(given, (0, 255, GAPS, 0)), few(given, (0, 255, GAPS, 1))
     for name, why, exceptions, records in (
-        ("fewer", "2 for 3 symbols", stored(bytes(4)), none),
-        ("odd", "7 bytes", stored(bytes(7)), none),
-        ("most", "4 for 3 entries", stored(bytes(8)), none),
-        ("huge", "2^40 bytes", varint(2**41), none),
-        ("needless", "1 for no symbol", stored(bytes(2)), one),
+        ("none", "none for 3 symbols", b"", none),
+        ("fewer", "2 for 3 symbols", bytes(4), none),
+        ("odd", "7 bytes for 3 symbols", bytes(7), none),
+        ("short", "5 bytes for 3 symbols", bytes(5), none),
+        ("most", "4 for 3 symbols", bytes(8), none),
+        ("needless", "1 for no symbol", bytes(2), one),
+        ("byte", "a byte for no symbol", b"\0", one),
+        ("many", "2^14 for no symbol", bytes(2**15), one),
     ):
         yield broken(f"exceptions-{name}", why, {"EXC": exceptions}, records)
-    yield broken("exceptions-missing", "none for a symbol of 1", {"SYM0": stored(b"\1")}, one)
+    yield broken("exceptions-missing", "none for a symbol of 1", {"SYM0": b"\1"}, one)
     for name, why, step, value, exception in (
         ("positive", "2^15, and sign 0", 0x7FFF, 0, b"\xff\x7f"),
         ("negative", "2^15 + 1, and sign 1", 0x8000, 0, b"\0\x80"),
         ("sum", "255 + 32,512 + 1, and sign 0", 0x7FFF, 4, b"\0\x7f"),
         ("wraps", "255 + 65,535 + 1", 0x7FFF, 4, b"\xff\xff"),
     ):
-        new, records = {"EXC": stored(exception)}, few({0: step}, (0, 255, GAPS, value))
-        yield broken(f"magnitude-{name}", why, new, records)
+        records = few({0: step}, (0, 255, GAPS, value))
+        yield broken(f"magnitude-{name}", why, {"EXC": exception}, records)
     words = few(given, (0, 255, GAPS, WORDS))
-    for name, change in (
-        ("HIGH0", {"short": lambda s: stored(s[2:]), "long": lambda s: stored(s[1:] + b"\0")}),
-        ("LOW0", {"short": lambda s: stored(s[2:]), "long": lambda s: stored(s[1:] + b"\0")}),
-    ):
-        for size, new_piece in change.items():
-            label = f"words-{name[:-1].lower()}-{size}"
-            yield broken(label, "not a byte for each new word", {name: new_piece}, words)
-    yield broken("behind", "a byte behind the block", {"LOW0": lambda s: s + b"\0"}, words)
-    yield broken("cut", "the last byte is missing", {"LOW0": lambda s: s[:-1]}, words)
+    for key in ("HIGH0", "LOW0"):
+        name, why = f"words-{key[:-1].lower()}", "not a byte for each new word"
+        yield broken(f"{name}-short", why, {key: lambda s: s[1:]}, words)
+        yield broken(f"{name}-long", why, {key: lambda s: s + b"\0"}, words)
 
 
 def invalid_ranked() -> Iterator[Invalid]:
     """All of them."""
     for group in (
-        *(invalid_claims, invalid_lengths, invalid_head, invalid_frames_inside),
+        *(invalid_claims, invalid_lengths, invalid_frames, invalid_head, invalid_ends),
         *(invalid_index_inside, invalid_values_inside),
     ):
         yield from group()

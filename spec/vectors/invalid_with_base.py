@@ -7,8 +7,8 @@ from typing import Any
 
 from expected_json import bases, targets
 from invalid_operations import Operation
-from invalid_ranked import Change, few, replaced, sample
-from ranked_encoder import BITMASK, FLAT, GAPS, WORDS, stored
+from invalid_ranked import Change, few, ranks, replaced, sample
+from ranked_encoder import BITMASK, FLAT, GAPS, WORDS
 from valid_ranked import classes_of, record, weights
 from vector_encoder import build
 from vector_records import P, R, X, bare, edited, ranked
@@ -32,7 +32,7 @@ def words_that_stay(records: list[R], *places: int) -> Change:
     words = [base.words[i] for i in places for base in [records[0].base] if base]
     high = bytes(word >> 7 & 255 for word in words)
     low = bytes(word >> 15 << 7 | word & 127 for word in words)
-    return {"HIGH0": stored(high), "LOW0": stored(low)}
+    return {"HIGH0": high, "LOW0": low}
 
 
 def wrong_ranks() -> Iterator[Operation]:
@@ -40,9 +40,9 @@ def wrong_ranks() -> Iterator[Operation]:
     three = dict.fromkeys((0, 3, 6), 1)
     gaps = few(three, (124, 124, GAPS, 1))  # of 14 elements
     for name, why, new in (
-        ("rank", "rank 14 of 14 elements", {"IDX0": stored(b"\0\0\x0c")}),
-        ("rank-39", "rank 39 of 14 elements", {"IDX0": stored(b"\0\0\x25")}),
-        ("no-element", "a class without elements", {"CLASS0": b"\1\2\1\3"}),
+        ("rank", "rank 14 of 14 elements", ranks(b"\0\0\x0c")),
+        ("rank-39", "rank 39 of 14 elements", ranks(b"\0\0\x25")),
+        ("no-element", "a class without elements", {"CLASS0": b"\1\2\1"}),
     ):
         yield on_base(f"sd418-{name}", why, gaps, new)
     bits = few(three, (124, 124, BITMASK, 1))
@@ -52,11 +52,11 @@ def wrong_ranks() -> Iterator[Operation]:
         ("spare", "a spare bit in the place of an entry", b"\3\x40"),
         ("last-spare", "the last spare bit in the place of an entry", b"\3\x80"),
     ):
-        yield on_base(f"sd418-bits-{name}", why, bits, {"IDX0": stored(mask)})
+        yield on_base(f"sd418-bits-{name}", why, bits, ranks(mask))
     flat = few({0: 1, 1: 1, 2: 1}, (124, 124, GAPS, 1), (*FLAT, GAPS, 1))
     why = "an element of a listed class in FLAT"
-    yield on_base("sd418-flat", why, flat, {"IDX1": stored(b"\0\1")})
-    yield on_base("sd418-flat-last", why, flat, {"IDX1": stored(b"\1\1")})
+    yield on_base("sd418-flat", why, flat, ranks(b"\0\1", 1))
+    yield on_base("sd418-flat-last", why, flat, ranks(b"\1\1", 1))
     for name, ends in (("", (0, 255)), ("-flat", FLAT)):
         words = few({0: 1, 1: 1}, (*ends, GAPS, WORDS))
         same = words_that_stay(words, 0, 1)

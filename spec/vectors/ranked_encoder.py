@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stream_encoder import bits_of, byte_planes, gaps_in_bytes, shrink
+from stream_encoder import bits_of, byte_planes, gaps_in_bytes
 
 FIELDS = {"BF16": (7, 0xFF), "F16": (10, 0x1F)}  # the lowest bit of the exponent, and its mask
 FLAT = (255, 0)
@@ -27,13 +27,11 @@ class Plan:
             entry in a block are left out of it.
         length: L: the elements of a row, 0 for no rows.
         live: Rows that are live without an entry, by their numbers in the tensor.
-        compress: Whether frames are compressed where that is smaller.
     """
 
     classes: tuple[tuple[int, int, int, int], ...]
     length: int = 0
     live: tuple[int, ...] = ()
-    compress: bool = False
 
 
 def varint(number: int) -> bytes:
@@ -45,28 +43,11 @@ def varint(number: int) -> bytes:
     return out + bytes([number])
 
 
-def stored(content: bytes) -> bytes:
-    """A frame that is not compressed."""
-    return varint(len(content) << 1) + content
-
-
-def compressed(content: bytes, small: bytes | None = None) -> bytes:
-    """A frame that is compressed (to these bytes), whether that is smaller or not."""
-    small = shrink(content) if small is None else small
-    return varint(len(small) << 1 | 1) + varint(len(content)) + small
-
-
-def frame(content: bytes, plan: Plan) -> bytes:
-    """A frame as the plan wants it."""
-    smaller = plan.compress and len(shrink(content)) < len(content)
-    return compressed(content) if smaller else stored(content)
-
-
 def packed(symbols: list[int], width: int) -> bytes:
-    """Symbols of some bits: symbols i, i + q, i + 2q ... in byte i."""
+    """Symbols of some bits, one after another from the lowest bit of each byte on."""
     out = bytearray(-(-len(symbols) * width // 8))
     for i, symbol in enumerate(symbols):
-        out[i % len(out)] |= symbol << (i // len(out) * width)
+        out[i * width // 8] |= symbol << i * width % 8
     return bytes(out)
 
 
@@ -85,14 +66,12 @@ def encode_ranked(
     if not inside:
         return {"BLOCK": b""}
     shift, mask = FIELDS[dtype]
-    pieces: Pieces = {"L": varint(plan.length)}
-    elements = list(range(len(old)))
+    elements, rows = list(range(len(old))), b""
     if plan.length:
-        rows = [(first + i) // plan.length for i in elements]
-        live = {rows[i] for i in inside} | set(plan.live)
-        marks = [row in live for row in range(rows[0], rows[-1] + 1)]
-        pieces["ROWS"] = frame(bits_of(marks), plan)
-        elements = [i for i in elements if rows[i] in live]
+        row = [(first + i) // plan.length for i in elements]
+        live = {row[i] for i in inside} | set(plan.live)
+        rows = bits_of([each in live for each in range(row[0], row[-1] + 1)])
+        elements = [i for i in elements if row[i] in live]
     members: list[list[int]] = []
     taken: set[int] = set()
     for low, high, _, _ in plan.classes:
@@ -105,34 +84,34 @@ def encode_ranked(
         own = [i for i in found if i in inside and not (flat and i in taken)]
         if own:
             chosen.append((found, own, low, high, index, value))
-    pieces["CLASSES"] = bytes([len(chosen)])
-    for number, (_, own, low, high, index, value) in enumerate(chosen):
-        pieces[f"CLASS{number}"] = bytes([low, high, index << 4 | value]) + varint(len(own))
-    steps = [inside[i] for _, own, *_, value in chosen if value != WORDS for i in own]
-    signed = [step - 65536 if step >= 32768 else step for step in steps]  # noqa: PLR2004 - 2^15
-    signs = bits_of([step < 0 for step in signed])
-    pieces["NS"] = varint(len(signs))
-    pieces["SIGNS"] = signs
-    pieces["EXC"] = b""  # takes its place in the order
+    lines: Pieces = {}
+    sizes: Pieces = {}
+    ranks: Pieces = {}
+    values: Pieces = {}
+    negative: list[bool] = []
     rest: list[int] = []
-    for number, (found, own, *_, index, value) in enumerate(chosen):
-        ranks = [found.index(i) for i in own]
-        gaps = [rank - last - 1 for last, rank in zip([-1, *ranks], ranks, strict=False)]
+    for k, (found, own, low, high, index, value) in enumerate(chosen):
+        at = [found.index(i) for i in own]
+        gaps = [rank - last - 1 for last, rank in zip([-1, *at], at, strict=False)]
         bits = bits_of([i in own for i in found])
-        marks_of = bits if index == BITMASK else gaps_in_bytes(gaps)
-        pieces[f"IDX{number}"] = frame(marks_of, plan)
+        ranks[f"IDX{k}"] = bits if index == BITMASK else gaps_in_bytes(gaps)
+        lines[f"CLASS{k}"] = bytes([low, high, index << 4 | value])
+        sizes[f"COUNT{k}"] = varint(len(own))
+        sizes[f"SIZE{k}"] = varint(len(ranks[f"IDX{k}"]))
         if value == WORDS:
             words = [(old[i] + inside[i]) % 65536 for i in own]
-            pieces[f"HIGH{number}"] = frame(bytes(word >> 7 & 255 for word in words), plan)
-            low_bytes = bytes(word >> 15 << 7 | word & 127 for word in words)
-            pieces[f"LOW{number}"] = frame(low_bytes, plan)
+            values[f"HIGH{k}"] = bytes(word >> 7 & 255 for word in words)
+            values[f"LOW{k}"] = bytes(word >> 15 << 7 | word & 127 for word in words)
             continue
+        steps = [inside[i] - 65536 if inside[i] >> 15 else inside[i] for i in own]
+        negative += [step < 0 for step in steps]
         top = 2 ** WIDTHS[value] - 1
-        sizes = [abs(step) - 1 for step in signed[: len(own)]]
-        signed = signed[len(own) :]
+        magnitudes = [abs(step) - 1 for step in steps]
         if value:
-            symbols = [min(size, top) for size in sizes]
-            pieces[f"SYM{number}"] = frame(packed(symbols, WIDTHS[value]), plan)
-        rest += [size - top for size in sizes if size >= top]
-    pieces["EXC"] = frame(b"".join(byte_planes(rest, 2)), plan)
-    return pieces
+            values[f"SYM{k}"] = packed([min(a, top) for a in magnitudes], WIDTHS[value])
+        rest += [a - top for a in magnitudes if a >= top]
+    pieces: Pieces = {"L": varint(plan.length), "CLASSES": bytes([len(chosen)]), **lines, **sizes}
+    if plan.length:
+        pieces["ROWS"] = rows
+    pieces |= {"SIGNS": bits_of(negative), **ranks, **values}
+    return pieces | {"EXC": b"".join(byte_planes(rest, 2))}

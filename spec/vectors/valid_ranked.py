@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
+import zstandard
 from dice import Dice
 from expected_json import Vector, case
 from ranked_encoder import BITMASK, FIELDS, FLAT, GAPS, WORDS
@@ -47,6 +48,19 @@ def classes_of(dtype: str, *codes: tuple[int, int]) -> list[Class]:
     middle = FIELDS[dtype][1] // 2 - 3
     ranges = ((0, middle), (middle + 1, FIELDS[dtype][1]))
     return [(*ends, *codes[k % len(codes)]) for k, ends in enumerate(ranges)]
+
+
+def in_zstd_blocks(streams: list[bytes], *_: object) -> list[bytes]:
+    """A frame of several Zstandard blocks, which begin anywhere in the stream."""
+    frames = []
+    for content in streams:
+        made = zstandard.ZstdCompressor(level=9, write_checksum=False).compressobj(len(content))
+        frame = b""
+        for at in range(0, len(content), 60):
+            frame += made.compress(content[at : at + 60])
+            frame += made.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+        frames.append(min(frame + made.flush(), content, key=len))
+    return frames
 
 
 def valid_codes() -> Iterator[Vector]:
@@ -129,7 +143,7 @@ def valid_rows() -> Iterator[Vector]:
 
 
 def valid_blocks() -> Iterator[Vector]:
-    """Blocks without entries, a short last one, other classes in each; frames of Zstandard."""
+    """Blocks without entries, a short last one, other classes in each; blocks in a frame."""
     base = weights("F16", [1030], 9)
     given = {i: (1, 65535, 700)[i % 3] for i in (0, 1, 255, 700, 701, 767, 768, 1023, 1029)}
     classes = classes_of("F16", (GAPS, 2), (BITMASK, 1))
@@ -149,6 +163,7 @@ def valid_blocks() -> Iterator[Vector]:
     wide = ranked(far, (125, 127, GAPS, 4), block=12, compress=True)
     records = [record("rows", steady, part), record("wide", steady, wide)]
     yield case("ranked-compressed", records)
+    yield case("ranked-zstd-blocks", records, frames=in_zstd_blocks)
 
 
 def valid_company() -> Iterator[Vector]:

@@ -120,8 +120,8 @@ def no_inverse(part: P) -> bool:
 
 def ranked(given: dict[int, int], *classes: tuple[int, int, int, int], **how: Any) -> P:  # noqa: ANN401
     """A `difference` by ranks, with the options of a plan; and `block`."""
-    block = how.pop("block", 8)
-    return P("difference", given, "ranked", "ranked", block=block, plan=Plan(classes, **how))
+    own = {key: how.pop(key) for key in ("block", "compress") if key in how}
+    return P("difference", given, "ranked", "ranked", **own, plan=Plan(classes, **how))
 
 
 @dataclass

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-import zstandard
 from checkpoint_files import call
-from ranked_encoder import BITMASK, GAPS, WORDS, Pieces, Plan, encode_ranked
 from sections import Sections, rebuilt
 from test_package import (
     APPLY,
@@ -21,12 +18,9 @@ from test_package import (
 )
 
 import sparsedelta
-from sparsedelta.codecs import Block, Ranked
 from sparsedelta.delta_reader import DeltaReader
 
 FALSE = "5" * 64
-MAGIC = zstandard.FRAME_HEADER
-FRAMES = ("ROWS", "EXC", "IDX", "SYM", "HIGH", "LOW")
 
 
 def needs_base(name: str) -> bool:
@@ -113,7 +107,7 @@ def test_what_breaks_a_rule_on_its_base_is_told(name: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", RANKED[:3])
 def test_on_another_base_entries_stay_unread(name: str, tmp_path: Path) -> None:
-    """Frames are checked all the same, and a false digest is not told of: nobody knows."""
+    """Blocks are checked all the same, and a false digest is not told of: nobody knows."""
     tensors = expected_of(name)["base_tensors"]
     with DeltaReader(file_of(name)) as reader:
         touched = [record.name for record in reader.manifest.tensors if record.needs_base]
@@ -130,8 +124,8 @@ def test_on_another_base_entries_stay_unread(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken_frames_are_told_once_with_a_base(name: str, tmp_path: Path) -> None:
-    """Whatever base is given: frames need none."""
+def test_broken_blocks_are_told_once_with_a_base(name: str, tmp_path: Path) -> None:
+    """Whatever base is given: what is broken needs none."""
     base = write_checkpoint(tmp_path / "base", [])
     found = rules(file_of(name), base)
     assert found == ["SD417", "SD501"]
@@ -140,50 +134,16 @@ def test_broken_frames_are_told_once_with_a_base(name: str, tmp_path: Path) -> N
 # --- Work without a base (rule SD504) ---
 
 
-def piece_bytes(piece: bytes) -> int:
-    """What a frame of a block decodes to if it is compressed, told by Zstandard itself."""
-    inside = piece[piece.index(MAGIC) :] if MAGIC in piece else b""
-    return len(zstandard.decompress(inside)) if inside else 0
-
-
-def compressible() -> Pieces:
-    """A block whose frames are all worth compressing, with rows, a bitmask, gaps and new words."""
-    old = [index % 7 << 7 | index % 3 for index in range(4000)]
-    inside = {index: 1 + 40 * (index % 2) for index in range(1000, 4000)}
-    classes = ((0, 1, BITMASK, 3), (2, 3, GAPS, 4), (4, 4, GAPS, 0), (5, 6, GAPS, WORDS))
-    return encode_ranked(inside, old, 0, "BF16", Plan(classes, length=2, compress=True))
-
-
-def test_a_check_tells_what_the_frames_decoded_to() -> None:
-    pieces = compressible()
-    frames = [pieces[n] for n in pieces if n.rstrip("0123456789") in FRAMES]
-    expected = sum(map(piece_bytes, frames))
-    assert sum(piece_bytes(each) > 0 for each in frames) > len(FRAMES)
-    assert checked_bytes(pieces, 3000, 4000) == expected
-    small = encode_ranked({1: 1}, [128] * 9, 0, "BF16", Plan(((1, 1, GAPS, 0),)))
-    assert checked_bytes(small, 1, 9) == 0
-
-
-def checked_bytes(pieces: Pieces, count: int, words: int) -> int:
-    """What a check of a block returns."""
-    stream = np.frombuffer(b"".join(pieces.values()), np.uint8)
-    return Ranked().check([stream], count, Block(words, 2, dtype="BF16"))
-
-
 @pytest.mark.parametrize("threads", [1, 3])
-def test_the_budget_counts_what_frames_decode_to(
+def test_the_budget_counts_what_blocks_decode_to(
     threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To the byte; and no bound on what they might: an honest delta of a large model passes."""
+    """To the byte, as the tables say: a frame of a block is as that of any other stream."""
     name = file_of("valid/ranked-compressed")
     with DeltaReader(name) as reader:
         needed = sum(file.decoded_bytes for file in reader.files)
-        for record in reader.manifest.tensors:
-            for number, part in record.coded:
-                for block in range(part.block_count(record.domain(number))):
-                    if part.encoding.needs_base:
-                        needed += reader.home(record).check_block(record, number, block)
-    assert needed > sum(file.decoded_bytes for file in reader.files)
+        parts = [t.blocks(0) for file in reader.files for t in file.tables.tensors.values()]
+    assert needed > sum(int(part.encoded.sum()) for part in parts)
     monkeypatch.setattr(DeltaReader.check_budget, "__defaults__", (needed,))
     assert sparsedelta.validate(name, threads=threads).ok
     monkeypatch.setattr(DeltaReader.check_budget, "__defaults__", (needed - 1,))

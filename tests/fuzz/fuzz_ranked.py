@@ -9,19 +9,20 @@ from __future__ import annotations
 import random
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Final
 
 import harness
 
 with harness.instrumented():
-    from sparsedelta.codecs import Block, StreamError
+    from sparsedelta.codecs import Block, CodedBlock, StreamError
     from sparsedelta.codecs.encoding import Encoding
 
 import numpy as np
 from block_codecs import Coded, lengths_fit
 from ranked import EXPONENTS, entries_of, read_ranked
+from sections import unframed
 from sources import Source, names, source
 from terms import Array, RuleError
 
@@ -69,7 +70,7 @@ def _of_vector(origin: Source) -> Iterator[Case]:
         ends = [e["shape"] for e in (record["base"], record["target"]) if e]
         domain = min(int(np.prod(shape)) for shape in ends)
         base = words[number * size : min(domain, (number + 1) * size)]
-        stream = each.data[cell.start : cell.start + cell.encoded]
+        stream = unframed(each.data[cell.start : cell.start + cell.encoded], cell.decoded)
         yield Case(dtype, number * size, base, count, stream)
 
 
@@ -111,7 +112,7 @@ def one_input(data: bytes) -> None:
 
 
 def check(case: Case, stream: bytes) -> None:
-    """Both readers read a block alike, without its base and with it."""
+    """Both readers read a block alike, without its base and with it, alone and beside another."""
     n = case.base.size
     counts, sizes = np.array([case.count]), np.array([n])
     lengths = np.array([[len(stream)]], np.int64)
@@ -120,10 +121,9 @@ def check(case: Case, stream: bytes) -> None:
     assert fits == lengths_fit(part, counts, sizes, lengths), f"SD304 of {len(stream)} bytes"
     if not fits:
         return
-    streams = [np.frombuffer(stream, np.uint8)]
-    blind = Block(n, 2, None, case.dtype, case.first)
-    seeing = Block(n, 2, case.base, case.dtype, case.first)
-    rule = code = ""
+    seen = coded(case, stream)
+    blind = replace(seen, block=replace(seen.block, base=None))
+    code = ""
     expected: tuple[Any, Any] = (None, None)
     try:
         expected = entries_of(
@@ -131,20 +131,30 @@ def check(case: Case, stream: bytes) -> None:
         )
     except RuleError as error:
         code = error.code
+    rule = ""
     try:
-        RANKED.check(streams, case.count, blind)
+        RANKED.check(blind)
     except StreamError as error:
         rule = error.rule
     assert rule == (code if code == "SD417" else ""), f"check says {rule!r}, expected {code!r}"
-    found: tuple[Any, Any] = (None, None)
-    try:
-        rule, found = "", RANKED.decode(streams, case.count, seeing)
-    except StreamError as error:
-        rule = error.rule
-    assert rule == code, f"the package says {rule!r}, the reference {code!r}"
-    if not rule:
-        assert np.array_equal(found[0], expected[0])
-        assert np.array_equal(found[1], expected[1])
+    beside = coded(case, case.stream)
+    for at, batch in ((0, [seen]), (1, [beside, seen]), (0, [seen, beside])):
+        rule = ""
+        found: tuple[Any, Any] = (None, None)
+        try:
+            found = RANKED.decode_all(batch)[at]
+        except StreamError as error:
+            rule = error.rule
+        assert rule == code, f"the package says {rule!r} of {len(batch)}, the reference {code!r}"
+        if not rule:
+            assert np.array_equal(found[0], expected[0])
+            assert np.array_equal(found[1], expected[1])
+
+
+def coded(case: Case, stream: bytes) -> CodedBlock:
+    """A block as the package takes it."""
+    block = Block(case.base.size, 2, case.base, case.dtype, case.first)
+    return CodedBlock([np.frombuffer(stream, np.uint8)], case.count, block)
 
 
 def seeds() -> Iterator[bytes]:

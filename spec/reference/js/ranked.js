@@ -7,8 +7,6 @@
 import { newWords } from "./dtypes.js";
 import { readGaps, spareBitsAreZero, sumGaps } from "./index_codecs.js";
 import { rule } from "./rules.js";
-import { readSymbols } from "./value_codecs.js";
-import { unframe } from "./zstd.js";
 
 const CODE = "SD417";
 const BASE_CODE = "SD418";
@@ -24,8 +22,9 @@ const MOST_ROW = 2n ** 50n;
 export const EXPONENTS = { BF16: { shift: 7, most: 255 }, F16: { shift: 10, most: 31 } };
 
 /**
- * A class. `marks` are the bits of a bitmask, `ranks` come from gaps. Its values are differences or new words.
- * @typedef {{lo: number, hi: number, flat: boolean, bitmask: boolean, vcode: number, count: number,
+ * A class. `size` is that of IDX; `marks` are the bits of a bitmask, `ranks` come from gaps. Its values are differences
+ * or new words.
+ * @typedef {{lo: number, hi: number, flat: boolean, bitmask: boolean, vcode: number, count: number, size: number,
  *   marks: Uint8Array, ranks: Uint32Array, differences: Int32Array, words: Uint16Array}} Class
  *
  * A block as far as it is known without the base. `first` is its first word, in the domain.
@@ -70,22 +69,6 @@ class Fields {
   number() {
     return Number(this.bigNumber());
   }
-
-  /**
-   * @param {number} least
-   * @param {number} most bounds of what the frame holds
-   * @returns {Uint8Array}
-   */
-  frame(least, most) {
-    const head = this.bigNumber();
-    const length = Number(head >> 1n);
-    const compressed = (head & 1n) === 1n;
-    const raw = compressed ? this.number() : length;
-    rule(raw >= least && raw <= most, CODE, `a frame of ${raw} bytes, expected ${least} to ${most}`);
-    rule(!compressed || length < raw, CODE, "a compressed frame that is not shorter");
-    const bytes = this.take(length);
-    return compressed ? unframe(bytes, raw, CODE) : bytes;
-  }
 }
 
 /** @param {Uint8Array} bits @param {number} i @returns {number} */
@@ -113,44 +96,23 @@ function ones(bits) {
  */
 export function readRanked(bytes, { words, first, count }, dtype) {
   const fields = new Fields(bytes);
-  const elements = readElements(fields, words, first);
+  const length = fields.bigNumber();
   const classes = readClasses(fields, count, EXPONENTS[dtype].most);
+  const elements = readElements(fields, length, words, first);
+  checkSizes(classes, elements.length);
   const signed = classes.reduce((sum, { vcode, count: own }) => sum + (vcode === NEW_WORDS ? 0 : own), 0);
-  rule(fields.number() === Math.ceil(signed / 8), CODE, "another number of sign bytes");
   const signs = fields.take(Math.ceil(signed / 8));
   rule(spareBitsAreZero(signs, signed), CODE, "a spare sign bit is set");
-  const exceptions = fields.frame(0, 2 * signed);
+  for (const each of classes) {
+    readIndex(fields.take(each.size), each, elements.length);
+  }
+  const symbols = classes.map((each) => readValues(fields, each));
+  const exceptions = fields.take(bytes.length - fields.at);
   rule(exceptions.length % 2 === 0, CODE, "half an exception");
   const state = { signs, exceptions, sign: 0, exception: 0 };
-  let room = elements.length;
-  for (const each of classes) {
-    room -= readIndex(fields, each, elements.length);
-    rule(room >= 0, CODE, `the classes have more than ${elements.length} elements`);
-    if (each.vcode === NEW_WORDS) {
-      const [high, low] = [fields.frame(each.count, each.count), fields.frame(each.count, each.count)];
-      each.words = Uint16Array.from(high, (byte, i) => ((low[i] & 128) << 8) | (byte << 7) | (low[i] & 127));
-    } else {
-      readDifferences(fields, each, state);
-    }
-  }
+  classes.forEach((each, k) => readDifferences(symbols[k], each, state));
   rule(2 * state.exception === exceptions.length, CODE, "more exceptions than symbols for them");
-  rule(fields.at === bytes.length, CODE, "bytes behind the block");
   return { first, words, elements, classes };
-}
-
-/** @param {Fields} fields @param {number} words @param {number} first @returns {Uint32Array} */
-function readElements(fields, words, first) {
-  const stated = fields.bigNumber();
-  const all = Uint32Array.from({ length: words }, (_, i) => i);
-  if (stated === 0n) {
-    return all;
-  }
-  const length = Number(stated < MOST_ROW ? stated : MOST_ROW);
-  const start = Math.floor(first / length);
-  const rows = Math.floor((first + words - 1) / length) - start + 1;
-  const live = fields.frame(Math.ceil(rows / 8), Math.ceil(rows / 8));
-  rule(spareBitsAreZero(live, rows), CODE, "a spare bit of the rows is set");
-  return all.filter((i) => bit(live, Math.floor((first + i) / length) - start) === 1);
 }
 
 /** @param {Fields} fields @param {number} count @param {number} most the greatest exponent @returns {Class[]} */
@@ -161,49 +123,97 @@ function readClasses(fields, count, most) {
   let below = -1;
   for (let k = 0; k < number; k += 1) {
     const [lo, hi, codes] = fields.take(3);
-    const own = fields.number();
     const [icode, vcode, flat] = [codes >> 4, codes & 15, lo === 255 && hi === 0];
     rule(icode <= 1 && vcode <= NEW_WORDS, CODE, `codes ${icode} and ${vcode}`);
-    rule(own >= 1, CODE, "a class without entries");
     rule(flat ? icode === 0 && k === number - 1 : below < lo && lo <= hi && hi <= most, CODE, `a class of ${lo} to ${hi}`);
     below = hi;
     classes.push({
-      lo, hi, flat, bitmask: icode === 1, vcode, count: own, marks: new Uint8Array(0), ranks: new Uint32Array(0),
+      lo, hi, flat, bitmask: icode === 1, vcode, count: 0, size: 0, marks: new Uint8Array(0), ranks: new Uint32Array(0),
       differences: new Int32Array(0), words: new Uint16Array(0),
     });
   }
-  const sum = classes.reduce((all, each) => all + each.count, 0);
+  let sum = 0;
+  for (const each of classes) {
+    each.count = fields.number();
+    each.size = fields.number();
+    rule(each.count >= 1, CODE, "a class without entries");
+    sum += each.count;
+  }
   rule(sum === count, CODE, `classes of ${sum} entries for a count of ${count}`);
   return classes;
 }
 
-/** @param {Fields} fields @param {Class} each @param {number} elements @returns {number} the least that it takes of them */
-function readIndex(fields, each, elements) {
-  const { count, bitmask, flat } = each;
-  rule(count <= elements, CODE, `${count} entries of ${elements} elements`);
-  if (bitmask) {
-    each.marks = fields.frame(1, Math.ceil(elements / 8));
-    rule(ones(each.marks) === count, CODE, `another number of bits than ${count}`);
-    return Math.max(count, 8 * each.marks.length - 7);
+/** @param {Fields} fields @param {bigint} stated L @param {number} words @param {number} first @returns {Uint32Array} */
+function readElements(fields, stated, words, first) {
+  const all = Uint32Array.from({ length: words }, (_, i) => i);
+  if (stated === 0n) {
+    return all;
   }
-  const gaps = readGaps(fields.frame(count, count + Math.floor(elements / 255)), count, CODE);
-  each.ranks = sumGaps(gaps, elements, CODE);
-  return flat ? 0 : count;
+  const length = Number(stated < MOST_ROW ? stated : MOST_ROW);
+  const start = Math.floor(first / length);
+  const rows = Math.floor((first + words - 1) / length) - start + 1;
+  const live = fields.take(Math.ceil(rows / 8));
+  rule(spareBitsAreZero(live, rows), CODE, "a spare bit of the rows is set");
+  return all.filter((i) => bit(live, Math.floor((first + i) / length) - start) === 1);
 }
 
 /**
+ * The bytes of each IDX, and the elements that the classes have at least.
+ * @param {Class[]} classes
+ * @param {number} elements
+ */
+function checkSizes(classes, elements) {
+  let least = 0;
+  for (const { bitmask, flat, count, size } of classes) {
+    const [low, high] = bitmask ? [1, Math.ceil(elements / 8)] : [count, count + Math.floor(elements / 255)];
+    rule(size >= low && size <= high, CODE, `ranks of ${size} bytes, expected ${low} to ${high}`);
+    if (!flat) {
+      least += bitmask ? Math.max(count, 8 * size - 7) : count;
+    }
+  }
+  rule(least <= elements, CODE, `the classes have more than ${elements} elements`);
+}
+
+/** @param {Uint8Array} bytes IDX @param {Class} each @param {number} elements */
+function readIndex(bytes, each, elements) {
+  if (each.bitmask) {
+    each.marks = bytes;
+    rule(ones(bytes) === each.count, CODE, `another number of bits than ${each.count}`);
+  } else {
+    each.ranks = sumGaps(readGaps(bytes, each.count, CODE), elements, CODE);
+  }
+}
+
+/**
+ * The values of a class, as far as EXC is not asked for: new words; or symbols, which are returned.
  * @param {Fields} fields
+ * @param {Class} each
+ * @returns {Uint8Array}
+ */
+function readValues(fields, each) {
+  const { count, vcode } = each;
+  if (vcode === NEW_WORDS) {
+    const [high, low] = [fields.take(count), fields.take(count)];
+    each.words = Uint16Array.from(high, (byte, i) => ((low[i] & 128) << 8) | (byte << 7) | (low[i] & 127));
+    return new Uint8Array(0);
+  }
+  const bits = WIDTHS[vcode];
+  const packed = fields.take(Math.ceil((count * bits) / 8));
+  rule(spareBitsAreZero(packed, count * bits), CODE, "a spare bit of a symbol is set");
+  return Uint8Array.from({ length: count }, (_, i) => (packed[(i * bits) >> 3] >> ((i * bits) & 7)) & (2 ** bits - 1));
+}
+
+/**
+ * @param {Uint8Array} symbols none of a class of new words
  * @param {Class} each
  * @param {{signs: Uint8Array, exceptions: Uint8Array, sign: number, exception: number}} state how far these are used
  */
-function readDifferences(fields, each, state) {
-  const bits = WIDTHS[each.vcode];
-  const size = Math.ceil((each.count * bits) / 8);
-  const symbols = readSymbols(bits === 0 ? new Uint8Array(0) : fields.frame(size, size), each.count, bits, CODE);
+function readDifferences(symbols, each, state) {
+  const top = 2 ** WIDTHS[each.vcode] - 1;
   const items = state.exceptions.length / 2;
   each.differences = Int32Array.from(symbols, (symbol) => {
     let a = symbol;
-    if (symbol === 2 ** bits - 1) {
+    if (symbol === top) {
       rule(state.exception < items, CODE, "fewer exceptions than symbols for them");
       a += state.exceptions[state.exception] + 256 * state.exceptions[items + state.exception];
       state.exception += 1;

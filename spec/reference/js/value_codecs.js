@@ -62,10 +62,9 @@ function isExceptionLength(length, held, width) {
  * @param {Uint8Array} stream MAG
  * @param {number} held m
  * @param {number} bits p
- * @param {string} [code]
  * @returns {Uint8Array}
  */
-export function readSymbols(stream, held, bits, code = "SD406") {
+function readSymbols(stream, held, bits) {
   const symbols = new Uint8Array(held);
   const q = stream.length;
   for (let i = 0; bits > 0 && i < held; i += 1) {
@@ -74,7 +73,7 @@ export function readSymbols(stream, held, bits, code = "SD406") {
   // Those that would lie at or behind m are spare.
   for (let i = held; bits > 0 && i < q * (8 / bits); i += 1) {
     const spare = (stream[i % q] >> (Math.floor(i / q) * bits)) & (2 ** bits - 1);
-    rule(spare === 0, code, "a spare bit of a symbol is set");
+    rule(spare === 0, "SD406", "a spare bit of a symbol is set");
   }
   return symbols;
 }
