@@ -5,7 +5,7 @@ Everything here follows from what is small: records, tables, digests. Frames sta
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -52,17 +52,17 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class DeltaPiece:
-    """A file of a delta: its name, its header, manifest and tables, and where its frames are."""
+    """A file of a delta: its name, its header, manifest and tables, and its frames in a spool."""
 
     name: str
     head: bytes
     rank: int
-    span: tuple[int, int]
+    spans: tuple[tuple[int, int], ...]
 
     @property
     def size(self) -> int:
         """Bytes of the file."""
-        return len(self.head) + self.span[1] - self.span[0]
+        return len(self.head) + _length(self.spans)
 
 
 def part_name(path: Path, number: int, count: int) -> str:
@@ -181,15 +181,15 @@ class DeltaFiles:
             UsageError: The hints are too long.
         """
         if not groups:
-            yield self._piece(self.path.name, whole, self.tables(), 0, (0, blobs[1]))
+            spans = _spans(self.touched.values(), blobs)
+            yield self._piece(self.path.name, whole, self.tables(), 0, spans)
             return
         listed = []
         for number, names in enumerate(groups, start=1):
             written = [self.touched[name] for name in names]
             manifest, tables = self._part(whole, number, dict(zip(names, written, strict=True)))
             name = part_name(self.path, number, len(groups))
-            span = (written[0].span[0], written[-1].span[1])
-            piece = self._piece(name, manifest, tables, written[0].rank, span)
+            piece = self._piece(name, manifest, tables, written[0].rank, _spans(written))
             digest = plain_digest(_manifest_frame(manifest)[0]).hex()
             listed.append(SetPart(name, piece.size, digest))
             yield piece
@@ -200,7 +200,7 @@ class DeltaFiles:
             tensors=(),
             place=SetPlace(whole.content, 0, tuple(listed)),
         )
-        yield self._piece(self.path.name, root, tables, 0, blobs)
+        yield self._piece(self.path.name, root, tables, 0, (blobs,))
 
     def _part(
         self, whole: Manifest, number: int, touched: Mapping[str, Written]
@@ -224,7 +224,12 @@ class DeltaFiles:
         return manifest, tables
 
     def _piece(
-        self, name: str, manifest: Manifest, tables: bytes, rank: int, span: tuple[int, int]
+        self,
+        name: str,
+        manifest: Manifest,
+        tables: bytes,
+        rank: int,
+        spans: tuple[tuple[int, int], ...],
     ) -> DeltaPiece:
         frame, length = _manifest_frame(manifest)
         if length > MAX_MANIFEST_BYTES:
@@ -239,12 +244,29 @@ class DeltaFiles:
             **manifest.header_facts(),
             **self.hints,
         }
-        lengths = {MANIFEST: len(frame), TABLES: len(tables), DATA: span[1] - span[0]}
+        lengths = {MANIFEST: len(frame), TABLES: len(tables), DATA: _length(spans)}
         try:
             header = build_header(metadata, lengths)
         except ValueError as error:
             raise UsageError(f"{self.path}: the hints at the base are too long: {error}") from None
-        return DeltaPiece(name, header + frame + tables, rank, span)
+        return DeltaPiece(name, header + frame + tables, rank, spans)
+
+
+def _spans(
+    written: Iterable[Written], behind: tuple[int, int] | None = None
+) -> tuple[tuple[int, int], ...]:
+    """Where the frames of records are, in their order; those that follow each other as one."""
+    found: list[tuple[int, int]] = []
+    for start, end in (*(each.span for each in written), *(() if behind is None else (behind,))):
+        if found and found[-1][1] == start:
+            found[-1] = found[-1][0], end
+        else:
+            found.append((start, end))
+    return tuple(found)
+
+
+def _length(spans: Iterable[tuple[int, int]]) -> int:
+    return sum(end - start for start, end in spans)
 
 
 def _manifest_frame(manifest: Manifest) -> tuple[bytes, int]:

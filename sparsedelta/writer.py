@@ -148,7 +148,7 @@ class DeltaWriter:
         self._untouched[name] = digest
 
     def add(self, tensor: EncodedTensor) -> None:
-        """Record a touched tensor; tensors come in ascending order of their names.
+        """Record a touched tensor; tensors come in any order, each once.
 
         Raises:
             OutputError: Its frames cannot be written.
@@ -157,8 +157,8 @@ class DeltaWriter:
         for spec in (record.base, record.target):
             if spec is not None:
                 _check_name(spec.name)
-        if self._touched and next(reversed(self._touched)) >= record.name:
-            raise ValueError(f"tensor {record.name!r} comes too late")
+        if record.name in self._touched:
+            raise ValueError(f"tensor {record.name!r} comes twice")
         start = self._end
         for part in tensor.parts:
             self._append(part.frames)
@@ -263,6 +263,7 @@ class DeltaWriter:
     ) -> tuple[Manifest, list[DeltaPiece]]:
         start = self._end
         self._append(self._frames)
+        self._touched = dict(sorted(self._touched.items()))
         files = DeltaFiles(
             self._path,
             self._touched,
@@ -321,15 +322,18 @@ class DeltaWriter:
         assert self._spool is not None  # noqa: S101 (records were added)
         with output_errors(self._path), path.open("wb") as output:
             output.write(piece.head)
-            position, end = piece.span
-            while position < end:
-                self._ranks.check()
-                size = min(_COPY_BYTES, end - position)
-                data = os.pread(self._spool.fileno(), size, position)
-                output.write(data)
-                position += len(data)
+            for position, end in piece.spans:
+                self._copy(output, position, end)
             output.flush()
             os.fsync(output.fileno())
+
+    def _copy(self, output: IO[bytes], position: int, end: int) -> None:
+        assert self._spool is not None  # noqa: S101 (it is open)
+        while position < end:
+            self._ranks.check()
+            data = os.pread(self._spool.fileno(), min(_COPY_BYTES, end - position), position)
+            output.write(data)
+            position += len(data)
 
 
 @contextmanager

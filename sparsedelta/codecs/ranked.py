@@ -21,9 +21,10 @@ from sparsedelta.codecs.gap8 import gaps_of, write_gaps
 from sparsedelta.codecs.ranked_classes import EXPONENTS, Range, exponents, histogram
 from sparsedelta.codecs.ranked_layout import FLAT, GAPS, MASK, ClassEntry, cuts, write_block
 from sparsedelta.codecs.ranked_numbers import RULE
+from sparsedelta.codecs.ranked_places import BASE_RULE, Elements, ElementSet, positions
 from sparsedelta.codecs.ranked_plan import divide, index_code, is_worth_rows, value_codes
 from sparsedelta.codecs.ranked_rows import LiveRows, row_count
-from sparsedelta.codecs.ranked_select import BASE_RULE, GROUP_BITS, BitSets, ElementSet, positions
+from sparsedelta.codecs.ranked_select import GROUP_BITS, sets_of
 from sparsedelta.codecs.ranked_streams import RankedEntries, read_entries
 from sparsedelta.codecs.ranked_values import (
     NEW_WORDS,
@@ -185,33 +186,32 @@ def _base(block: Block) -> Words:
 
 def _places(coded: Sequence[CodedBlock], entries: RankedEntries) -> Indices:
     """Positions of the entries among the elements of the live rows of their blocks."""
-    sizes = [stored.elements for stored in entries.blocks]
-    fields = np.empty(sum(sizes), np.uint8)
-    sets = []
-    at = number = 0
+    blocks = []
+    number = 0
     for each, stored in zip(coded, entries.blocks, strict=True):
         base = _base(each.block)
-        own = fields[at : at + stored.elements]
-        at += stored.elements
-        exponents(base if stored.live is None else stored.live.pick(base), each.block.dtype, own)
+        words = base if stored.live is None else stored.live.pick(base)
+        sets = []
         for entry, ranks in zip(stored.table, stored.ranks, strict=True):
             stop, last = entries.stops[number], entries.lasts[number]
+            own = slice(stop - entry.count, stop)
             number += 1
             if entry.range == FLAT:
-                _check_flat(own, stored.table, entries.ranks[stop - entry.count : stop])
+                fields = exponents(words[entries.ranks[own]], each.block.dtype)
+                _check_flat(fields, stored.table)
                 continue
             nbytes = len(ranks) if entry.index == MASK else 0
-            asked = slice(stop - entry.count, stop)
-            sets.append(ElementSet(own, entry.range, asked, last, nbytes))
-    return positions(sets, entries.ranks)
+            sets.append(ElementSet(entry.range, own, last, nbytes))
+        blocks.append(Elements(words, each.block.dtype, sets))
+    return positions(blocks, entries.ranks)
 
 
-def _check_flat(fields: Bytes, table: Sequence[ClassEntry], ranks: Indices) -> None:
-    """No entry of the flat class is an element of another one; raises StreamError."""
+def _check_flat(fields: Bytes, table: Sequence[ClassEntry]) -> None:
+    """No entry of the flat class has the exponent of another class; raises StreamError."""
     taken = np.zeros(256, np.bool_)
     for entry in table[:-1]:
         taken[entry.range.low : entry.range.high + 1] = True
-    if taken[fields[ranks]].any():
+    if taken[fields].any():
         raise StreamError(BASE_RULE, "an entry of the flat class belongs to another")
 
 
@@ -254,8 +254,8 @@ def _ranks(
     step = max(GROUP_BITS // fields.size, 1)
     for start in range(0, len(ranges), step):
         own = slice(start, min(start + step, len(ranges)))
-        sets = BitSets([(fields, each) for each in ranges[own]])
-        sizes += sets.sizes
+        sets = sets_of(fields, ranges[own])
+        sizes += sets.count()
         picked = slice(stops[own.start] - counts[own.start], stops[own.stop - 1])
         ranks[picked] = sets.ranks(at[picked], counts[own])
     return ranks, sizes + [fields.size] * (len(counts) - len(ranges))

@@ -37,7 +37,9 @@ _endings = options(as_json, quiet)
 @click.argument("delta", type=PATH)
 @click.argument("repo", metavar="NS/NAME")
 @click.option(
-    "--base", metavar="NS/NAME[@REV]", help="The model it starts from. [default: what it says]"
+    "--base",
+    metavar="NS/NAME[@REV]|PATH",
+    help="The model it starts from, or where that lies here. [default: what it says]",
 )
 @click.option("--chain", is_flag=True, help="Add it to a chain, behind its last link.")
 @click.option("--private/--public", default=None, help="Of a repository that is made.")
@@ -68,7 +70,8 @@ def push(
 ) -> None:
     """Push DELTA to a repository on the Hub, with its model card, as one commit.
 
-    DELTA is validated, and its base compared with the model on the Hub that it names.
+    DELTA is validated, with its base where that is needed and at hand, and its base compared with
+    the model on the Hub that it names.
     """
     if no_check_base and full_check_base:
         raise click.UsageError("give either --no-check-base or --full-check-base")

@@ -40,6 +40,7 @@ class BaseCheck:
         how: What the check rests on; ``nothing`` if it was not asked for.
         nbytes: Bytes of words that were compared.
         files: The weight files at that commit.
+        at_hand: Whether its words are in the client's cache, or few, and may be looked at.
     """
 
     repo: str
@@ -47,6 +48,7 @@ class BaseCheck:
     how: How
     nbytes: int
     files: tuple[ListedFile, ...]
+    at_hand: bool
 
 
 def check_base(
@@ -83,16 +85,18 @@ def check_base(
             if (found := store.files[path]).sha256 is not None
         )
 
+        total = sum(spec.nbytes for spec in checkpoint.specs.values())
+        is_here = all(store.cached(path) is not None for path in paths)
+
         def checked(how: How, nbytes: int = 0) -> BaseCheck:
-            return BaseCheck(store.reference.repo, store.commit, how, nbytes, files)
+            at_hand = (is_here or total <= ALL_BYTES) and not nothing
+            return BaseCheck(store.reference.repo, store.commit, how, nbytes, files, at_hand)
 
         if nothing:
             return checked("nothing")
         _check_structure(reader, checkpoint)
         if not full and _same_files(reader, files, len(paths)):
             return checked("sha256")
-        total = sum(spec.nbytes for spec in checkpoint.specs.values())
-        is_here = all(store.cached(path) is not None for path in paths)
         if full or is_here or total <= ALL_BYTES:
             _check_words(reader, checkpoint)
             return checked("words", total)

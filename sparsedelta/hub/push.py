@@ -13,7 +13,7 @@ from sparsedelta.checkpoint import CheckpointReader
 from sparsedelta.console import format_bytes
 from sparsedelta.delta import Delta
 from sparsedelta.delta_reader import DeltaReader
-from sparsedelta.errors import FormatError, HubError, UsageError, WrongBaseError
+from sparsedelta.errors import HubError, UsageError, WrongBaseError
 from sparsedelta.hub.at_hand import DELTA_FILE
 from sparsedelta.hub.base_check import BaseCheck, check_base
 from sparsedelta.hub.card import license_of
@@ -22,11 +22,11 @@ from sparsedelta.hub.commits import Committed, RepositoryState, commit_changes, 
 from sparsedelta.hub.errors import asked
 from sparsedelta.hub.named_base import named_base
 from sparsedelta.hub.plan import Plan, Pushed, added_files
+from sparsedelta.hub.pushable import given_base, not_checked, refuse_invalid
 from sparsedelta.hub.references import Reference, is_hub, parse_reference, repository
 from sparsedelta.locations import LocationLike, Url, as_location
 from sparsedelta.open_delta import open_delta
 from sparsedelta.operations.standpoint import refuse_part
-from sparsedelta.operations.validate import validate
 from sparsedelta.operations.write_delta import write_delta
 from sparsedelta.progress import Progress, silent
 
@@ -51,6 +51,8 @@ class PushReport:
         license: The license that the card names, or None.
         base: What was found out about the base; None if no model is known.
         notes: What the user should know.
+        unread: Tensors of which the entries were not checked, as they are read with the base, and
+            that was not at hand; nor was the content digest then. A note says what checks them.
     """
 
     repo: str
@@ -64,13 +66,14 @@ class PushReport:
     license: str | None
     base: BaseCheck | None
     notes: tuple[str, ...]
+    unread: int
 
 
 def push(
     delta: LocationLike | DeltaReader,
     repo: str | Reference,
     *,
-    base: str | None = None,
+    base: str | Path | None = None,
     chain: bool = False,
     private: bool | None = None,
     revision: str | None = None,
@@ -87,15 +90,17 @@ def push(
 ) -> PushReport:
     """Push a delta to the Hub: its files, ``sparsedelta.json`` and the model card, in one commit.
 
-    The delta is validated first, and its base compared with the model on the Hub that it names. A
-    repository that is not there is made. Of a model card that is there all is kept but a marked
-    block. Where nothing is new, no commit is made.
+    The delta is validated first, and its base compared with the model on the Hub that it names.
+    Entries that are read with the base (of a compact delta) are validated if that is at hand: a
+    local path, in the client's cache, or of 8 MB at most. A repository that is not there is made.
+    Of a model card that is there all is kept but a marked block. Where nothing is new, no commit is
+    made.
 
     Args:
         delta: The delta: a local file or the root of a set, or a reader of one.
         repo: ``namespace/name``, or with ``@branch``.
         base: The model that it starts from, ``namespace/name[@revision]``; None: what the delta
-            says.
+            says. Or where that lies here: the delta is validated with it, and says which it is.
         chain: Add it to a chain, as the link after the last one.
         private: Whether a repository that is made is private; None: as the account has it.
         revision: Branch to commit to; it is made if it is not there. None: the main branch.
@@ -127,7 +132,8 @@ def push(
             stack.enter_context(reader)
         refuse_part(reader)
         operations = added_files(reader)
-        _refuse_invalid(reader, threads, progress)
+        here, named = given_base(base)
+        unread = refuse_invalid(reader, here, threads, progress)
         state = look(account, target)
         if chain and state.listed is not None:
             found, notes = (
@@ -135,7 +141,12 @@ def push(
                 list[str](),
             )  # its base is the target of the last link, or it is refused
         else:
-            found, notes = _checked_base(reader, base, account, check)
+            found, notes = _checked_base(reader, named, account, check)
+        if unread and found is not None and found.at_hand:
+            url = _url(Reference(found.repo, found.commit), account).with_options(stream=True)
+            unread = refuse_invalid(reader, url, threads, progress)
+        if unread:
+            notes.append(not_checked(reader, unread, found))
         pushed = Pushed.of(reader, operations, found)
     base_card = {} if found is None else _base_card(account, found)
     _check_tag(account, state, tag)
@@ -164,6 +175,7 @@ def push(
         license=license_named,
         base=found,
         notes=tuple(notes),
+        unread=unread,
     )
 
 
@@ -249,17 +261,9 @@ def _target(repo: str | Reference, revision: str | None, *, create_pr: bool) -> 
     return target
 
 
-def _refuse_invalid(reader: DeltaReader, threads: int | None, progress: Progress) -> None:
-    report = validate(reader.path, threads=threads, progress=progress)
-    if report.ok:
-        return
-    first = report.problems[0]
-    more = f" (and {len(report.problems) - 1} more)" if len(report.problems) > 1 else ""
-    raise FormatError(
-        first.rule,
-        f"{first.message.removeprefix(f'{first.rule}: ')}{more}: it is not pushed",
-        hint=f"sparsedelta validate {reader.path} lists what is wrong",
-    )
+def _url(reference: Reference, account: Account) -> Url:
+    options = {"token": account.token, "endpoint": account.endpoint}
+    return reference.url({key: value for key, value in options.items() if value is not None})
 
 
 def _checked_base(
@@ -273,8 +277,7 @@ def _checked_base(
         reference = replace(reference, revision=told.commit)
     else:
         return None, ["the delta does not say what model it starts from: --base NAMESPACE/NAME"]
-    options = {"token": account.token, "endpoint": account.endpoint}
-    url = reference.url({key: value for key, value in options.items() if value is not None})
+    url = _url(reference, account)
     found = check_base(reader, url, full=check == "full", nothing=check == "none")
     notes = {
         "nothing": [f"the base {found.repo} was not compared with what the delta claims"],

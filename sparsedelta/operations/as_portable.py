@@ -13,9 +13,8 @@ from sparsedelta.errors import StructureError
 from sparsedelta.hub.named_base import at_named_commit
 from sparsedelta.locations import LocationLike
 from sparsedelta.manifest import PORTABLE
-from sparsedelta.operations.origins import Origins
 from sparsedelta.operations.recode import RecodedDelta
-from sparsedelta.operations.relay import Relay, is_relayed
+from sparsedelta.operations.relay import Relay
 from sparsedelta.outputs import output_errors
 from sparsedelta.parallel import OrderedMap
 
@@ -62,13 +61,12 @@ def portable(
         with output_errors(folder):
             work = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder)))
         with OrderedMap(threads) as pool:
-            recode = _relayed if is_relayed(readers) else _one_by_one
-            made = recode(readers, checkpoint, work, pool, stack)
+            made = _recoded(readers, checkpoint, work, pool, stack)
         check_unchanged(checkpoint)
         yield [made.get(reader, reader) for reader in readers]
 
 
-def _relayed(
+def _recoded(
     readers: Sequence[DeltaReader],
     checkpoint: CheckpointReader,
     work: Path,
@@ -89,28 +87,6 @@ def _relayed(
         for each in written.values():
             each.finish()
     return {reader: _opened(reader, path, stack) for reader, path in paths.items()}
-
-
-def _one_by_one(
-    readers: Sequence[DeltaReader],
-    checkpoint: CheckpointReader,
-    work: Path,
-    pool: OrderedMap,
-    stack: ExitStack,
-) -> dict[DeltaReader, DeltaReader]:
-    """Each by itself, where tensors come, go or change names: those before are followed again."""
-    made: dict[DeltaReader, DeltaReader] = {}
-    for number, reader in enumerate(readers):
-        if reader.needs_base:
-            before = tuple(made.get(each, each) for each in readers[:number])
-            path = work / f"{number}.safetensors"
-            origins = Origins(checkpoint, reader, before)
-            with RecodedDelta(reader, origins, path, profile=PORTABLE, pool=pool) as written:
-                for record in reader.manifest.tensors:
-                    written.add(record)
-                written.finish()
-            made[reader] = _opened(reader, path, stack)
-    return made
 
 
 def _opened(reader: DeltaReader, path: Path, stack: ExitStack) -> DeltaReader:

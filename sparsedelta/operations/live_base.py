@@ -8,6 +8,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
+from sparsedelta.boxes import Box
 from sparsedelta.checkpoint import CheckpointReader, segment_digests
 from sparsedelta.delta import Part
 from sparsedelta.delta_reader import DeltaReader
@@ -41,9 +42,8 @@ MODEL: Final = "the model"
 
 
 class _Run(NamedTuple):
-    """What a delta makes of a run of words: from where on, its old words, what changes."""
+    """What a delta changes in a run of words: old words, which of the box they are, new ones."""
 
-    start: int
     old: Words
     at: Indices
     words: Words
@@ -145,8 +145,17 @@ class Candidate:
         every = {**self.tensors, **self.others}
         return {name: live.spec.nbytes for name, live in every.items()}
 
-    def verify(self, base: CheckpointReader, name: str, pool: OrderedMap) -> list[_Run]:
-        """Verify a tensor as a whole, before and after; returns what changes in it.
+    def verify(
+        self, base: CheckpointReader, name: str, pool: OrderedMap, *, within: Box | None = None
+    ) -> list[_Run]:
+        """Verify a tensor, before and after; returns what changes in it.
+
+        Args:
+            base: Reads its base words.
+            name: Its name in the checkpoint.
+            pool: Threads.
+            within: Verify the runs that meet this part of it, and return what changes in the part:
+                together, ranks whose parts make up a tensor verify all of it. None: the whole.
 
         Raises:
             WrongBaseError: It is not that of the delta's base.
@@ -161,16 +170,19 @@ class Candidate:
                 raise self._wrong(name, already=False)
             return []
         spec = _spec(record)
+        box = within or Box.whole(spec.shape)
         size = max(SEGMENT_WORDS, self.task.span(spec))
 
         def run(start: int) -> _Run:
             data = base.read(name, start, min(start + size, spec.words))
-            return self._checked(spec, start, as_words(data, spec.word_bytes))
+            return self._checked(spec, box, start, as_words(data, spec.word_bytes))
 
-        with pool.mapped(run, range(0, spec.words, size)) as runs:
+        starts = range(0, spec.words, size)
+        met = [start for start in starts if range(*box.run(start, start + size))]
+        with pool.mapped(run, met) as runs:
             return list(runs)
 
-    def _checked(self, spec: TensorSpec, start: int, old: Words) -> _Run:
+    def _checked(self, spec: TensorSpec, box: Box, start: int, old: Words) -> _Run:
         table = self.reader.tables.tensors[spec.name]
         first = start // SEGMENT_WORDS
         before = _digests(old)
@@ -188,7 +200,9 @@ class Candidate:
             )
         _check_bool(spec, start, at, words)
         differs = words != old[at]
-        return _Run(start, old[at[differs]], at[differs], words[differs])
+        at, words = at[differs], words[differs]
+        places, here = box.find(at + start)
+        return _Run(old[at[places]], here, words[places])
 
     def _wrong(self, name: str, *, already: bool) -> WrongBaseError:
         return WrongBaseError(
@@ -211,19 +225,38 @@ class Candidate:
         dtype = live.spec.word_dtype
         return LiveEntries(
             live.box,
-            np.concatenate([np.empty(0, np.int64), *(run.at + run.start for run in runs)]),
+            np.concatenate([np.empty(0, np.int64), *(run.at for run in runs)]),
             np.concatenate([np.empty(0, dtype), *(run.old for run in runs)]),
             np.concatenate([np.empty(0, dtype), *(run.words for run in runs)]),
         )
 
-    def here(self) -> Found:
-        """What the delta changes in what is here of the model, which has been verified.
+    @property
+    def joint(self) -> set[str]:
+        """The tensors whose entries are decoded with base words around what is here of them."""
+        return {name for name, record in self.task.changed.items() if record.needs_base}
+
+    def here(self, base: CheckpointReader, pool: OrderedMap) -> Found:
+        """What the delta changes in what is here of the model.
+
+        Those of :attr:`joint` are verified by this, as far as runs meet what is here; the others
+        have been.
+
+        Args:
+            base: Reads the base words of whole tensors, wherever they are.
+            pool: Threads.
 
         Raises:
-            StructureError: An encoding needs the base at hand to be decoded.
+            WrongBaseError: As :meth:`verify`, and its other errors.
         """
+        joint = self.joint
         return self._one_each(
-            (name, self._local(name, record)) for name, record in self.task.changed.items()
+            (
+                name,
+                self._entries(name, self.verify(base, name, pool, within=self.tensors[name].box))
+                if name in joint
+                else self._local(name, record),
+            )
+            for name, record in self.task.changed.items()
         )
 
     def _local(self, name: str, record: TensorRecord) -> LiveEntries:

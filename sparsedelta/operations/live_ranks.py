@@ -1,4 +1,4 @@
-"""Verifying a sharded model together: each rank some tensors, by segments."""
+"""Verifying a sharded model together: each rank some tensors, or what it holds, by segments."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 def verified_together(candidate: Candidate, ranks: TorchRanks, pool: OrderedMap) -> Found:
     """Verify a model of which each rank holds a part; returns what the delta changes in this one.
 
-    All ranks call this. No tensor is ever whole on any of them.
+    All ranks call this. No tensor is ever whole on any of them: words come from where they are, a
+    few segments at a time.
 
     Raises:
         WrongBaseError: The model is not on the delta's base; on the other ranks RankError.
-        StructureError: Shards are missing, or an encoding needs the base at hand.
+        StructureError: Shards are missing.
     """
     # Imported here: it needs torch.
     from sparsedelta.shard_exchange import ShardExchange  # noqa: PLC0415
@@ -38,10 +39,12 @@ def verified_together(candidate: Candidate, ranks: TorchRanks, pool: OrderedMap)
         names = list(table.specs)
         exchange.open((shards, shards), (names, names))
         reader = ShardedReader(OLD, MODEL, (table, table), rank=ranks.rank, exchange=exchange)
-        for number in own(ranks, [table.specs[name].nbytes for name in names]):
-            candidate.verify(reader, names[number], pool)
+        # Of the joint ones each rank verifies what it needs of them, which is all in all.
+        apart = [name for name in names if name not in candidate.joint]
+        for number in own(ranks, [table.specs[name].nbytes for name in apart]):
+            candidate.verify(reader, apart[number], pool)
             ranks.check()
-        found = candidate.here()
+        found = candidate.here(reader, pool)
         agree(ranks)
     return found
 

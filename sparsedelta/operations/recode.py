@@ -7,11 +7,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
+from typing import Final
 
 from sparsedelta.attachments import CarriedEnd, CarriedFile, Layout, LayoutEnd
 from sparsedelta.checkpoint import CheckpointReader, check_unchanged, open_checkpoint
 from sparsedelta.closing import Closing
 from sparsedelta.delta_reader import DeltaReader
+from sparsedelta.encode import EncodedPart
 from sparsedelta.errors import DAMAGED, FormatError, UsageError
 from sparsedelta.hub.named_base import at_named_commit
 from sparsedelta.locations import LocationLike, output_path
@@ -26,6 +29,8 @@ from sparsedelta.parallel import OrderedMap
 from sparsedelta.progress import Progress, silent
 from sparsedelta.records import TensorRecord
 from sparsedelta.writer import DeltaWriter
+
+_NOTHING: Final[Mapping[int, EncodedPart]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,14 +166,22 @@ class RecodedDelta(Closing):
         for name, digest in reader.tables.untouched.items():
             self._writer.add_untouched(name, digest)
 
-    def add(self, record: TensorRecord) -> None:
-        """Write a record; they come in ascending order of their names.
+    def part(self, record: TensorRecord, number: int) -> EncodedPart:
+        """A part of a record, to be given to :meth:`add`; raises as that."""
+        return self._recode.part(record, number)
+
+    def add(self, record: TensorRecord, made: Mapping[int, EncodedPart] = _NOTHING) -> None:
+        """Write a record; they come in any order.
+
+        Args:
+            record: The record.
+            made: Those of its parts that have been made already, by their numbers.
 
         Raises:
             WrongBaseError: The words at hand are not those of the base.
             FormatError: The delta breaks a rule.
         """
-        tensor = self._recode(record)
+        tensor = self._recode(record, made)
         self._writer.add(tensor)
         if self._profile == COMPACT and not tensor.record.needs_base:
             self._fallen_back.append(record.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -45,18 +46,24 @@ class RecordRecoder:
     pool: OrderedMap
     profile: str
 
-    def __call__(self, record: TensorRecord) -> EncodedTensor:
-        """A record, ready to be written."""
+    def __call__(self, record: TensorRecord, made: Mapping[int, EncodedPart]) -> EncodedTensor:
+        """A record, ready to be written.
+
+        Args:
+            record: The record.
+            made: Those of its parts that have been made already, by their numbers.
+        """
         table = self.reader.tables.tensors[record.name]
         return EncodedTensor(
             record.base,
             record.target,
-            tuple(self._part(record, number) for number in range(len(record.parts))),
+            tuple(made.get(n) or self.part(record, n) for n in range(len(record.parts))),
             table.base_segments,
             table.target_segments,
         )
 
-    def _part(self, record: TensorRecord, number: int) -> EncodedPart:
+    def part(self, record: TensorRecord, number: int) -> EncodedPart:
+        """A part, ready to be written."""
         part = record.parts[number]
         if not isinstance(part, PartRecord):
             table = self.reader.tables.tensors[record.name]

@@ -24,6 +24,7 @@ from sparsedelta.operations.pairing import Pair
 from sparsedelta.parallel import OrderedMap, Scratch
 from sparsedelta.progress import Progress
 from sparsedelta.records import BarePart
+from sparsedelta.rereading import Rereading
 from sparsedelta.words import ReadWords, TensorSpec, Words, as_words
 
 _BATCH_BYTES: Final = 1 << 22
@@ -137,27 +138,41 @@ class ScannedTensor:
             elif recipe.forget:
                 yield self._bare(DROP, None)
             else:
-                yield _carried(DROP, base, old, (0, old.words), recipe=recipe, pool=pool)
+                was = Rereading(base, old, self.base_segments)
+                yield _carried(DROP, was, old, (0, old.words), recipe=recipe, pool=pool)
         if new is not None and not is_change:
             if copied is None:
-                yield _carried(NEW, target, new, (0, new.words), recipe=recipe, pool=pool)
+                now = Rereading(target, new, self.target_segments)
+                yield _carried(NEW, now, new, (0, new.words), recipe=recipe, pool=pool)
             else:
                 yield self._bare(NEW, copied)
         if is_change and old is not None and new is not None and old.shape != new.shape:
-            longer, reader = (new, target) if new.words >= old.words else (old, base)
             if recipe.forget and old.words > new.words:
                 yield self._bare(RESIZE, None)
             else:
-                run = (min(old.words, new.words), longer.words)
-                yield _carried(RESIZE, reader, longer, run, recipe=recipe, pool=pool)
+                grows = new.words >= old.words
+                shorter, longer = (old, new) if grows else (new, old)
+                reader, segments = (
+                    (target, self.target_segments) if grows else (base, self.base_segments)
+                )
+                read = Rereading(reader, longer, segments)
+                run = (shorter.words, longer.words)
+                yield _carried(RESIZE, read, longer, run, recipe=recipe, pool=pool)
         if self.changes is not None:
-            words = self._base_words(base)
             if self.pair.name in recipe.sampled and recipe.op == DIFFERENCE:
-                self.estimate = ranked_bytes(self.changes, words, pool)
-            yield _encoded(self.changes, recipe, pool, words)
+                self.estimate = ranked_bytes(self.changes, self._sample(base), pool)
+            yield _encoded(self.changes, recipe, pool, self._origin(base))
 
-    def _base_words(self, base: CheckpointReader) -> ReadWords:
+    def _origin(self, base: CheckpointReader) -> Rereading:
         """Reads the words that changes are made to."""
+        if self.pair.base is not None:
+            return Rereading(base, self.pair.base, self.base_segments)
+        new, copied = self.pair.target, self.pair.copied
+        assert copied is not None and new is not None  # noqa: S101, PT018 (it is a copy)
+        return Rereading(base, TensorSpec(copied, new.dtype, new.shape), self.copied_segments)
+
+    def _sample(self, base: CheckpointReader) -> ReadWords:
+        """Reads words that changes are made to, for an estimate: of any block, as it is by now."""
         old = self.pair.copied if self.pair.base is None else self.pair.base.name
         assert old is not None  # noqa: S101 (changes are made to something)
 
@@ -187,7 +202,7 @@ def _encoded(changes: Changes, recipe: Recipe, pool: OrderedMap, base: ReadWords
 
 def _carried(
     op: str,
-    reader: CheckpointReader,
+    read: ReadWords,
     spec: TensorSpec,
     run: tuple[int, int],
     *,
@@ -195,15 +210,11 @@ def _carried(
     pool: OrderedMap,
 ) -> EncodedPart:
     first, last = run
-
-    def read(start: int, stop: int) -> Words:
-        return as_words(reader.read(spec.name, first + start, first + stop), spec.word_bytes)
-
     return encode_words(
         last - first,
         spec.word_bytes,
         op,
-        read,
+        lambda start, stop: read(first + start, first + stop),
         pool=pool,
         choice=recipe.dense_choice,
         name=spec.name,

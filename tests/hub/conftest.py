@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hub_material import Material, make_material
 from hubserver.client import Client
 from hubserver.process import HubServer
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "fuzz"))  # sections: deltas taken apart
 
 
 @pytest.fixture(scope="session")

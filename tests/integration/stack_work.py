@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,7 @@ def main() -> None:
     dist.barrier()
     gathered(folder, base)
     placed(folder, base)
+    compact(folder, rank)
     dist.destroy_process_group()
 
 
@@ -142,6 +144,75 @@ def placed(folder: Path, base: Tensors) -> None:
         other.add("two", folder / "d1", 0.5)
         assert same(whole(columns), both)
     assert same(whole(columns), base)
+
+
+def compact(folder: Path, rank: int) -> None:
+    """Deltas that are decoded with base words around a shard, of more than one segment."""
+    chance = torch.Generator().manual_seed(7)
+    base = {
+        "long.weight": torch.randn(1037, 4099, generator=chance).bfloat16() / 8,
+        "short.weight": torch.randn(61, 1037, generator=chance).bfloat16() / 8,
+    }
+    target = {n: t + (torch.rand(t.shape, generator=chance) < 0.05) / 64 for n, t in base.items()}
+    target = {name: each.bfloat16() for name, each in target.items()}
+    delta, portable = folder / "ranked", folder / "listed"
+    if rank == 0:
+        save_file(base, folder / "wide")
+        save_file(target, folder / "moved")
+        for out, profile in ((delta, "compact"), (portable, "portable")):
+            sparsedelta.diff(folder / "wide", folder / "moved", out, profile=profile)
+        assert sparsedelta.info(delta).needs_base == len(base)
+        sparsedelta.apply_stack(folder / "wide", [delta], folder / "half", weights=[0.5])
+    dist.barrier()
+    half = load_file(folder / "half")
+    mesh = init_device_mesh("cpu", (2,))
+    for placement in (None, Shard(0), Shard(1)):
+        layers = {"long": (4099, 1037), "short": (1037, 61)}
+        model = nn.Sequential(
+            OrderedDict((name, nn.Linear(*size, bias=False)) for name, size in layers.items())
+        ).bfloat16()
+        model.load_state_dict(base)
+        if placement is None:
+            fully_shard(model)
+        else:
+            weight = distribute_tensor(base["long.weight"], mesh, [placement], src_data_rank=None)
+            model.get_submodule("long").weight = nn.Parameter(
+                weight
+            )  # the other one is whole on both
+        stack = Stack(model)
+        stack.add("first", portable, enabled=False)
+        counted = stack.nnz["first"]
+        stack.add("ranked", delta)
+        assert stack.nnz["ranked"] == counted > 0
+        assert same(whole(model), target)
+        stack.remove("first")
+        stack.set_weights({"ranked": 0.5})
+        assert same(whole(model), half)
+        stack.add("again", delta, 0)  # with what the first one changed taken back
+        stack.close()
+        assert same(whole(model), base)
+        spoilt(model, delta, rank)
+
+
+def spoilt(model: nn.Module, delta: Path, rank: int) -> None:
+    """One word that one rank holds differs, in a segment that both decode with, or one of them."""
+    for row in (0, -1):
+        tensor = model.state_dict()["long.weight"]
+        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        before = local.clone()
+        if rank == -row:
+            with torch.no_grad():
+                local[row, -1] += 1
+        found = whole(model)
+        stack = Stack(model)
+        with pytest.raises(SparseDeltaError, match=r"'long\.weight' differs") as caught:
+            stack.add("ranked", delta, verify="full")
+        assert isinstance(caught.value, WrongBaseError | RankError)
+        assert same(whole(model), found)
+        assert not stack.nnz
+        with torch.no_grad():
+            local.copy_(before)
+        dist.barrier()
 
 
 if __name__ == "__main__":

@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pytest
 from checkpoint_files import Stored, Tensors, tree, write_file, write_shards
+from ranked_decoders import counting
 
 import sparsedelta
 from sparsedelta import UsageError, VerificationError
-from sparsedelta.codecs import Ranked
-from sparsedelta.operations import as_portable, undoing
+from sparsedelta.checkpoint import FileCheckpoint
+from sparsedelta.operations import undoing
+from sparsedelta.operations.recode import RecodedDelta
+from sparsedelta.operations.relay import Relay
+from sparsedelta.parallel import OrderedMap
 
 SHAPE: Final = (60, 50)
 NAMES: Final = ("a", "b")
@@ -66,7 +71,7 @@ def plain(folder: Path, steps: int = STEPS) -> Chain:
     return chain_of(folder, states)
 
 
-def with_moves(folder: Path) -> Chain:
+def with_moves(folder: Path, steps: int = STEPS) -> Chain:
     """One tensor gets another name, the other more rows; then both change on."""
     states = [first()]
     states.append(stepped(states[-1], 1))
@@ -75,23 +80,43 @@ def with_moves(folder: Path) -> Chain:
     more = Stored("F16", (SHAPE[0] + 1, SHAPE[1]), moved["b"].data + bytes(2 * SHAPE[1]))
     moved["b"] = more
     states.append(moved)
-    states.append(stepped(states[-1], 3))
+    while len(states) <= steps:
+        states.append(stepped(states[-1], len(states)))
+    return chain_of(folder, states)
+
+
+def with_copies(folder: Path, steps: int = STEPS) -> Chain:
+    """Of one tensor two copies are made, one after the other, and all of them change on."""
+    states = [first()]
+    states.append(stepped(states[-1], 1))
+    for number, name in enumerate(("0-first", "second"), 2):
+        states.append({**stepped(states[-1], number), name: states[-1]["a"]})
+    while len(states) <= steps:
+        states.append(stepped(states[-1], len(states)))
+    return chain_of(folder, states)
+
+
+def going_and_coming(folder: Path) -> Chain:
+    """One tensor goes, comes anew, loses rows; names are exchanged; what is new changes, too."""
+    states = [stepped(first(), 1), stepped(first(), 2)]
+    gone = stepped(states[-1], 3)
+    a = gone.pop("a")
+    states.append(gone)
+    states.append({**stepped(gone, 4), "a": stepped({"a": a}, 44)["a"], "x": STAYS})
+    states.append({**stepped(states[-1], 5), "x": STAYS})
+    swapped = stepped(states[-1], 6)
+    states.append({**swapped, "a": swapped["b"], "b": swapped["a"], "x": STAYS})
+    fewer = stepped(states[-1], 7)
+    cut = Stored("F16", (SHAPE[0] - 7, SHAPE[1]), fewer["b"].data[: -14 * SHAPE[1]])
+    states.append({**fewer, "b": cut, "x": STAYS})
+    states.append({**stepped(states[-1], 8), "x": STAYS})
     return chain_of(folder, states)
 
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Entries of every ranked block that is decoded."""
-    counts: list[int] = []
-    decode_all = Ranked.decode_all
-
-    def counted(*arguments: Any) -> Any:  # noqa: ANN401 (as that of the codec)
-        found = decode_all(*arguments)
-        counts.extend(len(indices) for indices, _ in found)
-        return found
-
-    monkeypatch.setattr("sparsedelta.codecs.ranked.Ranked.decode_all", counted)
-    return counts
+    return counting(monkeypatch)
 
 
 Deed = Callable[[list[Path], list[Path], Path], object]
@@ -104,36 +129,57 @@ DEEDS: Final[dict[str, Deed]] = {
 
 
 @pytest.mark.parametrize("deed", DEEDS)
+@pytest.mark.parametrize("make", [plain, with_moves, with_copies])
 def test_work_grows_with_the_length_of_a_chain(
-    deed: str, decoded: list[int], tmp_path: Path
+    make: Callable[[Path, int], Chain], deed: str, decoded: list[int], tmp_path: Path
 ) -> None:
     """Each block at most twice: for what is written of it, and for where the next one starts."""
     counts = {}
-    for steps in (2, 4, 8):
+    for steps in (4, 8):
         folder = tmp_path / str(steps)
         folder.mkdir()
-        states, deltas = plain(folder, steps)
+        states, deltas = make(folder, steps)
         decoded.clear()
         DEEDS[deed](states, deltas, folder / "out")
         counts[steps] = len(decoded)
-        assert counts[steps] <= 2 * 2 * steps
-    assert counts[8] - counts[4] == 2 * 2 * 4
+        with ExitStack() as stack:
+            readers = [stack.enter_context(sparsedelta.DeltaReader(each)) for each in deltas]
+            blocks = sum(record.needs_base for r in readers for record in r.manifest.tensors)
+        assert 0 < counts[steps] <= 2 * blocks
+    tensors = len(sparsedelta.fingerprint(states[-1]).tensors)
+    assert counts[8] - counts[4] == 2 * tensors * 4
 
 
-@pytest.mark.parametrize("make", [plain, with_moves])
-def test_both_ways_of_recoding_give_the_same_bytes(
-    make: Callable[[Path], Chain], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("make", [plain, with_moves, with_copies, going_and_coming])
+def test_a_chain_is_recoded_as_its_links_are(make: Callable[[Path], Chain], tmp_path: Path) -> None:
+    """Each by itself, from the checkpoint that it starts from: the same entries and bytes."""
     states, deltas = make(tmp_path)
     direct = sparsedelta.squash(deltas, tmp_path / "one", base=states[0], threads=1)
     sparsedelta.apply(states[0], tmp_path / "one", tmp_path / "made")
     assert (tmp_path / "made").read_bytes() == states[-1].read_bytes()
     sparsedelta.revert(states[-1], deltas, tmp_path / "back", base=states[0], threads=3)
     assert (tmp_path / "back").read_bytes() == states[0].read_bytes()
-    monkeypatch.setattr(as_portable, "is_relayed", lambda _: False)
-    again = sparsedelta.squash(deltas, tmp_path / "two", base=states[0], threads=3)
+    alone = []
+    for number, delta in enumerate(deltas):
+        alone.append(tmp_path / f"alone-{number}")
+        sparsedelta.recode(delta, states[number], alone[-1], profile="portable")
+    again = sparsedelta.squash(alone, tmp_path / "two")
     assert (tmp_path / "two").read_bytes() == (tmp_path / "one").read_bytes()
     assert again.manifest.content == direct.manifest.content
+    with OrderedMap(2) as pool, ExitStack() as stack:
+        readers = [stack.enter_context(sparsedelta.DeltaReader(each)) for each in deltas]
+        base = stack.enter_context(FileCheckpoint(states[0]))
+        relay = Relay(base, pool)
+        written = {
+            reader: stack.enter_context(
+                RecodedDelta(reader, relay, tmp_path / f"relay-{n}", profile="portable", pool=pool)
+            )
+            for n, reader in enumerate(readers)
+        }
+        relay.run(readers, written)
+        for number, each in enumerate(written.values()):
+            each.finish()
+            assert (tmp_path / f"relay-{number}").read_bytes() == alone[number].read_bytes()
 
 
 def test_portable_deltas_between_compact_ones_are_followed(tmp_path: Path) -> None:
@@ -149,15 +195,7 @@ def test_a_delta_that_lies_is_told_before_the_next_is_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states, deltas = plain(tmp_path)
-    decode_all = Ranked.decode_all
-    made: list[int] = []
-
-    def wrong(*arguments: Any) -> Any:  # noqa: ANN401 (as that of the codec)
-        found = decode_all(*arguments)
-        made.extend(len(indices) for indices, _ in found)
-        return [(indices, words + 1) for indices, words in found]
-
-    monkeypatch.setattr("sparsedelta.codecs.ranked.Ranked.decode_all", wrong)
+    made = counting(monkeypatch, added=1)
     with pytest.raises(VerificationError, match="SD502") as caught:
         sparsedelta.squash(deltas, tmp_path / "out", base=states[0], threads=1)
     assert str(deltas[0]) in str(caught.value)

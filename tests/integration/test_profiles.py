@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from checkpoint_files import Stored, Tensors, call, failed, hint_of, succeeded, write_file
+from ranked_decoders import DECODER, counting
 
 import sparsedelta
 from sparsedelta import DeltaReader, StructureError, VerificationError, WrongBaseError
-from sparsedelta.codecs import Ranked
 from sparsedelta.words import Words
 
 ROWS, WIDTH = 700, 64
@@ -121,15 +120,7 @@ def test_what_a_delta_made_is_verified_before_the_next_is_decoded(
     chain: Chain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A first delta that does not make what it promises: no garbage comes of the second."""
-    decode_all = Ranked.decode_all
-    counted: list[int] = []
-
-    def wrong(*arguments: Any) -> Any:  # noqa: ANN401 (as that of the codec)
-        found = decode_all(*arguments)
-        counted.extend(len(indices) for indices, _ in found)
-        return [(indices, words + 1) for indices, words in found]
-
-    monkeypatch.setattr("sparsedelta.codecs.ranked.Ranked.decode_all", wrong)
+    counted = counting(monkeypatch, added=1)
     with pytest.raises(VerificationError, match="SD502") as caught:
         sparsedelta.apply(chain.states[0], chain.deltas, chain.out, threads=1)
     assert str(chain.deltas[0]) in str(caught.value)
@@ -148,7 +139,7 @@ def test_a_wrong_base_is_exit_3_before_anything_is_decoded(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("a block was decoded on a base that is not the right one")
 
-    monkeypatch.setattr("sparsedelta.codecs.ranked.Ranked.decode_all", never)
+    monkeypatch.setattr(DECODER, never)
     words = weights(0)
     words[5] ^= 1
     wrong = write_file(chain.folder / "out-wrong.safetensors", tensors(words, 0))

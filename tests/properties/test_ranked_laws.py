@@ -22,9 +22,10 @@ from sparsedelta.codecs.ranked_layout import (
     ClassEntry,
     write_block,
 )
+from sparsedelta.codecs.ranked_places import Elements, ElementSet, positions
 from sparsedelta.codecs.ranked_plan import divide
 from sparsedelta.codecs.ranked_rows import LiveRows, row_count
-from sparsedelta.codecs.ranked_select import GROUP_BITS, BitSets, ElementSet, positions
+from sparsedelta.codecs.ranked_select import GROUP_BITS, SPAN, sets_of
 from sparsedelta.codecs.ranked_values import WIDTHS, join_words, pack, split_words, unpack
 from sparsedelta.words import Bytes, Indices, Words
 
@@ -106,8 +107,12 @@ def test_decode_undoes_encode(case: Case) -> None:
 @given(
     several=st.lists(cases(max_words=700), min_size=1, max_size=7),
     bits=st.sampled_from([1, 1 << 10, GROUP_BITS]),
+    span=st.sampled_from([64, SPAN]),
+    most=st.sampled_from([1, 500, 1 << 16]),
 )
-def test_blocks_decoded_together_are_those_decoded_alone(several: list[Case], bits: int) -> None:
+def test_blocks_decoded_together_are_those_decoded_alone(
+    several: list[Case], bits: int, span: int, most: int
+) -> None:
     """Blocks of any dtype, base and size have nothing to do with each other."""
     coded = [
         CodedBlock([block_bytes(case)], case[1].size, replace(case[0], any_order=number % 2 > 0))
@@ -115,7 +120,9 @@ def test_blocks_decoded_together_are_those_decoded_alone(several: list[Case], bi
     ]
     empty = CodedBlock([np.empty(0, np.uint8)], 0, Block(5, 2, np.zeros(5, "<u2"), "BF16"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sparsedelta.codecs.ranked_select.GROUP_BITS", bits)
+        patch.setattr("sparsedelta.codecs.ranked_places.GROUP_BITS", bits)
+        patch.setattr("sparsedelta.codecs.ranked_places.SPAN", span)
+        patch.setattr("sparsedelta.codecs.ranked._TOGETHER", most)
         together = RANKED.decode_all([*coded, empty])
     assert together.pop()[0].size == 0
     for each, (found, words) in zip(coded, together, strict=True):
@@ -256,16 +263,17 @@ def test_live_rows_map_both_ways(
     seed=seeds,
     size=st.integers(1, 9000),
     kind=st.sampled_from(BASES),
-    cuts=st.integers(1, 40),
-    asked=st.tuples(densities, st.sampled_from([1, 1 << 14, GROUP_BITS])),
+    asked=st.tuples(st.integers(1, 40), densities),
+    bounds=st.sampled_from([(1, 64), (1 << 14, 1024), (GROUP_BITS, SPAN)]),
 )
 def test_ranks_in_sets_are_those_of_lists(
-    seed: int, size: int, kind: str, cuts: int, asked: tuple[float, int]
+    seed: int, size: int, kind: str, asked: tuple[int, float], bounds: tuple[int, int]
 ) -> None:
     """However many sets are looked up together, listed or not: the element of each rank."""
-    share, bits = asked
+    (cuts, share), (bits, span) = asked, bounds
     rng = np.random.default_rng(seed)
-    fields = exponents(base_words(rng, size, kind, "BF16"), "BF16")
+    base = base_words(rng, size, kind, "BF16")
+    fields = exponents(base, "BF16")
     edges = np.unique(rng.integers(0, 256, 2 * cuts))
     ranges = [Range(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=False)]
     listed = [np.flatnonzero(holds(fields, each)) for each in ranges]
@@ -274,25 +282,27 @@ def test_ranks_in_sets_are_those_of_lists(
     ranks = [np.flatnonzero(rng.random(found.size) < share) for found in listed]
     asked_of = [number for number, each in enumerate(ranks) if each.size]
     counts = [ranks[number].size for number in asked_of]
-    stops = list(accumulate(counts))
     sets = [
-        ElementSet(fields, ranges[number], slice(stop - count, stop), int(ranks[number][-1]))
-        for number, count, stop in zip(asked_of, counts, stops, strict=True)
+        ElementSet(ranges[number], slice(stop - count, stop), int(ranks[number][-1]))
+        for number, count, stop in zip(asked_of, counts, accumulate(counts), strict=True)
     ]
     none: Indices = np.empty(0, np.int64)
     together = np.concatenate([none, *ranks])
     places = np.concatenate([none, *(f[r] for f, r in zip(listed, ranks, strict=True))])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sparsedelta.codecs.ranked_select.GROUP_BITS", bits)
-        assert np.array_equal(positions(sets, together), places)
-        patch.setattr(ElementSet, "is_listed", False)
-        assert np.array_equal(positions(sets, together), places)
-    if asked_of:
-        as_bits = BitSets([(fields, ranges[number]) for number in asked_of])
-        assert as_bits.sizes == [listed[number].size for number in asked_of]
-        assert np.array_equal(as_bits.ranks(places, counts), together)
-    for asked_set, found in zip(sets, (listed[number] for number in asked_of), strict=True):
-        asked_set.check(found.size)
+    for is_listed in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sparsedelta.codecs.ranked_places.GROUP_BITS", bits)
+            patch.setattr("sparsedelta.codecs.ranked_places.SPAN", span)
+            patch.setattr("sparsedelta.codecs.ranked_select.SPAN", span)
+            patch.setattr(ElementSet, "is_listed", lambda *_, listed=is_listed: listed)
+            blocks = [Elements(base, "BF16", sets[::2]), Elements(base, "BF16", sets[1::2])]
+            assert np.array_equal(positions(blocks, together), places)
+            if asked_of:
+                as_bits = sets_of(fields, [ranges[number] for number in asked_of])
+                assert as_bits.count() == [listed[number].size for number in asked_of]
+                assert np.array_equal(as_bits.ranks(places, counts), together)
+    for asked_set, number in zip(sets, asked_of, strict=True):
+        asked_set.check(listed[number].size)
         with pytest.raises(StreamError):
             asked_set.check(asked_set.last)
 
