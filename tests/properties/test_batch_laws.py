@@ -23,6 +23,7 @@ from sparsedelta import DeltaReader, FormatError, RemoteError, StructureError, W
 from sparsedelta.batches import together
 from sparsedelta.codecs import CodedBlock, Ranked, StreamError
 from sparsedelta.container import BlockRequest
+from sparsedelta.delta import DIFFERENCE
 from sparsedelta.errors import SparseDeltaError
 from sparsedelta.header import DATA
 from sparsedelta.operations.arrows import stays
@@ -168,17 +169,21 @@ def flip(path: Path, position: int) -> None:
 
 
 def flip_block(delta: Path, record: int) -> str | None:
-    """Damage the first block of a record; return the name of its tensor, None if there is none."""
+    """Damage a block of differences; return the name of its tensor, None if there is none."""
     with DeltaReader(delta) as reader:
-        described = [each for each in reader.manifest.tensors if any(each.coded)]
-        if not described:
+        parts = [
+            (each.name, number)
+            for each in reader.manifest.tensors
+            for number, part in each.coded
+            if part.op == DIFFERENCE
+        ]
+        if not parts:
             return None
-        chosen = described[record % len(described)]
-        number, _ = next(chosen.coded)
-        table = reader.tables.tensors[chosen.name].blocks(number)
+        name, number = parts[record % len(parts)]
+        table = reader.tables.tensors[name].blocks(number)
         position = reader.header.ranges[DATA][0] + int(table.offsets[0])
     flip(delta, position)
-    return chosen.name
+    return name
 
 
 chains = st.builds(
