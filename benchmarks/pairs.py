@@ -22,7 +22,7 @@ from typing import TypeAlias
 import report
 import torch
 from reviews import read_reviews  # examples/reviews.py: make bench sets PYTHONPATH
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer
 
 import gallop
@@ -159,6 +159,26 @@ def ensure_pairs(out: Path, archive: Path, *, quick: bool) -> list[str]:
     if not all((out / f"{name}-target.safetensors").exists() for name in names):
         make_pairs(out, [review.text for review in read_reviews(archive)], quick=quick)
     return sorted(names)
+
+
+def ensure_joined(out: Path, name: str) -> str:
+    """Make a pair of the same weights in few large matrices, unless it is there; returns its name.
+
+    Matrices of as many columns lie below each other, embeddings by themselves. What is left out are
+    biases and norms, 0.1 % of all weights.
+    """
+    joined = f"{name}-joined"
+    for end in ("base", "target"):
+        path = out / f"{joined}-{end}.safetensors"
+        if path.exists():
+            continue
+        parts: dict[str, list[torch.Tensor]] = {}
+        for key, tensor in load_file(out / f"{name}-{end}.safetensors").items():
+            if tensor.ndim > 1:
+                kind = "embeddings" if "embeddings" in key else "layers"
+                parts.setdefault(f"{kind}.{tensor.shape[-1]}", []).append(tensor)
+        save_file({key: torch.cat(each) for key, each in parts.items()}, path)
+    return joined
 
 
 def main() -> None:
