@@ -202,6 +202,19 @@ def invalid_head() -> Iterator[Invalid]:
     bits = [record("w", in_turn("BF16", MANY), part)]
     why = "38 bytes in a block that ends before"
     yield broken("size-behind", why, {"SIZE0": b"\x26"}, bits)
+    three = few(dict.fromkeys((0, 3, 30), 1), (124, 124, GAPS, 1))
+    for name, codes, size, idx in (("gaps", 0x01, 0, b""), ("bits", 0x11, 1, b"\0")):
+        empty: Change = {
+            "CLASSES": b"\2",
+            "CLASS0": bytes([124, 124, 1, 125, 125, codes]),
+            "SIZE0": bytes([3, 0, size]),
+            "IDX0": b"\0\0\x08" + idx,
+        }
+        why = "a class without entries behind one that has them all"
+        yield broken(f"count-zero-{name}", why, empty, three)
+    for count, gaps in ((2, b"\0\0"), (4, b"\0\0\0\0")):
+        why = f"a block of {count} entries for a count of 3"
+        yield broken(f"count-{count}-of-3", why, {"COUNT0": bytes([count]), **ranks(gaps)}, three)
 
 
 def cut_in(field: str) -> Hook:
