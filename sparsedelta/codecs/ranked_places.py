@@ -179,8 +179,10 @@ def _groups(blocks: Sequence[Elements]) -> Iterator[list[_Scan]]:
     bits = 0
     for block in blocks:
         elements = block.words.size
-        listed = [each for each in block.sets if each.is_listed(elements)]
-        as_bits = [each for each in block.sets if not each.is_listed(elements)]
+        listed: list[ElementSet] = []
+        as_bits: list[ElementSet] = []
+        for each in block.sets:
+            (listed if each.is_listed(elements) else as_bits).append(each)
         step = max(GROUP_BITS // elements, 1)
         parts = [as_bits[at : at + step] for at in range(0, len(as_bits), step)] or [[]]
         for part in parts:

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from sparsedelta.codecs.base import CodedBlock, StreamError
 from sparsedelta.codecs.gap8 import read_gaps
 from sparsedelta.codecs.ranked_layout import (
-    FLAT,
     GAPS,
     MASK,
     ClassEntry,
@@ -196,6 +195,3 @@ def _joined(parts: Sequence[memoryview]) -> Bytes:
 
 def _counts(table: Sequence[ClassEntry]) -> list[int]:
     return [entry.count for entry in table]
-
-
-__all__ = ["FLAT", "RankedEntries", "read_entries"]
