@@ -286,7 +286,7 @@ def test_segments_and_blocks_of_any_size_in_a_chain(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Blocks of the deltas differ in size from each other and from segments; all are small."""
-    for module in ("checkpoint", "changes", "digests", *WITH_SEGMENTS):
+    for module in ("checkpoint", "changes", "digests", "rereading", *WITH_SEGMENTS):
         monkeypatch.setattr(f"sparsedelta.{module}.SEGMENT_WORDS", 512)
     rng = np.random.default_rng(0)
     rows = [5000, 4100, 4700, 4700]

@@ -235,6 +235,7 @@ def test_segments_and_blocks_larger_and_smaller_than_each_other(
         "sparsedelta.checkpoint",
         "sparsedelta.changes",
         "sparsedelta.digests",
+        "sparsedelta.rereading",
         "sparsedelta.operations.arrows",
         "sparsedelta.operations.scanning",
     ):
