@@ -168,14 +168,14 @@ def apply(tensors: Tensors, delta: Decoded, *, back: bool = False) -> Tensors:
     known = delta.target_leaves if back else delta.base_leaves
     odd = [name for name in sorted(known.keys() | leaves) if known.get(name) != leaves.get(name)]
     need("SD501", found == start, f"the checkpoint is {found}, not {start}; first: {odd[:1]}")
-    words = words_of(tensors)
-    delta = delta if back else resolved(delta, words)
     gone = {
         (r.name if back else r.base_name) for r in delta.records if (r.target if back else r.base)
     }
     result = {name: tensor for name, tensor in tensors.items() if name not in gone}
     if delta.lean:
         check_lean(delta, {name: leaves[name] for name in result})
+    words = words_of(tensors)
+    delta = delta if back else resolved(delta, words)
     for record in delta.records:
         end = record.base if back else record.target
         if end:
