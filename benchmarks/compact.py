@@ -34,6 +34,7 @@ from pairs import ensure_joined, ensure_pairs
 from stored import StoredFile
 
 import sparsedelta
+from sparsedelta.batches import BATCH_BYTES, batched
 from sparsedelta.codecs import Block, CodedBlock, Encoding
 from sparsedelta.codecs.frames import encode_frame
 from sparsedelta.container import BlockRequest
@@ -45,8 +46,6 @@ LEAST: Final = {"rl": 0.30, "mask": 0.22, "rlmid": 0.12, "sft": 0.09}
 """Decoding speed of one core, as a share of BLAKE3's, that is asked of ``compact``."""
 LEAST_THREADS: Final = 1.5
 LEAST_ENCODE: Final = 1 / 3
-BATCH_WORDS: Final = 1 << 21
-"""Words that are decoded together, as ``apply`` has them."""
 
 Words = NDArray[np.uint16]
 Item = TypeVar("Item")
@@ -91,17 +90,8 @@ def pieces(reader: sparsedelta.DeltaReader, base: StoredFile) -> list[Piece]:
 
 
 def batches(listed: Sequence[Piece]) -> Iterator[list[Piece]]:
-    """Pieces that are decoded together."""
-    batch: list[Piece] = []
-    words = 0
-    for piece in listed:
-        batch.append(piece)
-        words += piece.block.words
-        if words >= BATCH_WORDS:
-            yield batch
-            batch, words = [], 0
-    if batch:
-        yield batch
+    """Pieces that are decoded together, as ``apply`` has them."""
+    return batched(listed, lambda piece: 2 * piece.block.words, BATCH_BYTES)
 
 
 def encode_piece(piece: Piece, old: Words, new: Words) -> int:

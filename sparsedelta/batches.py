@@ -7,13 +7,38 @@ it is where each is done by itself: of the things that fail it is the first that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final, TypeVar
 
 from sparsedelta.errors import RemoteError
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
+
+BATCH_BYTES: Final = 1 << 22
+"""Bytes of words that are worked on together."""
+
+
+def batched(
+    items: Iterable[_Item], size: Callable[[_Item], int], enough: int
+) -> Iterator[list[_Item]]:
+    """Neighbours together, in their order; a batch ends with the item that fills it.
+
+    Args:
+        items: The items.
+        size: Size of an item.
+        enough: Size of a full batch.
+    """
+    batch: list[_Item] = []
+    total = 0
+    for item in items:
+        batch.append(item)
+        total += size(item)
+        if total >= enough:
+            yield batch
+            batch, total = [], 0
+    if batch:
+        yield batch
 
 
 def together(

@@ -15,6 +15,7 @@ from typing import ClassVar, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsedelta.batches import batched
 from sparsedelta.codecs.base import Block, Bounds, CodedBlock, Counts, StreamError
 from sparsedelta.codecs.escapes import encode_escapes
 from sparsedelta.codecs.gap8 import gaps_of, write_gaps
@@ -43,9 +44,9 @@ _LEAST: Final = 9
 _MOST: Final = 1 << 15
 _MOST_PER_ENTRY: Final = 5
 
-_TOGETHER: Final = 1 << 16
-"""Blocks are decoded together up to so many entries: beyond, it is not the steps that take time,
-and what is at hand should stay in the cache."""
+_TOGETHER: Final = 1 << 15
+"""Blocks are decoded together until there are so many entries: beyond, it is not the steps that
+take time, and what is at hand should stay in the cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,8 @@ class Ranked:
         Raises:
             StreamError: SD417 or SD418 of a block.
         """
-        return [found for some in _groups(coded) for found in _decode_together(some)]
+        groups = batched(coded, lambda each: each.count, _TOGETHER)
+        return [found for group in groups for found in _decode_together(group)]
 
     def encode(self, indices: Indices, values: Words, block: Block) -> list[Bytes]:
         """BLOCK of some entries.
@@ -140,20 +142,6 @@ class Ranked:
     def cuts(self, coded: CodedBlock) -> list[int]:
         """Where the parts of BLOCK end that are better compressed by themselves."""
         return cuts(coded)
-
-
-def _groups(coded: Sequence[CodedBlock]) -> Iterator[list[CodedBlock]]:
-    """Neighbouring blocks of few entries together."""
-    group: list[CodedBlock] = []
-    entries = 0
-    for each in coded:
-        if group and entries + each.count > _TOGETHER:
-            yield group
-            group, entries = [], 0
-        group.append(each)
-        entries += each.count
-    if group:
-        yield group
 
 
 def _decode_together(coded: Sequence[CodedBlock]) -> Iterator[tuple[Indices, Words]]:

@@ -68,8 +68,7 @@ class RankedBlock(NamedTuple):
         signed: How many entries have a sign.
         signs: Their signs.
         ranks: The ranks of each class, as its index code has them.
-        values: The values of each class, as its value code has them: one byte string, or
-            two.
+        values: The values of each class, as its value code has them: a byte string or two.
         escapes: Items of escaped magnitudes: all low bytes, then all high ones.
     """
 

@@ -146,7 +146,8 @@ def _read_words(
     negative = _read_signs(blocks)
     if NEW_WORDS not in found:
         return _differences(blocks, symbols, tops, negative), None
-    is_new = np.repeat([entry.value == NEW_WORDS for entry in table], _counts(table))
+    counts = [entry.count for entry in table]
+    is_new = np.repeat([entry.value == NEW_WORDS for entry in table], counts)
     is_step = ~is_new
     symbols[is_step] = _differences(blocks, symbols[is_step], tops[is_step], negative)
     return symbols, is_new
@@ -191,7 +192,3 @@ def _differences(
 
 def _joined(parts: Sequence[memoryview]) -> Bytes:
     return np.frombuffer(parts[0] if len(parts) == 1 else b"".join(parts), np.uint8)
-
-
-def _counts(table: Sequence[ClassEntry]) -> list[int]:
-    return [entry.count for entry in table]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Final, TypeAlias
 
+from sparsedelta.batches import BATCH_BYTES, batched
 from sparsedelta.operations.arrows import Arrow
 from sparsedelta.parallel import Scratch
 from sparsedelta.words import Bytes
@@ -13,25 +14,13 @@ from sparsedelta.words import Bytes
 SourceRun: TypeAlias = tuple[Arrow, int, int]
 """A run of words to be taken through: its arrow, first word, word behind the last."""
 
-_BATCH_BYTES: Final = 1 << 22
-"""Bytes of a batch; a run that is longer ends one."""
-
 _ALIGNED: Final = 64
 
 
 def batches(arrows: Iterable[Arrow]) -> Iterator[list[SourceRun]]:
     """All runs in their order, small ones together: each by itself takes longer than its work."""
-    batch: list[SourceRun] = []
-    size = 0
-    for arrow in arrows:
-        for start, stop in arrow.spans():
-            batch.append((arrow, start, stop))
-            size += (stop - start) * arrow.word_bytes
-            if size >= _BATCH_BYTES:
-                yield batch
-                batch, size = [], 0
-    if batch:
-        yield batch
+    runs = ((arrow, start, stop) for arrow in arrows for start, stop in arrow.spans())
+    return batched(runs, lambda run: (run[2] - run[1]) * run[0].word_bytes, BATCH_BYTES)
 
 
 def rooms(scratch: Scratch, purpose: str, sizes: Sequence[int]) -> list[Bytes]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from itertools import chain, islice
-from typing import Final, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from sparsedelta.batches import BATCH_BYTES, batched
 from sparsedelta.container import BlockRequest, DeltaFile
 from sparsedelta.delta import (
     SPARSE_OPS,
@@ -25,9 +26,6 @@ from sparsedelta.progress import Progress
 from sparsedelta.records import PartRecord, TensorRecord
 from sparsedelta.slices import check_disjoint
 from sparsedelta.words import Indices, ReadWords, Words
-
-_BATCH_BYTES: Final = 1 << 22
-"""Bytes of the words of blocks that are decoded together; a block may be longer by itself."""
 
 
 class EntryCheck:
@@ -131,7 +129,8 @@ class EntryCheck:
 
     def _broken_blocks(self, file: DeltaFile) -> Generator[FormatError, None, None]:
         # One pass: what decodes enters the content digest, what does not is a problem.
-        with self._pool.mapped(self._decoded, self._batches(file)) as decoded:
+        batches = batched(self._blocks(file), lambda wanted: wanted.nbytes, BATCH_BYTES)
+        with self._pool.mapped(self._decoded, batches) as decoded:
             blocks = chain.from_iterable(decoded)
             for record in file.manifest.tensors:
                 parts = []
@@ -161,10 +160,8 @@ class EntryCheck:
         self.unread.add(record.name)
         self.wrong = self.wrong or reason
 
-    def _batches(self, file: DeltaFile) -> Iterator[list[_Wanted]]:
-        """All blocks of a file in their order, small ones together."""
-        batch: list[_Wanted] = []
-        size = 0
+    def _blocks(self, file: DeltaFile) -> Iterator[_Wanted]:
+        """All blocks of a file in their order."""
         for record in file.manifest.tensors:
             for number, part in record.coded:
                 base: ReadWords | WrongBaseError | None
@@ -172,15 +169,8 @@ class EntryCheck:
                     base = self._base(record, number)
                 except WrongBaseError as error:
                     base = error
-                domain = record.domain(number)
-                for block in range(part.block_count(domain)):
-                    batch.append(_Wanted(file, record, number, part, block, base))
-                    size += min(1 << part.block_log2, domain) * record.word_bytes(number)
-                    if size >= _BATCH_BYTES:
-                        yield batch
-                        batch, size = [], 0
-        if batch:
-            yield batch
+                for block in range(part.block_count(record.domain(number))):
+                    yield _Wanted(file, record, number, part, block, base)
 
     def _decoded(self, batch: Sequence[_Wanted]) -> list[_Decoded]:
         """Of each block its entries, or what is wrong with it, or why it was not decoded."""
@@ -236,6 +226,12 @@ class _Wanted(NamedTuple):
     block: int
     base: ReadWords | WrongBaseError | None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the words of the block, or more."""
+        words = min(1 << self.part.block_log2, self.record.domain(self.number))
+        return words * self.record.word_bytes(self.number)
+
     def request(self) -> BlockRequest | _Unread:
         """The block with its base words; checked as far as it goes if they are not to be had.
 
@@ -266,6 +262,3 @@ class _Wanted(NamedTuple):
         if self.part.op not in SPARSE_OPS:
             return indices[:0], words
         return indices + (self.block << self.part.block_log2), words
-
-
-__all__ = ["EntryCheck"]

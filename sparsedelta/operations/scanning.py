@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
+from sparsedelta.batches import BATCH_BYTES
 from sparsedelta.changes import Changes, Run, make_run
 from sparsedelta.checkpoint import CheckpointReader, FileCheckpoint
 from sparsedelta.choice import CodecChoice
@@ -26,8 +27,6 @@ from sparsedelta.progress import Progress
 from sparsedelta.records import BarePart
 from sparsedelta.rereading import Rereading
 from sparsedelta.words import ReadWords, TensorSpec, Words, as_words
-
-_BATCH_BYTES: Final = 1 << 22
 
 _Work: TypeAlias = tuple[Pair, int | None]
 """A pair to be compared whole, or the first word of one of its runs."""
@@ -290,7 +289,7 @@ def _batches(pairs: Iterable[Pair]) -> Iterator[Sequence[_Work]]:
         if _is_small(pair):
             batch.append((pair, None))
             size += _pair_bytes(pair)
-        if batch and (size >= _BATCH_BYTES or not _is_small(pair)):
+        if batch and (size >= BATCH_BYTES or not _is_small(pair)):
             yield batch
             batch, size = [], 0
         if not _is_small(pair):

@@ -109,9 +109,8 @@ def case(
         opened(writer, path, layout, create=create)
 
     monkeypatch.setattr(CheckpointWriter, "_open", recording)
-    monkeypatch.setattr(
-        batched_runs, "_BATCH_BYTES", 1
-    )  # these shards are small: one after the other
+    # These shards are small: one after the other.
+    monkeypatch.setattr(batched_runs, "BATCH_BYTES", 1)
     yield case
     if case.out.exists():
         assert tree(case.out) == tree(target)

@@ -47,8 +47,8 @@ Outcome = dict[str, bytes] | tuple[type[Exception], str]
 def batches_of(size: int) -> Iterator[None]:
     """Let batches have this many bytes."""
     with (
-        mock.patch("sparsedelta.operations.batched_runs._BATCH_BYTES", size),
-        mock.patch("sparsedelta.operations.entry_rules._BATCH_BYTES", size),
+        mock.patch("sparsedelta.operations.batched_runs.BATCH_BYTES", size),
+        mock.patch("sparsedelta.operations.entry_rules.BATCH_BYTES", size),
     ):
         yield
 
