@@ -174,8 +174,10 @@ class DeltaFile(Closing):
             start=first,
             any_order=any_order,
         )
-        with self.in_block(request):
+        try:
             return CodedBlock(self._read_streams(table, block), int(table.counts[block]), shape)
+        except StreamError as error:
+            raise self.in_block(request, error) from None
 
     def check_block(self, record: TensorRecord, number: int, block: int) -> None:
         """Check all of a block that can be checked without the base words that decode it.
@@ -185,8 +187,10 @@ class DeltaFile(Closing):
         """
         request = BlockRequest(record, number, block)
         coded = self.coded_block(request)
-        with self.in_block(request):
+        try:
             coded_part(record, number).encoding.check(coded)
+        except StreamError as error:
+            raise self.in_block(request, error) from None
 
     def read_stored(
         self, record: TensorRecord, number: int, block: int
@@ -197,19 +201,15 @@ class DeltaFile(Closing):
         cells = zip(frames, table.decoded[block].tolist(), strict=True)
         return row(int(table.counts[block]), list(cells)), frames
 
-    @contextlib.contextmanager
-    def in_block(self, request: BlockRequest) -> Iterator[None]:
-        """Say of streams that break a rule which block they are of, in a FormatError."""
-        try:
-            yield
-        except StreamError as error:
-            record, number, block, _ = request
-            raise FormatError(
-                error.rule,
-                f"{self.path}: tensor {record.name!r}, {record.parts[number].op}, block {block}: "
-                f"{error}",
-                hint=DAMAGED,
-            ) from None
+    def in_block(self, request: BlockRequest, error: StreamError) -> FormatError:
+        """The error of streams that break a rule, which says what block they are of."""
+        record, number, block, _ = request
+        return FormatError(
+            error.rule,
+            f"{self.path}: tensor {record.name!r}, {record.parts[number].op}, block {block}: "
+            f"{error}",
+            hint=DAMAGED,
+        )
 
     def _read_streams(self, table: PartTable, block: int) -> list[Bytes]:
         frames = self._read_frames(table, block)
@@ -307,8 +307,10 @@ def read_blocks(
             # Of several blocks this may name another than the one that is broken: then they are
             # decoded one by one, and it is not heard.
             file, request = some[numbers[0]]
-            with file.in_block(request):
+            try:
                 decoded = encoding.decode_all([coded[number] for number in numbers])
+            except StreamError as error:
+                raise file.in_block(request, error) from None
             found.update(zip(numbers, decoded, strict=True))
         return [found[number] for number in range(len(some))]
 

@@ -89,7 +89,7 @@ def parse_header(text: bytes, file_size: int) -> Header:
     if not (trimmed.lstrip(b" \t\n\r").startswith(b"{") and trimmed.endswith(b"}")):
         raise FormatError("SD102", "the header is not one JSON object, followed by spaces only")
     try:
-        document = parse(trimmed)
+        document = parse(trimmed, counts=True)
     except NotCanonicalError as error:
         raise FormatError("SD103", f"the header: {error}") from None
     except ValueError as error:

@@ -41,6 +41,7 @@ KNOWN_FEATURES: Final[frozenset[str]] = frozenset({RANKED})
 """Entries of ``must_understand`` that this release knows."""
 
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,7 +319,7 @@ def name_problem(name: str) -> str | None:
         return f"is {length} bytes long, 1 to {MAX_NAME_BYTES} are allowed"
     if _CONTROL.search(name):
         return "holds a control character"
-    if any("\ud800" <= char <= "\udfff" for char in name):
+    if _SURROGATE.search(name):
         return "is no text that UTF-8 can hold"
     return None
 

@@ -97,28 +97,28 @@ class TensorRecord:
         target: The tensor in the target, under its name there, or None.
         parts: Its parts.
         split: Number of parts that lead away from the base tensor; the others make the target.
+        spec: The tensor in the target, or in the base if the target has none.
+        name: Name of the record, which is that tensor's.
+
+    Raises:
+        ValueError: There is no tensor.
     """
 
     base: TensorSpec | None
     target: TensorSpec | None
     parts: tuple[PartRecord | BarePart, ...]
     split: int = field(init=False, repr=False, compare=False)
+    spec: TensorSpec = field(init=False, repr=False, compare=False)
+    name: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        # Set once: it is asked for with every block.
-        object.__setattr__(self, "split", parts_away([part.op for part in self.parts]))
-
-    @property
-    def spec(self) -> TensorSpec:
-        """The tensor in the target, or in the base if the target has none."""
         spec = self.target or self.base
-        assert spec is not None  # noqa: S101 (for the type checker: the parser has seen to it)
-        return spec
-
-    @property
-    def name(self) -> str:
-        """Name of the record."""
-        return self.spec.name
+        if spec is None:
+            raise ValueError("a record of no tensor")
+        split = parts_away([part.op for part in self.parts])
+        # Set once: they are asked for with every block.
+        for name, value in (("split", split), ("spec", spec), ("name", spec.name)):
+            object.__setattr__(self, name, value)
 
     @property
     def renamed(self) -> bool:

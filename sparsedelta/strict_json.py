@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-from itertools import chain
 from typing import Any, NoReturn, TypeAlias
 
 from sparsedelta.limits import MAX_JSON_DEPTH, MAX_JSON_INTEGER
@@ -16,6 +15,8 @@ from sparsedelta.limits import MAX_JSON_DEPTH, MAX_JSON_INTEGER
 Json: TypeAlias = Any
 """A parsed document: dict, list, str, int, bool, None. Callers check what they take out of it."""
 
+_CONTAINERS = (dict, list)
+_CONTEXT = 40
 _MAX_DIGITS = 20
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -43,26 +44,39 @@ def _reject_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is not JSON")
 
 
-def parse(data: bytes, *, max_depth: int = MAX_JSON_DEPTH) -> Json:
+def parse(data: bytes, *, max_depth: int = MAX_JSON_DEPTH, counts: bool = False) -> Json:
     """Parse one UTF-8 JSON document.
+
+    Args:
+        data: Its text.
+        max_depth: Levels of arrays and objects that are allowed.
+        counts: Whether numbers must be integers in [0, 2^53 - 1].
 
     Raises:
         DuplicateKeyError: An object holds a key twice.
-        NotCanonicalError: Nested too deep, a surrogate in a string, a number of many digits.
+        NotCanonicalError: Nested too deep, a surrogate in a string, a number of many digits or,
+            with ``counts``, that is none.
         ValueError: Not UTF-8, or not JSON.
     """
     text = data.decode("utf-8")
     refused: list[str] = []
 
+    # Told at the end: what breaks the grammar further on is the graver fault.
     def integer(digits: str) -> int:
-        # Told at the end: what breaks the grammar further on is the graver fault.
         if len(digits) > _MAX_DIGITS:  # int() takes quadratic time, and refuses from 4,300 on
             refused.append(f"the number {digits[:_MAX_DIGITS]}… is out of range")
-        elif digits == "-0":
+            return 0
+        if digits == "-0":
             refused.append("the number -0 is no count")
-        else:
-            return int(digits)
-        return 0
+        number = int(digits)
+        if counts and not 0 <= number <= MAX_JSON_INTEGER:
+            refused.append(f"the number {number} is out of range")
+        return number
+
+    def fraction(digits: str) -> float:
+        if counts:
+            refused.append(f"the number {digits:.{_MAX_DIGITS}} is no integer")
+        return float(digits)
 
     try:
         document = json.loads(
@@ -70,6 +84,7 @@ def parse(data: bytes, *, max_depth: int = MAX_JSON_DEPTH) -> Json:
             object_pairs_hook=_unique,
             parse_constant=_reject_constant,
             parse_int=integer,
+            parse_float=fraction,
         )
     except RecursionError:
         raise NotCanonicalError(f"nested deeper than {max_depth} levels") from None
@@ -80,23 +95,24 @@ def parse(data: bytes, *, max_depth: int = MAX_JSON_DEPTH) -> Json:
 
 
 def _check_tree(document: Json, max_depth: int, *, may_hold_surrogates: bool) -> None:
-    level: list[Json] = [document]
+    level = [document] if type(document) in _CONTAINERS else []
     depth = 0
     while level:
-        containers = [item for item in level if isinstance(item, (dict, list))]
-        if containers:
-            depth += 1
-            if depth > max_depth:
-                raise NotCanonicalError(f"nested deeper than {max_depth} levels")
-        if may_hold_surrogates:
-            for item in level:
-                if isinstance(item, str) and _SURROGATE.search(item):
-                    raise NotCanonicalError(f"a surrogate in the string {item!r:.80}")
+        depth += 1
+        if depth > max_depth:
+            raise NotCanonicalError(f"nested deeper than {max_depth} levels")
         level = [
             child
-            for item in containers
-            for child in (chain(item, item.values()) if isinstance(item, dict) else item)
+            for item in level
+            for child in (item.values() if type(item) is dict else item)
+            if type(child) in _CONTAINERS
         ]
+    if may_hold_surrogates:
+        text = json.dumps(document, ensure_ascii=False)
+        found = _SURROGATE.search(text)
+        if found:
+            where = text[max(0, found.start() - _CONTEXT) : found.end() + _CONTEXT]
+            raise NotCanonicalError(f"a surrogate in a string: {where!r}")
 
 
 def canonical(document: Json) -> bytes:
@@ -111,12 +127,12 @@ def canonical(document: Json) -> bytes:
 
 
 def parse_canonical(data: bytes) -> Json:
-    """Parse a document and insist that its text is canonical.
+    """Parse a document of counts and insist that its text is canonical.
 
     Raises:
         ValueError: What :func:`parse` or :func:`require_canonical` raise.
     """
-    document = parse(data)
+    document = parse(data, counts=True)
     require_canonical(document, data)
     return document
 
@@ -125,21 +141,7 @@ def require_canonical(document: Json, data: bytes) -> None:
     """Insist that ``data``, which was parsed to ``document``, is its canonical text.
 
     Raises:
-        NotCanonicalError: A number that is no integer in [0, 2^53 - 1], or another text.
+        NotCanonicalError: It is another.
     """
-    _check_values(document)
     if canonical(document) != data:
         raise NotCanonicalError("the text is not canonical JSON")
-
-
-def _check_values(document: Json) -> None:
-    if isinstance(document, dict):
-        for value in document.values():
-            _check_values(value)
-    elif isinstance(document, list):
-        for value in document:
-            _check_values(value)
-    elif isinstance(document, float):
-        raise NotCanonicalError(f"the number {document} is no integer")
-    elif isinstance(document, int) and not 0 <= document <= MAX_JSON_INTEGER:
-        raise NotCanonicalError(f"the number {document} is out of range")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from sparsedelta.digests import checkpoint_fingerprint, tensor_digest
 from sparsedelta.errors import FormatError
 from sparsedelta.manifest import Manifest
 from sparsedelta.records import PartRecord, TensorRecord
-from sparsedelta.tables import PartTable, Tables, TensorTable, block_words, touched_leaves
+from sparsedelta.tables import PartTable, Tables, TensorTable, touched_leaves, words_of_blocks
 
 
 def block_problems(tables: Tables, manifest: Manifest, data_length: int) -> Iterator[FormatError]:
@@ -24,14 +25,18 @@ def block_problems(tables: Tables, manifest: Manifest, data_length: int) -> Iter
         manifest: Its manifest.
         data_length: Length of its ``sd.data``.
     """
-    for check in (_count_problems, _length_problems, _sum_problems):
-        if check is _length_problems and _lengths_are_fine(tables, manifest):
-            continue
-        for record in manifest.tensors:
-            table = tables.tensors[record.name]
-            for number, part in record.coded:
-                for rule, message in check(record, number, part, table.blocks(number)):
-                    yield FormatError(rule, f"tensor {record.name!r}, {part.op}: {message}")
+    parts = [
+        _CodedPart(record, number, part, tables.tensors[record.name].blocks(number))
+        for record in manifest.tensors
+        for number, part in record.coded
+    ]
+    if parts:
+        for check in (_count_problems, _length_problems, _sum_problems):
+            if next(check(parts), None) is not None:  # of all parts at once; which of them is it?
+                for each in parts:
+                    for rule, message in check([each]):
+                        where = f"tensor {each.record.name!r}, {each.part.op}"
+                        yield FormatError(rule, f"{where}: {message}")
     total = sum(record.nbytes for record in manifest.tensors)
     total += sum(blob.nbytes for blob in manifest.attachments.blobs)
     if total != data_length:
@@ -135,55 +140,54 @@ def _reference_problems(
                     )
 
 
-def _count_problems(
-    record: TensorRecord, number: int, part: PartRecord, table: PartTable
-) -> Iterator[tuple[str, str]]:
-    words = block_words(record.domain(number), part.block_log2)
-    is_dense = part.op in DENSE_OPS
-    for block in np.flatnonzero(table.counts != words if is_dense else table.counts > words)[:1]:
-        yield "SD303", f"block {block} has {table.counts[block]} entries in {words[block]} words"
-    if table.counts.sum() != part.nnz:
-        yield "SD303", f"{table.counts.sum()} entries in the blocks, {part.nnz} in the manifest"
+class _CodedPart(NamedTuple):
+    """A coded part, its record and its number there, and its block table."""
+
+    record: TensorRecord
+    number: int
+    part: PartRecord
+    table: PartTable
 
 
-def _length_problems(
-    record: TensorRecord, number: int, part: PartRecord, table: PartTable
-) -> Iterator[tuple[str, str]]:
-    words = block_words(record.domain(number), part.block_log2)
-    for message in part.encoding.length_faults(
-        table.counts, words, table.encoded, table.decoded, record.word_bytes(number)
-    ):
-        yield "SD304", message
+def _words(parts: Sequence[_CodedPart]) -> NDArray[np.int64]:
+    """Words of each block of some parts."""
+    words = [record.domain(number) for record, number, _, _ in parts]
+    return words_of_blocks(words, [each.part.block_log2 for each in parts])
 
 
-def _lengths_are_fine(tables: Tables, manifest: Manifest) -> bool:
-    """Whether no part breaks rule SD304: parts of one encoding are looked at together."""
-    groups: dict[tuple[Encoding, int], list[tuple[PartTable, NDArray[np.int64]]]] = {}
-    for record in manifest.tensors:
-        table = tables.tensors[record.name]
-        for number, part in record.coded:
-            words = block_words(record.domain(number), part.block_log2)
-            key = (part.encoding, record.word_bytes(number))
-            groups.setdefault(key, []).append((table.blocks(number), words))
-    for (encoding, word_bytes), members in groups.items():
-        faults = encoding.length_faults(
-            np.concatenate([table.counts for table, _ in members]),
-            np.concatenate([words for _, words in members]),
-            np.concatenate([table.encoded for table, _ in members]),
-            np.concatenate([table.decoded for table, _ in members]),
+def _count_problems(parts: Sequence[_CodedPart]) -> Iterator[tuple[str, str]]:
+    """What breaks rule SD303 in some parts: all that does in one, the first of several."""
+    counts, words = np.concatenate([each.table.counts for each in parts]), _words(parts)
+    blocks = [each.table.counts.size for each in parts]
+    is_dense = np.repeat([each.part.op in DENSE_OPS for each in parts], blocks)
+    for block in np.flatnonzero(np.where(is_dense, counts != words, counts > words))[:1]:
+        yield "SD303", f"block {block} has {counts[block]} entries in {words[block]} words"
+    for each in parts:
+        total = int(each.table.counts.sum())
+        if total != each.part.nnz:
+            yield "SD303", f"{total} entries in the blocks, {each.part.nnz} in the manifest"
+
+
+def _length_problems(parts: Sequence[_CodedPart]) -> Iterator[tuple[str, str]]:
+    """What breaks rule SD304: parts of one encoding are looked at together."""
+    groups: dict[tuple[Encoding, int], list[_CodedPart]] = {}
+    for each in parts:
+        word_bytes = each.record.word_bytes(each.number)
+        groups.setdefault((each.part.encoding, word_bytes), []).append(each)
+    for (encoding, word_bytes), alike in groups.items():
+        for message in encoding.length_faults(
+            np.concatenate([each.table.counts for each in alike]),
+            _words(alike),
+            np.concatenate([each.table.encoded for each in alike]),
+            np.concatenate([each.table.decoded for each in alike]),
             word_bytes,
-        )
-        if next(faults, None) is not None:
-            return False
-    return True
+        ):
+            yield "SD304", message
 
 
-def _sum_problems(
-    record: TensorRecord,  # noqa: ARG001 (one signature for all checks)
-    number: int,  # noqa: ARG001
-    part: PartRecord,
-    table: PartTable,
-) -> Iterator[tuple[str, str]]:
-    total = int(table.offsets[-1] - table.offsets[0])
-    if total != part.nbytes:
-        yield "SD305", f"frames of {total} bytes, {part.nbytes} in the manifest"
+def _sum_problems(parts: Sequence[_CodedPart]) -> Iterator[tuple[str, str]]:
+    """What breaks rule SD305 in some parts."""
+    for each in parts:
+        total = int(each.table.offsets[-1] - each.table.offsets[0])
+        if total != each.part.nbytes:
+            yield "SD305", f"frames of {total} bytes, {each.part.nbytes} in the manifest"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from sparsedelta.digests import (
 )
 from sparsedelta.errors import FormatError
 from sparsedelta.manifest import Manifest
-from sparsedelta.records import PartRecord, TensorRecord
+from sparsedelta.records import PartRecord
 from sparsedelta.words import Bytes, TensorSpec
 
 CHECKSUM_BYTES: Final = 8
@@ -43,6 +43,9 @@ class PartTable:
     offsets: NDArray[np.int64]
 
 
+_Part: TypeAlias = PartTable | tuple[Digest, ...] | None
+
+
 @dataclass(frozen=True, slots=True)
 class TensorTable:
     """Digests and block tables of one touched tensor.
@@ -56,7 +59,7 @@ class TensorTable:
 
     base_segments: tuple[Digest, ...]
     target_segments: tuple[Digest, ...]
-    parts: tuple[PartTable | tuple[Digest, ...] | None, ...]
+    parts: tuple[_Part, ...]
 
     def blocks(self, number: int) -> PartTable:
         """The block table of a coded part."""
@@ -144,20 +147,45 @@ def parse_tables(data: bytes, manifest: Manifest) -> Tables:
         raise FormatError("SD302", "sd.tables does not have the digest that the manifest states")
     cursor = _Cursor(data)
     untouched = {name: cursor.take(DIGEST_BYTES) for name in manifest.untouched}
-    tensors = {}
+    tensors: list[tuple[tuple[Digest, ...], tuple[Digest, ...], list[_Part]]] = []
+    coded: dict[int, list[_Rows]] = {}
     offset = 0
     for record in manifest.tensors:
-        base, target = cursor.digests(record.base), cursor.digests(record.target)
-        parts: list[PartTable | tuple[Digest, ...] | None] = []
+        parts: list[_Part] = []
+        tensors.append((cursor.digests(record.base), cursor.digests(record.target), parts))
         for number, part in enumerate(record.parts):
-            if isinstance(part, PartRecord):
-                parts.append(_part_table(cursor, record, number, part, offset))
-                offset += part.nbytes
-            else:
+            if not isinstance(part, PartRecord):
                 changed = record.changed(number)
                 parts.append(cursor.digests(changed) if part.reference is not None else None)
-        tensors[record.name] = TensorTable(base, target, tuple(parts))
-    return Tables(untouched, tensors)
+                continue
+            width = part.row_bytes(record.word_bytes(number))
+            own = cursor.take(part.block_count(record.domain(number)) * width)
+            coded.setdefault(width, []).append(_Rows(parts, number, own, offset))
+            parts.append(None)
+            offset += part.nbytes
+    for width, rows in coded.items():
+        _set_tables(rows, width)
+    ends = zip(manifest.tensors, tensors, strict=True)
+    return Tables(
+        untouched,
+        {record.name: TensorTable(base, target, tuple(p)) for record, (base, target, p) in ends},
+    )
+
+
+class _Rows(NamedTuple):
+    """A block table that is not yet read.
+
+    Attributes:
+        parts: The tables of its tensor.
+        number: Its number among them.
+        data: Its rows.
+        offset: Where the frames of the part begin in ``sd.data``.
+    """
+
+    parts: list[_Part]
+    number: int
+    data: bytes
+    offset: int
 
 
 class _Cursor:
@@ -174,21 +202,20 @@ class _Cursor:
         return tuple(self.take(DIGEST_BYTES) for _ in range(_segments(spec)))
 
 
-def _part_table(
-    cursor: _Cursor, record: TensorRecord, number: int, part: PartRecord, offset: int
-) -> PartTable:
-    word_bytes = record.word_bytes(number)
-    blocks = part.block_count(record.domain(number))
-    streams = part.encoding.stream_count(word_bytes)
-    rows = np.frombuffer(cursor.take(blocks * part.row_bytes(word_bytes)), np.uint8)
-    rows = rows.reshape(blocks, part.row_bytes(word_bytes))
-    cells = rows[:, 4:].reshape(blocks, streams, 16)
-    encoded = _u32(cells[:, :, 0:4])
-    offsets = np.full(blocks + 1, offset, np.int64)
-    offsets[1:] += np.cumsum(encoded.sum(axis=1))
-    return PartTable(
-        _u32(rows[:, 0:4]), encoded, _u32(cells[:, :, 4:8]), cells[:, :, 8:16], offsets
-    )
+def _set_tables(tables: Sequence[_Rows], width: int) -> None:
+    """Read block tables, all with rows of ``width`` bytes, and set them: most have one row."""
+    rows = np.frombuffer(b"".join([each.data for each in tables]), np.uint8).reshape(-1, width)
+    cells = rows[:, 4:].reshape(len(rows), (width - 4) // 16, 16)
+    counts, checksums = _u32(rows[:, 0:4]), cells[:, :, 8:16]
+    encoded, decoded = _u32(cells[:, :, 0:4]), _u32(cells[:, :, 4:8])
+    ends = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum(encoded.sum(axis=1), out=ends[1:])
+    stop = 0
+    for parts, number, data, offset in tables:
+        start, stop = stop, stop + len(data) // width
+        own = slice(start, stop)
+        offsets = ends[start : stop + 1] + (offset - ends[start])
+        parts[number] = PartTable(counts[own], encoded[own], decoded[own], checksums[own], offsets)
 
 
 def _u32(cells: Bytes) -> NDArray[np.int64]:
@@ -197,10 +224,16 @@ def _u32(cells: Bytes) -> NDArray[np.int64]:
 
 def block_words(words: int, block_log2: int) -> NDArray[np.int64]:
     """Words of each block of a tensor: all alike but the last."""
-    blocks = -(-words >> block_log2)
-    lengths = np.full(blocks, 1 << block_log2, np.int64)
-    if blocks:
-        lengths[-1] = words - ((blocks - 1) << block_log2)
+    return words_of_blocks([words], [block_log2])
+
+
+def words_of_blocks(words: Sequence[int], block_log2: Sequence[int]) -> NDArray[np.int64]:
+    """Words of each block of some tensors, one tensor after the other, as :func:`block_words`."""
+    sizes, log2 = np.array(words, np.int64), np.array(block_log2, np.int64)
+    blocks = -(-sizes >> log2)
+    lengths = np.repeat(np.left_shift(1, log2), blocks)
+    last = np.cumsum(blocks)[blocks > 0] - 1
+    lengths[last] = (sizes - (blocks - 1 << log2))[blocks > 0]
     return lengths
 
 

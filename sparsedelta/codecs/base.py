@@ -49,8 +49,7 @@ class StreamError(Exception):
         self.rule = rule
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+class Block(NamedTuple):
     """What a codec is told about the block it works on.
 
     Attributes:

@@ -7,7 +7,6 @@ become bits, in which ranks are looked up for all blocks together.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final, NamedTuple
 
@@ -27,8 +26,7 @@ _LOOKING: Final = 82
 element of another set is one."""
 
 
-@dataclass(frozen=True, slots=True)
-class ElementSet:
+class ElementSet(NamedTuple):
     """The elements of a block whose exponents lie in a range, and what is asked of them.
 
     Attributes:
@@ -44,7 +42,7 @@ class ElementSet:
     mask_bytes: int = 0
 
     @property
-    def count(self) -> int:
+    def asked(self) -> int:
         """Number of ranks that are asked."""
         return int(self.own.stop - self.own.start)
 
@@ -53,7 +51,7 @@ class ElementSet:
 
         numpy lists few elements one by one, and many at the pace of those between them.
         """
-        return min(_LISTING * (self.last + 1), elements) < _LOOKING * self.count
+        return min(_LISTING * (self.last + 1), elements) < _LOOKING * self.asked
 
     def check(self, size: int) -> None:
         """Compare what is asked with the number of elements.
@@ -148,10 +146,10 @@ def _look_up(sets: Sequence[ElementSet], bits: BitSets, ranks: Indices, found: I
     """Find what is asked of sets that have become bits."""
     for each, size in zip(sets, bits.count(), strict=True):
         each.check(size)
-    counts = [each.count for each in sets]
+    counts = [each.asked for each in sets]
     places = bits.positions(np.concatenate([ranks[each.own] for each in sets]), counts)
     for each, stop in zip(sets, accumulate(counts), strict=True):
-        found[each.own] = places[stop - each.count : stop]
+        found[each.own] = places[stop - each.asked : stop]
 
 
 def _asked(each: ElementSet, ranks: Indices, seen: int, size: int) -> tuple[int, Indices]:

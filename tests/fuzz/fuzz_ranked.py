@@ -122,7 +122,7 @@ def check(case: Case, stream: bytes) -> None:
     if not fits:
         return
     seen = coded(case, stream)
-    blind = replace(seen, block=replace(seen.block, base=None))
+    blind = replace(seen, block=seen.block._replace(base=None))
     code = ""
     expected: tuple[Any, Any] = (None, None)
     try:

@@ -94,9 +94,9 @@ def test_decode_undoes_encode(case: Case) -> None:
     stream = block_bytes(case)
     ((low, high, _),) = RANKED.bounds(np.array([indices.size]), np.array([block.words]), 2)
     assert low[0] <= stream.size <= high[0]
-    RANKED.check(CodedBlock([stream], indices.size, replace(block, base=None)))
+    RANKED.check(CodedBlock([stream], indices.size, block._replace(base=None)))
     for any_order in (False, True):
-        told = replace(block, any_order=any_order)
+        told = block._replace(any_order=any_order)
         found, words = RANKED.decode([stream], indices.size, told)
         order = np.argsort(found, kind="stable") if any_order else slice(None)
         assert np.array_equal(found[order], indices)
@@ -115,7 +115,7 @@ def test_blocks_decoded_together_are_those_decoded_alone(
 ) -> None:
     """Blocks of any dtype, base and size have nothing to do with each other."""
     coded = [
-        CodedBlock([block_bytes(case)], case[1].size, replace(case[0], any_order=number % 2 > 0))
+        CodedBlock([block_bytes(case)], case[1].size, case[0]._replace(any_order=number % 2 > 0))
         for number, case in enumerate(several)
     ]
     empty = CodedBlock([np.empty(0, np.uint8)], 0, Block(5, 2, np.zeros(5, "<u2"), "BF16"))
@@ -458,7 +458,7 @@ def test_a_rule_of_a_block_is_checked(name: str) -> None:
     with pytest.raises(StreamError) as caught:
         RANKED.decode([stream], 4, BLOCK)
     assert caught.value.rule == rule
-    without = replace(BLOCK, base=None)
+    without = BLOCK._replace(base=None)
     if rule == "SD418":
         RANKED.check(CodedBlock([stream], 4, without))
     else:
