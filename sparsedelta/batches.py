@@ -15,7 +15,7 @@ from sparsedelta.errors import RemoteError
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
-BATCH_BYTES: Final = 1 << 22
+BATCH_BYTES: Final = 1 << 21
 """Bytes of words that are worked on together."""
 
 
