@@ -1,10 +1,10 @@
-"""Blocks of ``ranked`` decoded on an accelerator, where their base words lie (spec/codecs/ranked.md).
+"""Blocks of ``ranked`` decoded on an accelerator, where their base words lie.
 
 The host takes a block apart as far as that goes without the base, into ranks and values; these are
 sent to the device, which knows the exponents of the base words, and finds the entries. Every step
-is an ``index_select``, a ``nonzero`` or goes element by element, on integers of 16, 32 or 64 bits
-and bytes, whose sums wrap around. Of the base only the sizes of its classes become known to the
-host, and whether a rule is broken.
+is an ``index_select`` or a ``nonzero``, or goes element by element, on bytes and integers of 16, 32
+and 64 bits, whose sums wrap around (spec/codecs/ranked.md). Of the base only the sizes of its
+classes become known to the host, and whether a rule is broken.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from sparsedelta.codecs.base import Block, CodedBlock, StreamError
 from sparsedelta.codecs.ranked_classes import EXPONENTS, Range
@@ -21,7 +22,7 @@ from sparsedelta.codecs.ranked_layout import FLAT, MASK, ClassEntry
 from sparsedelta.codecs.ranked_places import BASE_RULE, ElementSet
 from sparsedelta.codecs.ranked_streams import read_entries
 from sparsedelta.codecs.ranked_values import NEW_WORDS
-from sparsedelta.words import Indices, Words
+from sparsedelta.words import Words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,7 +48,7 @@ class RankedOnHost(NamedTuple):
     table: Sequence[ClassEntry]
     live: LiveRows | None
     mask_bytes: Sequence[int]
-    ranks: Indices
+    ranks: NDArray[np.int32]
     words: Words
 
     @property

@@ -48,6 +48,21 @@ class LiveTensor:
     box: Box
     local: torch.Tensor
 
+    @property
+    def is_on_accelerator(self) -> bool:
+        """Whether it is dearer to bring its words to the host than to work where they are."""
+        return self.local.device.type == "cuda"
+
+
+def settled(tensors: Iterable[torch.Tensor]) -> None:
+    """Wait until the devices of tensors are done: what is next may run on other streams."""
+    devices = {tensor.device for tensor in tensors if tensor.is_cuda}
+    if devices:
+        import torch  # noqa: PLC0415 (the package works without torch)
+
+        for device in devices:
+            torch.cuda.synchronize(device)
+
 
 class LiveTensors:
     """The tensors of a model as they are now.
