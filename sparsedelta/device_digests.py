@@ -60,7 +60,7 @@ def digest_segments(data: torch.Tensor, lengths: Sequence[int]) -> list[Digest]:
     """
     if not lengths:
         return []
-    key = torch.tensor(_key(SEGMENT_CONTEXT), dtype=torch.int32, device=data.device)
+    key = _sent(_key(SEGMENT_CONTEXT), data.device)
     return _digests(data, lengths, key, _KEY_MATERIAL)
 
 
@@ -70,7 +70,7 @@ def _key(context: str) -> list[int]:
     text = context.encode("utf-8")
     data = torch.zeros(padded(len(text)), dtype=torch.uint8)
     data[: len(text)] = torch.tensor(list(text), dtype=torch.uint8)
-    iv = torch.tensor(_signed(_IV), dtype=torch.int32)
+    iv = _sent(_signed(_IV), data.device)
     (digest,) = _digests(data, [len(text)], iv, _KEY_CONTEXT)
     words = (int.from_bytes(digest[at : at + 4], "little") for at in range(0, 32, 4))
     return _signed(words)
@@ -78,6 +78,13 @@ def _key(context: str) -> list[int]:
 
 def _signed(words: Iterable[int]) -> list[int]:
     return [word - ((word & 1 << 31) << 1) for word in words]
+
+
+def _sent(
+    numbers: Sequence[int], device: torch.device, dtype: torch.dtype = torch.int32
+) -> torch.Tensor:
+    """Some numbers, on a device."""
+    return torch.tensor(numbers, dtype=dtype).to(device)
 
 
 def _digests(data: torch.Tensor, lengths: Sequence[int], key: Row, flags: int) -> list[Digest]:
@@ -114,16 +121,19 @@ class _Tree:
             length - (count - 1) * CHUNK_BYTES
             for length, count in zip(lengths, chunks, strict=True)
         ]
-        at = torch.tensor(last, device=device)
-        sizes.index_copy_(0, at, torch.tensor(cut, dtype=torch.int32, device=device))
+        at = _sent(last, device, torch.int64)
+        sizes.index_copy_(0, at, _sent(cut, device))
         ends = [_CHUNK_END | (_ROOT if count == 1 else 0) for count in chunks]
-        ending.index_copy_(0, at, torch.tensor(ends, dtype=torch.int32, device=device))
+        ending.index_copy_(0, at, _sent(ends, device))
         number = torch.cat(
             [torch.arange(count, dtype=torch.int32, device=device) for count in chunks]
         )
         chain = self.key.unsqueeze(1).expand(8, total)
         shortest = min(cut)
-        for block in range(CHUNK_BYTES // _BLOCK_BYTES):
+        longest = max(
+            CHUNK_BYTES if count > 1 else left for count, left in zip(chunks, cut, strict=True)
+        )
+        for block in range(-(-longest // _BLOCK_BYTES)):
             start = block * _BLOCK_BYTES
             message = words[:, block * _BLOCK_WORDS : (block + 1) * _BLOCK_WORDS].t().contiguous()
             left = (sizes - start).clamp(0, _BLOCK_BYTES)
@@ -156,9 +166,7 @@ class _Tree:
                 if part.shape[1] == 2  # noqa: PLR2004 (a pair)
             ]
             if roots:
-                told.index_fill_(
-                    0, torch.tensor(roots, device=device), self.flags | _PARENT | _ROOT
-                )
+                told.index_fill_(0, _sent(roots, device, torch.int64), self.flags | _PARENT | _ROOT)
             number = torch.zeros_like(told)
             size = torch.full_like(told, _BLOCK_BYTES)
             key_rows = self.key.unsqueeze(1).expand(8, total)
@@ -188,14 +196,14 @@ class _Constants(NamedTuple):
     @classmethod
     def on(cls, device: torch.device) -> _Constants:
         """The constants on a device."""
-        start = torch.tensor(_signed(_IV[:4]), dtype=torch.int32, device=device).unsqueeze(1)
+        start = _sent(_signed(_IV[:4]), device).unsqueeze(1)
         order = list(range(_BLOCK_WORDS))
         rounds = []
         for _ in range(_ROUNDS):
             halves = [order[at : at + 8] for at in (0, 8)]
-            rounds.append([torch.tensor(h[::2] + h[1::2], device=device) for h in halves])
+            rounds.append([_sent(h[::2] + h[1::2], device) for h in halves])
             order = [order[at] for at in _PERMUTATION]
-        turns = [torch.tensor(row, device=device) for row in _TURNS]
+        turns = [_sent(row, device) for row in _TURNS]
         return cls(start, rounds, turns)
 
 

@@ -41,9 +41,13 @@ from sparsedelta.live_tensors import LiveTensor, settled
 from sparsedelta.operations.device_runs import DeviceBatch, DeviceRun, DeviceTensor, stored_blocks
 from sparsedelta.parallel import OrderedMap
 
-BATCH_BYTES: Final = 1 << 28
-"""Bytes of words that are worked on together: a device takes as long for few as for many. There is
-a copy of them before and one after the delta, and some working memory."""
+BATCH_BYTES: Final = 1 << 30
+"""Bytes of words that are worked on together, at most: a device takes as long for few as for many.
+There is a copy of them before and one after the delta, and some working memory."""
+
+_LEAST_BYTES: Final = 1 << 26
+_SHARE: Final = 8
+"""Of what is free on the device a batch is one in so many parts, or the least."""
 
 
 def verified_there(
@@ -111,15 +115,21 @@ def _go_through(reader: DeltaReader, tensors: Sequence[DeviceTensor], pool: Orde
 
     # Blocks are read only in the threads; whether a tensor is left is decided here.
     runs = list(_runs(tensors))
+    enough = _batch_bytes(tensors[0].live.local.device)
     with pool.mapped(prepared, runs) as made:
-        for batch in batched(
-            zip(runs, made, strict=True), lambda pair: pair[0].nbytes, BATCH_BYTES
-        ):
+        for batch in batched(zip(runs, made, strict=True), lambda pair: pair[0].nbytes, enough):
             for run, own in batch:
                 run.tensor.is_left = run.tensor.is_left or own is None
             going = [own for _, own in batch if own is not None and not own.tensor.is_left]
             if going:
                 _verify(reader, going)
+
+
+def _batch_bytes(device: torch.device) -> int:
+    if device.type != "cuda":
+        return BATCH_BYTES
+    free, _ = torch.cuda.mem_get_info(device)
+    return min(max(free // _SHARE, _LEAST_BYTES), BATCH_BYTES)
 
 
 def _runs(tensors: Sequence[DeviceTensor]) -> Iterator[DeviceRun]:
