@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,10 +25,9 @@ class There(torch.Tensor):
 
     words: torch.Tensor
 
-    @staticmethod
-    def __new__(cls, words: torch.Tensor) -> There:
+    def __new__(cls, words: torch.Tensor) -> Self:
         """A tensor of these words."""
-        made: There = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: Self = torch.Tensor._make_wrapper_subclass(  # noqa: SLF001 (torch's name for it)
             cls,
             words.size(),
             strides=words.stride(),
@@ -48,7 +47,7 @@ class There(torch.Tensor):
         raise AssertionError(f"{func} outside of the device")
 
 
-class Device(TorchDispatchMode):
+class Device(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While this is active, what names :data:`DEVICE` runs on it.
 
     Attributes:
@@ -58,10 +57,15 @@ class Device(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.ran: Counter[tuple[str, tuple[torch.dtype, ...]]] = Counter()
         self.to_host: list[tuple[torch.dtype, int]] = []
         self.to_device = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here, and what would see to that takes seconds to be imported."""
+        return False
 
     def __torch_dispatch__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         """Run an operation, and write it down."""
@@ -74,19 +78,12 @@ class Device(TorchDispatchMode):
         if asked is not None and on_device:
             kwargs["device"] = HOST
         plain_args, plain = _words(args), {key: _words(each) for key, each in kwargs.items()}
-        if name == "_to_copy" and any(there) != on_device:
-            self._crosses(given[0], to_host=any(there))
-        elif name == "copy_" and len(set(there)) > 1:
-            self._crosses(given[1], to_host=there[1])
-            on_device = there[0]
-        elif name == "_local_scalar_dense":
-            if on_device:
-                self._crosses(given[0], to_host=True)
+        if name == "_local_scalar_dense" and on_device:
+            self._crosses(given[0], to_host=True)
             return func(*plain_args, **plain)
-        elif any(there) and not all(
-            each or not t.dim() for each, t in zip(there, given, strict=True)
-        ):
-            raise AssertionError(f"{name} of tensors on two devices")
+        if name == "copy_":
+            on_device = there[0]
+        self._watch(name, given, on_device=on_device)
         if on_device:
             self.ran[name, tuple(each.dtype for each in given)] += 1
         made = func(*plain_args, **plain)
@@ -97,6 +94,16 @@ class Device(TorchDispatchMode):
         if isinstance(made, torch.Tensor):
             return There(made)
         return type(made)(There(each) for each in made)
+
+    def _watch(self, name: str, given: list[torch.Tensor], *, on_device: bool) -> None:
+        """Only copies take a tensor of the host and make one of the device, or the reverse."""
+        there = [isinstance(each, There) for each in given]
+        if name == "copy_" and there[0] != there[1]:
+            self._crosses(given[1], to_host=there[1])
+        elif name == "_to_copy" and there[0] != on_device:
+            self._crosses(given[0], to_host=there[0])
+        elif name not in ("copy_", "_to_copy") and any(there):
+            assert all(on or not each.dim() for on, each in zip(there, given, strict=True)), name
 
     def _crosses(self, tensor: torch.Tensor, *, to_host: bool) -> None:
         nbytes = tensor.numel() * tensor.element_size()

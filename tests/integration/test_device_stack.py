@@ -20,6 +20,7 @@ from torch import nn
 import sparsedelta
 from sparsedelta import FormatError, Stack, VerificationError, WrongBaseError
 from sparsedelta.device_digests import padded
+from sparsedelta.device_ranked import decode_on_device
 from sparsedelta.digests import Digest, segment_digest
 from sparsedelta.live_tensors import LiveTensors
 from sparsedelta.operations import live_device
@@ -255,18 +256,18 @@ def test_a_delta_that_lies_is_refused_as_on_the_host(
     """What is made of the words has another digest: SD502, told by the host."""
     from sparsedelta.operations.tasks import DeltaTask  # noqa: PLC0415
 
-    entries, decode = DeltaTask.entries, live_device.decode_on_device
+    entries = DeltaTask.entries
 
     def lying(task: DeltaTask, *arguments: object) -> object:
         at, words = entries(task, *arguments)  # type: ignore[arg-type]
         return at, words ^ 1
 
     def lying_there(*arguments: object) -> object:
-        at, words = decode(*arguments)  # type: ignore[arg-type]
+        at, words = decode_on_device(*arguments)  # type: ignore[arg-type]
         return at, words ^ 1
 
     monkeypatch.setattr(DeltaTask, "entries", lying)
-    monkeypatch.setattr(live_device, "decode_on_device", lying_there)
+    monkeypatch.setattr("sparsedelta.operations.live_device.decode_on_device", lying_there)
     model = model_of(material.base)
     with Stack(model, threads=1) as stack, pytest.raises(VerificationError, match="SD502"):
         stack.add("x", material.deltas[0])
@@ -322,6 +323,11 @@ def test_batches_are_as_large_as_there_is_room(monkeypatch: pytest.MonkeyPatch) 
     assert live_device._batch_bytes(DEVICE) == 1 << 30  # noqa: SLF001
 
 
+def copied(model: nn.Module) -> Tensors:
+    """What a model holds now."""
+    return {name: each.clone() for name, each in model.named_buffers()}
+
+
 @pytest.mark.real
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_real_weights(dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,17 +360,16 @@ def test_real_weights(dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.Mo
         for name, own in names.items():
             model.register_buffer(own, base[name].clone())
         states: list[Tensors] = []
-        stack = Stack(model, names=names)
-        calls = [
-            lambda s=stack: s.add("x", deltas[0], verify="full"),
-            lambda s=stack: s.add("y", deltas[1]),
-            lambda s=stack: s.set_weights({"y": 0.5}),
-            lambda s=stack: s.remove("x"),
-            stack.close,
-        ]
-        for call in calls:
-            call()
-            states.append({n: each.clone() for n, each in model.named_buffers()})
+        with Stack(model, names=names) as stack:
+            stack.add("x", deltas[0], verify="full")
+            states.append(copied(model))
+            stack.add("y", deltas[1])
+            states.append(copied(model))
+            stack.set_weights({"y": 0.5})
+            states.append(copied(model))
+            stack.remove("x")
+            states.append(copied(model))
+        states.append(copied(model))
         held_so.append(states)
     for one, other in zip(*held_so, strict=True):
         assert same(one, other)

@@ -6,6 +6,7 @@ What crosses between a device and the host is watched in tests/integration/test_
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -65,17 +66,20 @@ def on_device(stream: Bytes, case: Case) -> tuple[Indices, Words]:
 
 def agree(stream: Bytes, case: Case) -> str | None:
     """Insist that both give the same entries, or break the same rule; returns the rule."""
+    found = [outcome(decode, stream, case) for decode in (on_host, on_device)]
+    assert found[0] == found[1]
+    return found[0] if isinstance(found[0], str) else None
+
+
+def outcome(
+    decode: Callable[[Bytes, Case], tuple[Indices, Words]], stream: Bytes, case: Case
+) -> str | list[tuple[int, int]]:
+    """The rule that a block breaks, or its entries."""
     try:
-        indices, words = on_host(stream, case)
+        indices, words = decode(stream, case)
     except StreamError as error:
-        with pytest.raises(StreamError) as caught:
-            on_device(stream, case)
-        assert caught.value.rule == error.rule
         return error.rule
-    found, values = on_device(stream, case)
-    assert np.array_equal(found, indices)
-    assert np.array_equal(values, words)
-    return None
+    return list(zip(indices.tolist(), words.tolist(), strict=True))
 
 
 @settings(max_examples=150)
@@ -135,7 +139,7 @@ LENGTHS: Final = (
 )
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(lengths=st.lists(LENGTHS, max_size=6), seed=seeds)
 def test_digests_are_those_of_the_segments(lengths: list[int], seed: int) -> None:
     """Of any lengths, next to each other."""
@@ -158,7 +162,7 @@ def test_a_digest_of_a_whole_segment() -> None:
 
 @pytest.fixture
 def nothing_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let tensors of the host go the way of an accelerator, and none of them be left to the host."""
+    """Let tensors go the way of an accelerator, and none of them be left to the host."""
     monkeypatch.setattr(ON_DEVICE, {"cpu"})
 
     def left(_: Candidate, __: object, name: str, *___: object) -> None:
@@ -183,7 +187,7 @@ def test_any_sequence_of_calls_holds_what_composing_gives(monkeypatch: pytest.Mo
         run_state_machine_as_test(
             StackMachine,
             settings=settings(
-                max_examples=6,
+                max_examples=4,
                 stateful_step_count=8,
                 deadline=None,
                 suppress_health_check=list(HealthCheck),
@@ -199,7 +203,7 @@ SMALL: Final = 1024
 def test_segments_and_blocks_larger_and_smaller_than_each_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
-    """Several runs of a tensor, of several blocks, some without an entry; several tensors a batch."""
+    """Runs of several blocks, some without an entry; runs one by one, and of several tensors."""
     for module in (
         "checkpoint",
         "changes",
@@ -214,7 +218,7 @@ def test_segments_and_blocks_larger_and_smaller_than_each_other(
     rng = np.random.default_rng(0)
     kinds = {"a": (torch.bfloat16, 5000), "b": (torch.float16, 2048), "c": (torch.float32, 3001)}
     base = {name: torch.randn(size).to(dtype) for name, (dtype, size) in kinds.items()}
-    for block_log2 in (8, 10, 12):
+    for block_log2 in (8, 10, 12) if batch > 1 else (9,):
         target = {name: each.clone() for name, each in base.items()}
         for each in target.values():
             bits = torch.int16 if each.element_size() == 2 else torch.int32
