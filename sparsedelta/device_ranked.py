@@ -94,7 +94,7 @@ def decode_on_device(stored: RankedOnHost, base: torch.Tensor) -> tuple[torch.Te
     device = base.device
     ranks = torch.from_numpy(stored.ranks).to(device)
     words = torch.from_numpy(stored.words.view(np.int16)).to(device)
-    elements = None if stored.live is None else _live_elements(stored.live, device)
+    elements = None if stored.live is None else live_elements(stored.live, device)
     ranked = base if elements is None else base.index_select(0, elements)
     fields = exponents_on_device(ranked, stored.block.dtype)
     found = []
@@ -133,10 +133,10 @@ def exponents_on_device(words: torch.Tensor, dtype: str) -> torch.Tensor:
     return ((words >> shift) & top).to(torch.uint8)
 
 
-def _live_elements(live: LiveRows, device: torch.device) -> torch.Tensor:
-    """Which words of the block are in live rows, int64, ascending.
+def live_elements(live: LiveRows, device: torch.device) -> torch.Tensor:
+    """Which words of a block are in live rows: int64, ascending, on a device.
 
-    What is sent is a number per live row: how many words are passed over up to it.
+    What is sent there is a number per live row: how many words are passed over up to it.
     """
     skipped = (live.rows - np.arange(live.rows.size)) * live.length - live.offset
     is_cut = live.rows.size and not live.rows[0]

@@ -4,19 +4,21 @@ A delta is decoded on verified words only, and what it makes of them is verified
 that takes a copy of every word of the tensors that the delta touches. Here their segments are
 digested on the device (:mod:`sparsedelta.device_digests`): with the digests at hand, the host knows
 whether the words are those of the base, and of the target afterwards, without having seen them.
-Nothing is taken on trust, neither what an earlier delta was verified with, nor that nobody has
-written to the weights since.
+Nothing is taken on trust: neither that an earlier delta was verified on the same words, nor that
+nobody has written to them since.
 
 To the device go indices and values of the entries, or ranks and values of a compact delta
-(:mod:`sparsedelta.device_ranked`). To the host come 32 bytes for each segment before and after, a
-number of words for each class of a block, and whether rules are broken. What changes stays on the
-device, as entries of the stack.
+(:mod:`sparsedelta.device_ranked`). To the host come 32 bytes for each segment before and after, the
+number of words in each class of a block, how many words change, and whether rules are broken. What
+changes stays on the device, as entries of the stack.
 
-The device only ever says yes. Where it does not, because something is wrong, or there is no room,
-or an operation is missing, the tensor is left to the host, and what that finds is what is told: by
-the same code, with the same words, as for a model on the host. Left to it, too, are tensors
-of which the delta has several parts, or an ``add``, which is arithmetic; BOOL and complex ones;
-and sharded models, whose words the ranks send one another.
+A device only ever says yes. Where it does not, because something is wrong, or there is no room, or
+it knows an operation not, the tensor is left to the host, and what that finds is what is told: by
+the same code, in the same words, as for a model on the host. Left to it, too, are tensors of which
+the delta has several parts, or an ``add``, which is arithmetic; BOOL and complex ones; and sharded
+models, whose ranks send one another words of the host.
+
+The operations are those that CUDA has for these dtypes. No part of this has been run on a GPU.
 """
 
 from __future__ import annotations
@@ -83,7 +85,9 @@ def verified_there(
                 found.update(
                     {each.name: _entries(each) for each in own if _is_proven(reader, each)}
                 )
-        except (torch.OutOfMemoryError, NotImplementedError):
+        except RuntimeError:
+            # Whatever it was, nothing has been written to the tensors: the host has its turn. A
+            # device that is broken will say so to it.
             continue
         settled(each.live.local for each in own)
     return found

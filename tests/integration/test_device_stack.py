@@ -20,21 +20,30 @@ from torch import nn
 import sparsedelta
 from sparsedelta import FormatError, Stack, VerificationError, WrongBaseError
 from sparsedelta.device_digests import padded
-from sparsedelta.device_ranked import decode_on_device
+from sparsedelta.device_ranked import RankedOnHost, decode_on_device
 from sparsedelta.digests import Digest, segment_digest
 from sparsedelta.live_tensors import LiveTensors
 from sparsedelta.operations import live_device
 
 Tensors = dict[str, torch.Tensor]
 
-SIZES: Final = {"a": (300, 70), "b": (5000,), "c": (40, 9, 2), "d": (1, 1), "e": (2000,)}
+SIZES: Final = {
+    "a": (300, 70),
+    "b": (5000,),
+    "c": (40, 9, 2),
+    "d": (1, 1),
+    "e": (2000,),
+    "still": (90,),
+}
 DTYPES: Final = {
     "a": torch.bfloat16,
     "b": torch.float16,
     "c": torch.bfloat16,
     "d": torch.bfloat16,
     "e": torch.float32,
+    "still": torch.bfloat16,
 }
+TOUCHED: Final = len(SIZES) - 1
 WORDS: Final = {2: torch.int16, 4: torch.int32}
 
 
@@ -48,7 +57,7 @@ def base_of() -> Tensors:
 
 
 def moved(base: Tensors, seed: int) -> Tensors:
-    """Some words of each tensor a step or two further."""
+    """Some words of each tensor but one a step or two further."""
     chance = torch.Generator().manual_seed(seed)
     target = {}
     for name, each in base.items():
@@ -57,7 +66,7 @@ def moved(base: Tensors, seed: int) -> Tensors:
         marks.view(-1)[0] = True
         words[marks] += torch.randint(1, 3, each.shape, generator=chance).to(words.dtype)[marks]
         target[name] = words.view(each.dtype)
-    return target
+    return {**target, "still": base["still"]}
 
 
 class Material:
@@ -152,7 +161,7 @@ def test_digests_alone_come_to_the_host(material: Material, device: Device) -> N
     stack.add("x", material.deltas[0])
     assert same(held(model), material.targets[0])
     # A segment of each tensor before, and after.
-    assert device.to_host == [(torch.uint8, 32 * len(SIZES))] * 2
+    assert device.to_host == [(torch.uint8, 32 * TOUCHED)] * 2
     entries = sum(stack.nnz.values())
     # Ranks of 4 bytes and values of 2 or 4, and constants of the digests.
     assert 6 * entries <= device.to_device < 7 * entries + 20_000
@@ -217,20 +226,36 @@ def test_what_is_switched_off_waits_on_the_host(material: Material, quick: Devic
     assert quick.ran
 
 
-def test_another_base_is_refused_as_on_the_host(material: Material, quick: Device) -> None:
-    """In the same words, and nothing is written: wherever one bit differs."""
+def test_another_base_is_refused_as_on_the_host(
+    material: Material, quick: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the same words, and nothing is written or decoded on it: wherever one bit differs."""
+    decoded_on: list[torch.Tensor] = []
+
+    def decode(stored: RankedOnHost, base: There) -> object:
+        decoded_on.append(base.words.clone())
+        return decode_on_device(stored, base)
+
+    monkeypatch.setattr("sparsedelta.operations.live_device.decode_on_device", decode)
+    known = [
+        each.view(-1).view(torch.int16)
+        for each in material.base.values()
+        if each.element_size() == 2
+    ]
     for name in SIZES:
         wrong = {**material.base, name: material.base[name].clone()}
         wrong[name].view(-1).view(WORDS[wrong[name].element_size()])[-1] ^= 4
         told = []
         for model in (nn.ParameterDict(wrong), model_of(wrong)):
             with Stack(model, threads=1) as stack, pytest.raises(WrongBaseError) as caught:
-                stack.add("x", material.deltas[0])
+                stack.add("x", material.deltas[0], verify="full")
             told.append(str(caught.value))
         assert told[0] == told[1]
         assert repr(name) in told[0]
         assert same(held(model), wrong)
-    assert quick.to_host
+    assert decoded_on
+    for words in decoded_on:
+        assert any(torch.equal(words, each) for each in known)
 
 
 def test_words_are_verified_anew_for_each_delta(material: Material, quick: Device) -> None:
@@ -292,7 +317,7 @@ def test_damage_is_told_as_on_the_host(material: Material, quick: Device, tmp_pa
     assert quick.to_host
 
 
-@pytest.mark.parametrize("lacking", [torch.OutOfMemoryError, NotImplementedError])
+@pytest.mark.parametrize("lacking", [torch.OutOfMemoryError, NotImplementedError, RuntimeError])
 def test_where_a_device_cannot_the_host_does(
     material: Material,
     quick: Device,
@@ -309,7 +334,7 @@ def test_where_a_device_cannot_the_host_does(
     weights = sum(each.numel() * each.element_size() for each in material.base.values())
     with Stack(model, threads=1) as stack:
         quick.to_host.clear()
-        stack.add("x", material.deltas[0])
+        stack.add("x", material.deltas[0], verify="full")
         assert same(held(model), material.targets[0])
         assert sum(size for _, size in quick.to_host) == weights
 

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import run_state_machine_as_test
 from safetensors.torch import save_file
-from strategies import seeds
+from strategies import densities, seeds
 from test_ranked_laws import (
     BASES,
     BLOCK,
@@ -36,8 +36,14 @@ import sparsedelta
 from sparsedelta import Stack
 from sparsedelta.codecs import CodedBlock, StreamError
 from sparsedelta.codecs.ranked_classes import EXPONENTS, exponents
+from sparsedelta.codecs.ranked_rows import LiveRows, row_count
 from sparsedelta.device_digests import CHUNK_BYTES, digest_segments, padded
-from sparsedelta.device_ranked import decode_on_device, exponents_on_device, take_apart
+from sparsedelta.device_ranked import (
+    decode_on_device,
+    exponents_on_device,
+    live_elements,
+    take_apart,
+)
 from sparsedelta.digests import segment_digest
 from sparsedelta.operations.live_base import Candidate
 from sparsedelta.words import Bytes, Indices, Words
@@ -122,6 +128,26 @@ def test_what_is_wrong_with_a_block_is_told_in_the_same_words(name: str) -> None
         told.append((caught.value.rule, str(caught.value)))
     assert told[0] == told[1]
     assert told[0][0] == rule
+
+
+@settings(max_examples=100)
+@given(
+    seed=seeds,
+    words=st.integers(1, 500),
+    length=st.integers(1, 90) | st.just(1 << 60),
+    start=st.integers(0, 1000),
+    share=densities,
+)
+def test_elements_are_the_words_of_live_rows(
+    seed: int, words: int, length: int, start: int, share: float
+) -> None:
+    """Of the first row and the last one a block may hold only a part."""
+    rng = np.random.default_rng(seed)
+    live = rng.random(row_count(length, words, start)) < share
+    live[rng.integers(live.size)] = True
+    found = live_elements(LiveRows.of(live, length, words, start), torch.device("cpu"))
+    expected = np.flatnonzero(live[(np.arange(words) + start % length) // length])
+    assert np.array_equal(found.numpy(), expected)
 
 
 @pytest.mark.parametrize("dtype", EXPONENTS)
