@@ -32,6 +32,11 @@ class PlainEntries(NamedTuple):
     indices: torch.Tensor
     words: torch.Tensor
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are sent to the device."""
+        return self.indices.nbytes + self.words.nbytes
+
 
 @dataclass(slots=True)
 class DeviceTensor:
@@ -101,6 +106,11 @@ class DeviceRun(NamedTuple):
     def nbytes(self) -> int:
         """Bytes that its segments take on the device."""
         return sum(map(padded, self.lengths))
+
+    @property
+    def sent(self) -> int:
+        """Bytes of its entries, which are on the host until they are sent."""
+        return sum(held.nbytes for _, _, held in self.blocks)
 
     def stored(self, reader: DeltaReader) -> tuple[list[Digest], list[Digest]]:
         """What the delta says of its segments before and after."""

@@ -121,12 +121,17 @@ def _go_through(reader: DeltaReader, tensors: Sequence[DeviceTensor], pool: Orde
     runs = list(_runs(tensors))
     enough = _batch_bytes(tensors[0].live.local.device)
     with pool.mapped(prepared, runs) as made:
-        for batch in batched(zip(runs, made, strict=True), lambda pair: pair[0].nbytes, enough):
+        for batch in batched(zip(runs, made, strict=True), _size, enough):
             for run, own in batch:
                 run.tensor.is_left = run.tensor.is_left or own is None
             going = [own for _, own in batch if own is not None and not own.tensor.is_left]
             if going:
                 _verify(reader, going)
+
+
+def _size(pair: tuple[DeviceRun, DeviceRun | None]) -> int:
+    run, prepared = pair
+    return run.nbytes + (prepared.sent if prepared is not None else 0)
 
 
 def _batch_bytes(device: torch.device) -> int:

@@ -197,9 +197,9 @@ def nothing_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Candidate, "verify", left)
 
 
-def test_any_sequence_of_calls_holds_what_composing_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("nothing_left")
+def test_any_sequence_of_calls_holds_what_composing_gives() -> None:
     """The law of the stack, with portable and compact deltas, and one way."""
-    monkeypatch.setattr(ON_DEVICE, {"cpu"})
     with tempfile.TemporaryDirectory() as place:
         base = stored(model_of())
         deltas = write_deltas(Path(place), base)
