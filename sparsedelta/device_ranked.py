@@ -93,7 +93,8 @@ def decode_on_device(stored: RankedOnHost, base: torch.Tensor) -> tuple[torch.Te
     """
     device = base.device
     ranks = torch.from_numpy(stored.ranks).to(device)
-    words = torch.from_numpy(stored.words.view(np.int16)).to(device)
+    # A copy also where the device is the host: new words become differences in it.
+    words = torch.from_numpy(stored.words.view(np.int16)).to(device, copy=True)
     elements = None if stored.live is None else live_elements(stored.live, device)
     ranked = base if elements is None else base.index_select(0, elements)
     fields = exponents_on_device(ranked, stored.block.dtype)

@@ -63,8 +63,12 @@ def on_device(stream: Bytes, case: Case) -> tuple[Indices, Words]:
     assert block.base is not None
     coded = CodedBlock([stream], indices.size, replace(block, base=None))
     base = torch.from_numpy(block.base.view(np.int16).copy())
-    at, words = decode_on_device(take_apart(coded), base)
+    apart = take_apart(coded)
+    stored = apart.words.copy()
+    at, words = decode_on_device(apart, base)
     assert (at.dtype, words.dtype) == (torch.int64, torch.int16)
+    assert np.array_equal(apart.words, stored)
+    assert np.array_equal(base.numpy().view("<u2"), block.base)
     order = at.argsort()
     found: Words = words.index_select(0, order).numpy().view("<u2")
     return at.index_select(0, order).numpy(), found
