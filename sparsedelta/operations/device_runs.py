@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import torch
 
+from sparsedelta.codecs import StreamError
 from sparsedelta.container import BlockRequest
 from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.device_digests import digest_segments, padded
@@ -176,5 +177,8 @@ def stored_blocks(
             continue
         file, request = reader.home(record), BlockRequest(record, number, block)
         coded = file.coded_block(request)
-        with file.in_block(request):
-            yield first, words, take_apart(coded)
+        try:
+            held = take_apart(coded)
+        except StreamError as error:
+            raise file.in_block(request, error) from None
+        yield first, words, held

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -61,7 +60,7 @@ def on_device(stream: Bytes, case: Case) -> tuple[Indices, Words]:
     """The same as a device gives them, in order; the base words are shown to nobody else."""
     block, indices, _ = case
     assert block.base is not None
-    coded = CodedBlock([stream], indices.size, replace(block, base=None))
+    coded = CodedBlock([stream], indices.size, block._replace(base=None))
     base = torch.from_numpy(block.base.view(np.int16).copy())
     apart = take_apart(coded)
     stored = apart.words.copy()
@@ -114,7 +113,7 @@ def test_on_other_words_the_same_rule_is_broken(case: Case, kind: str, seed: int
     """Or none is: which is why words are verified before."""
     block, indices, values = case
     other = base_words(np.random.default_rng(seed), block.words, kind, block.dtype)
-    told = agree(block_bytes(case), (replace(block, base=other), indices, values))
+    told = agree(block_bytes(case), (block._replace(base=other), indices, values))
     assert told in (None, "SD418")
 
 
