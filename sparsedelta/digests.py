@@ -12,7 +12,9 @@ from sparsedelta.limits import SEGMENT_WORDS
 from sparsedelta.words import TensorSpec
 
 DIGEST_BYTES: Final = 32
-_SEGMENT: Final = "sparsedelta 1 segment"
+SEGMENT_CONTEXT: Final = "sparsedelta 1 segment"
+"""What segment digests are derived with (spec section 4)."""
+
 
 Digest: TypeAlias = bytes
 """32 bytes of BLAKE3."""
@@ -35,12 +37,12 @@ def segment_count(words: int) -> int:
 
 def segment_digest(data: bytes | memoryview) -> Digest:
     """Digest of the bytes of one segment: at most 2^22 words."""
-    return blake3(data, derive_key_context=_SEGMENT).digest()
+    return blake3(data, derive_key_context=SEGMENT_CONTEXT).digest()
 
 
 def segment_hasher() -> blake3:
     """What digests a segment piece by piece."""
-    return hasher(_SEGMENT)
+    return hasher(SEGMENT_CONTEXT)
 
 
 def encode_text(text: str) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -20,15 +19,38 @@ if TYPE_CHECKING:
 _SIGNED: Final = {1: np.uint8, 2: np.int16, 4: np.int32, 8: np.int64}
 """What torch can index, by bytes: words are never looked at as numbers there."""
 
+_UNSIGNED: Final = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+
 _SHORT: Final = 1 << 31
 
 
 class Placed:
-    """An array, and copies of it on the devices where it was needed."""
+    """An array where it was made, and copies of it where it was needed: on the host, on devices.
 
-    def __init__(self, array: NDArray[Any]) -> None:
-        self.host = array
+    Args:
+        made: The array, on the host; or on a device, as signed words.
+        dtype: Its dtype on the host, if it was made on a device.
+    """
+
+    def __init__(
+        self, made: NDArray[Any] | torch.Tensor, dtype: np.dtype[Any] | None = None
+    ) -> None:
+        self._host: NDArray[Any] | None = None
         self._copies: dict[torch.device, torch.Tensor] = {}
+        if isinstance(made, np.ndarray):
+            self._host, self._dtype, self.size = made, made.dtype, made.size
+        else:
+            assert dtype is not None  # noqa: S101 (see above)
+            self._dtype, self.size = dtype, made.numel()
+            self._copies[made.device] = made
+
+    @property
+    def host(self) -> NDArray[Any]:
+        """The array on the host; fetched from a device when it is first needed here."""
+        if self._host is None:
+            made = next(iter(self._copies.values()))
+            self._host = made.cpu().numpy().view(self._dtype)
+        return self._host
 
     def on(self, device: torch.device) -> torch.Tensor:
         """The array on a device, as signed words; on the host it is the array itself."""
@@ -40,10 +62,16 @@ class Placed:
             self._copies[device] = self.on(torch.device("cpu")).to(device)
         return self._copies[device]
 
+    def rest(self) -> None:
+        """Keep it on the host alone, until it is needed elsewhere."""
+        self._host = self.host
+        self._copies.clear()
+
     @property
     def nbytes(self) -> int:
         """Bytes on the host and on devices."""
-        return self.host.nbytes * (1 + len(self._copies))
+        places = len(self._copies) + (self._host is not None)
+        return self.size * self._dtype.itemsize * places
 
 
 class Patch:
@@ -62,7 +90,7 @@ class Patch:
         """Write the words into a tensor, on its device, whatever its strides."""
         import torch  # noqa: PLC0415
 
-        if not self.where.host.size:
+        if not self.where.size:
             return
         where = self.where.on(tensor.device).long()
         with torch.inference_mode(tensor.is_inference()), torch.no_grad():
@@ -90,17 +118,40 @@ class LiveEntries:
 
     Args:
         box: That part.
-        where: Words of the box that change, ascending, ``[n]``.
+        where: Words of the box that change, ascending, ``[n]``: int32 where that is enough.
         base: What they are in the base, ``[n]``.
         words: What the delta makes of them, ``[n]``: never what they were.
     """
 
-    def __init__(self, box: Box, where: Indices, base: Words, words: Words) -> None:
+    def __init__(self, box: Box, where: Placed, base: Placed, words: Placed) -> None:
         self.box = box
-        short = where.astype(np.int32) if box.words < _SHORT else where
-        self._where, self._base, self._words = Placed(short), Placed(base), Placed(words)
+        self._where, self._base, self._words = where, base, words
         self.back = Patch(self._where, self._base)
         self.forth = Patch(self._where, self._words)
+
+    @classmethod
+    def on_host(cls, box: Box, where: Indices, base: Words, words: Words) -> LiveEntries:
+        """Entries that were found on the host; the arguments are those of the class."""
+        short = where.astype(np.int32) if box.words < _SHORT else where
+        return cls(box, Placed(short), Placed(base), Placed(words))
+
+    @classmethod
+    def on_device(
+        cls, box: Box, where: torch.Tensor, base: torch.Tensor, words: torch.Tensor
+    ) -> LiveEntries:
+        """Entries that were found on a device: they stay there, and the host has none of them.
+
+        Args:
+            box: See the class.
+            where: int64.
+            base: Signed words.
+            words: Signed words.
+        """
+        is_short = box.words < _SHORT
+        short = where.int() if is_short else where
+        dtype = np.dtype(f"<u{base.element_size()}")
+        placed = Placed(short, np.dtype("<i4" if is_short else "<i8"))
+        return cls(box, placed, Placed(base, dtype), Placed(words, dtype))
 
     @property
     def where(self) -> NDArray[Any]:
@@ -117,10 +168,10 @@ class LiveEntries:
         """Their words in the target."""
         return self._words.host
 
-    @cached_property
+    @property
     def nnz(self) -> int:
         """How many they are."""
-        return int(self.where.size)
+        return self._where.size
 
     @property
     def nbytes(self) -> int:
@@ -130,6 +181,23 @@ class LiveEntries:
     def is_same(self, other: LiveEntries) -> bool:
         """Whether other entries change the same words in the same way."""
         return np.array_equal(self.where, other.where) and np.array_equal(self.words, other.words)
+
+    def rest(self) -> None:
+        """Keep them on the host alone, until they are needed elsewhere."""
+        for placed in (self._where, self._base, self._words):
+            placed.rest()
+
+    def overlay_on_device(self, words: torch.Tensor, start: int) -> None:
+        """As :meth:`overlay`, where the words are.
+
+        Args:
+            words: A run of the words that are here, as signed words.
+            start: Which is the first of them.
+        """
+        where = self._where.on(words.device)
+        own = ((where >= start) & (where < start + words.numel())).nonzero().view(-1)
+        at = where.index_select(0, own).long() - start
+        words.scatter_(0, at, self._base.on(words.device).index_select(0, own))
 
     def overlay(self, words: Words, start: int) -> None:
         """Put the base words over a run of the words that are here, from ``start`` on."""
@@ -158,6 +226,8 @@ def patches_of(
         StructureError: Deltas exclude each other.
     """
     plain = tuple(entries.forth for entries, weight in active if weight == 1)
+    if len(active) == len(plain) == 1:  # nothing is shared: what is on a device stays there
+        return plain
     weighted = [entries.where for entries, weight in active if weight != 1]
     where = _shared([entries.where for entries, _ in active])
     if weighted:

@@ -82,7 +82,7 @@ class StateDictReader:
         """Bytes of the words ``[start, stop)`` of a tensor: a word is an element here."""
         import torch  # noqa: PLC0415
 
-        run = _run(self._tensors[name], start, stop)
+        run = flat_run(self._tensors[name], start, stop)
         copy = torch.empty(run.shape, dtype=run.dtype).copy_(run)  # of the host, without strides
         if copy.dtype == torch.complex64:
             copy = torch.view_as_real(copy).reshape(-1)
@@ -93,7 +93,7 @@ class StateDictReader:
         """Nothing is open."""
 
 
-def _run(tensor: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+def flat_run(tensor: torch.Tensor, start: int, stop: int) -> torch.Tensor:
     """A run of a tensor's elements in row-major order, flat; no others are copied."""
     import torch  # noqa: PLC0415
 
@@ -104,10 +104,10 @@ def _run(tensor: torch.Tensor, start: int, stop: int) -> torch.Tensor:
     row = tensor[0].numel()
     first, last = -(-start // row), stop // row
     if first > last:  # within one row
-        return _run(tensor[last], start - last * row, stop - last * row)
+        return flat_run(tensor[last], start - last * row, stop - last * row)
     pieces = [tensor[first:last].reshape(-1)]
     if start < first * row:
-        pieces.insert(0, _run(tensor[first - 1], start - (first - 1) * row, row))
+        pieces.insert(0, flat_run(tensor[first - 1], start - (first - 1) * row, row))
     if last * row < stop:
-        pieces.append(_run(tensor[last], 0, stop - last * row))
+        pieces.append(flat_run(tensor[last], 0, stop - last * row))
     return torch.cat(pieces) if len(pieces) > 1 else pieces[0]

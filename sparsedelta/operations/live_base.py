@@ -125,6 +125,7 @@ class Candidate:
                     hint="untie them: tie_word_embeddings=False",
                 )
         self.others = self._others(live) if verify == "full" else {}
+        self._kept = kept
         self.base = LiveBase({**self.tensors, **self.others}, kept)
 
     def _others(self, live: LiveTensors) -> dict[str, LiveTensor]:
@@ -212,18 +213,39 @@ class Candidate:
         )
 
     def whole(self, pool: OrderedMap) -> Found:
-        """Verify the model, all of which is here; returns what the delta changes in it."""
+        """Verify the model, all of which is here; returns what the delta changes in it.
+
+        Tensors on an accelerator are verified there (:mod:`sparsedelta.operations.live_device`).
+        Those for which that does not come off, for whatever reason, are looked at here, which tells
+        what is wrong with them.
+        """
+        proven = self._on_accelerators(pool)
         found = []
         for name in self.nbytes:
-            runs = self.verify(self.base, name, pool)
-            if name in self.tensors:
-                found.append((name, self._entries(name, runs)))
+            if name not in proven:
+                runs = self.verify(self.base, name, pool)
+                if name in self.tensors:
+                    found.append((name, self._entries(name, runs)))
+            elif name in self.tensors:
+                found.append((name, proven[name]))
         return self._one_each(found)
+
+    def _on_accelerators(self, pool: OrderedMap) -> Mapping[str, LiveEntries]:
+        """What the delta changes in tensors that were verified on accelerators; none in others."""
+        every = {**self.tensors, **self.others}
+        there = {name: live for name, live in every.items() if live.is_on_accelerator}
+        if not there:
+            return {}
+        # Imported here: it needs torch.
+        from sparsedelta.operations.live_device import verified_there  # noqa: PLC0415
+
+        kept = {name: self._kept.get(live.name, ()) for name, live in there.items()}
+        return verified_there(self.reader, there, kept, pool)
 
     def _entries(self, name: str, runs: Sequence[_Run]) -> LiveEntries:
         live = self.tensors[name]
         dtype = live.spec.word_dtype
-        return LiveEntries(
+        return LiveEntries.on_host(
             live.box,
             np.concatenate([np.empty(0, np.int64), *(run.at for run in runs)]),
             np.concatenate([np.empty(0, dtype), *(run.old for run in runs)]),
@@ -276,7 +298,7 @@ class Candidate:
         order = at.argsort(kind="stable")
         at, words = at[order], words[order]
         differs = words != base[at]
-        return LiveEntries(box, at[differs], base[at[differs]], words[differs])
+        return LiveEntries.on_host(box, at[differs], base[at[differs]], words[differs])
 
     def _one_each(self, found: Iterable[tuple[str, LiveEntries]]) -> Found:
         """Of names of one tensor, what all of them say."""

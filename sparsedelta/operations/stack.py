@@ -152,6 +152,8 @@ class Stack(Closing):
                 self._check_base(reader)
                 pool = stack.enter_context(OrderedMap(threads_here(ranks, self._threads)))
                 held = self._read(reader, verify, ranks, pool)
+            if not (enabled and weight):
+                held.rest()
             self._switch(ranks, {**self._held, name: held}, {**self._settings, name: setting})
 
     def _check_base(self, reader: DeltaReader) -> None:

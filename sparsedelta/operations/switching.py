@@ -10,7 +10,7 @@ from typing import Final, TypeAlias
 from sparsedelta.boxes import Box
 from sparsedelta.errors import StructureError, UsageError
 from sparsedelta.live_entries import LiveEntries, Patch, patches_of
-from sparsedelta.live_tensors import LiveTensor, LiveTensors
+from sparsedelta.live_tensors import LiveTensor, LiveTensors, settled
 from sparsedelta.merging.settings import finite_number
 from sparsedelta.words import TensorSpec
 
@@ -42,6 +42,11 @@ class Held:
     def nbytes(self) -> int:
         """Bytes that they take."""
         return sum(entries.nbytes for entries in self.entries.values())
+
+    def rest(self) -> None:
+        """Keep what it changes on the host alone, until it has part."""
+        for entries in self.entries.values():
+            entries.rest()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -182,13 +187,13 @@ def write(tensors: Mapping[str, LiveTensor], before: State, after: State) -> Non
             staying = {id(entries) for entries, _ in new.active}
             leaving = (entries for entries, _ in old.active if id(entries) not in staying)
             _put(tensor, leaving, new)
-        _finish(tensors.values())
+        settled(live.local for live in tensors.values())
     except BaseException as error:
         try:
             for name in begun:
                 old, new = before.get(name, _NOTHING), after.get(name, _NOTHING)
                 _put(tensors[name], (entries for entries, _ in (*old.active, *new.active)), old)
-            _finish(tensors.values())
+            settled(live.local for live in tensors.values())
         except BaseException:  # noqa: BLE001 (what went wrong first is what is to be told)
             raise error from None
         raise UndoneError(error) from error
@@ -225,7 +230,7 @@ def repair(everything: Everything, after: State) -> None:
     """Write ``after`` over whatever is there of the entries of all deltas."""
     for name, (tensor, every) in everything.items():
         _put(tensor, every, after.get(name, _NOTHING))
-    _finish(tensor for tensor, _ in everything.values())
+    settled(tensor.local for tensor, _ in everything.values())
 
 
 class UndoneError(Exception):
@@ -272,13 +277,3 @@ def _put(tensor: LiveTensor, leaving: Iterable[LiveEntries], state: TensorState)
         entries.back.put(tensor.local)
     for patch in state.patches:
         patch.put(tensor.local)
-
-
-def _finish(tensors: Iterable[LiveTensor]) -> None:
-    """Wait until devices are done: forwards may run on other streams."""
-    devices = {live.local.device for live in tensors if live.local.is_cuda}
-    if devices:
-        import torch  # noqa: PLC0415 (the package works without torch)
-
-        for device in devices:
-            torch.cuda.synchronize(device)
