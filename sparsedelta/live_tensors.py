@@ -28,9 +28,6 @@ _QUANTISED_PARTS: Final = ("qweight", "weight_packed", "_packed_params", "weight
 
 _RELOAD: Final = "load the model in the dtype of its checkpoint, not quantised"
 
-ACCELERATORS: Final = frozenset({"cuda"})
-"""Types of devices whose tensors are worked on where they are; ROCm goes by this name, too."""
-
 Memory: TypeAlias = tuple[object, ...]
 """What two names of one tensor have in common: device, address, length and strides."""
 
@@ -50,11 +47,6 @@ class LiveTensor:
     spec: TensorSpec
     box: Box
     local: torch.Tensor
-
-    @property
-    def is_on_accelerator(self) -> bool:
-        """Whether it is dearer to bring its words to the host than to work where they are."""
-        return self.local.device.type in ACCELERATORS
 
 
 def settled(tensors: Iterable[torch.Tensor]) -> None:

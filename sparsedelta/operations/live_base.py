@@ -85,6 +85,7 @@ class Candidate:
         kept: What other deltas have changed in them.
         verify: ``"touched"``: the tensors that the delta changes are those of its base;
             ``"full"``: so are all others.
+        on_device: Whether tensors are verified on the devices where they are.
 
     Raises:
         UsageError: Nothing would be verified, or not all can be.
@@ -92,7 +93,13 @@ class Candidate:
     """
 
     def __init__(
-        self, reader: DeltaReader, live: LiveTensors, kept: Kept, *, verify: Verify
+        self,
+        reader: DeltaReader,
+        live: LiveTensors,
+        kept: Kept,
+        *,
+        verify: Verify,
+        on_device: bool = False,
     ) -> None:
         if verify not in ("touched", "full"):
             raise UsageError(f"verify is {verify!r}, expected 'touched' or 'full'")
@@ -125,7 +132,7 @@ class Candidate:
                     hint="untie them: tie_word_embeddings=False",
                 )
         self.others = self._others(live) if verify == "full" else {}
-        self._kept = kept
+        self._kept, self._on_device = kept, on_device
         self.base = LiveBase({**self.tensors, **self.others}, kept)
 
     def _others(self, live: LiveTensors) -> dict[str, LiveTensor]:
@@ -215,11 +222,11 @@ class Candidate:
     def whole(self, pool: OrderedMap) -> Found:
         """Verify the model, all of which is here; returns what the delta changes in it.
 
-        Tensors on an accelerator are verified there (:mod:`sparsedelta.operations.live_device`).
-        Those for which that does not come off, for whatever reason, are looked at here, which tells
-        what is wrong with them.
+        Where that is asked for, tensors are verified on the devices where they are
+        (:mod:`sparsedelta.operations.live_device`). Those for which that does not come off, for
+        whatever reason, are looked at here, which tells what is wrong with them.
         """
-        proven = self._on_accelerators(pool)
+        proven = self._on_devices(pool) if self._on_device else {}
         found = []
         for name in self.nbytes:
             if name not in proven:
@@ -230,17 +237,14 @@ class Candidate:
                 found.append((name, proven[name]))
         return self._one_each(found)
 
-    def _on_accelerators(self, pool: OrderedMap) -> Mapping[str, LiveEntries]:
-        """What the delta changes in tensors that were verified on accelerators; none in others."""
-        every = {**self.tensors, **self.others}
-        there = {name: live for name, live in every.items() if live.is_on_accelerator}
-        if not there:
-            return {}
+    def _on_devices(self, pool: OrderedMap) -> Mapping[str, LiveEntries]:
+        """What the delta changes in tensors that were verified on their devices."""
         # Imported here: it needs torch.
         from sparsedelta.operations.live_device import verified_there  # noqa: PLC0415
 
-        kept = {name: self._kept.get(live.name, ()) for name, live in there.items()}
-        return verified_there(self.reader, there, kept, pool)
+        every = {**self.tensors, **self.others}
+        kept = {name: self._kept.get(live.name, ()) for name, live in every.items()}
+        return verified_there(self.reader, every, kept, pool)
 
     def _entries(self, name: str, runs: Sequence[_Run]) -> LiveEntries:
         live = self.tensors[name]

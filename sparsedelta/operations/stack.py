@@ -71,6 +71,8 @@ class Stack(Closing):
         guard: Whether forwards are watched at all. Without, serving code is left to itself.
         group: The processes that hold a sharded model; None for all.
         threads: Threads that verify; None for the cores of this process.
+        on_device: Whether tensors are verified, and deltas decoded, on the devices where they are:
+            words do not come to the host. Sharded models are looked at there in any case.
 
     Raises:
         StructureError: The model is of a kind that cannot be changed in place.
@@ -85,6 +87,7 @@ class Stack(Closing):
         guard: bool = True,
         group: dist.ProcessGroup | None = None,
         threads: int | None = None,
+        on_device: bool = False,
     ) -> None:
         import torch  # noqa: PLC0415 (the package works without torch)
 
@@ -96,7 +99,7 @@ class Stack(Closing):
         self.model = model
         self._names = names
         self._group = group
-        self._threads = threads
+        self._threads, self._on_device = threads, on_device
         self._standing = Standing({}, {}, BASE)
         self._maybe: tuple[Held, ...] = ()
         self._traffic = Traffic(min(patience, threading.TIMEOUT_MAX))
@@ -168,13 +171,10 @@ class Stack(Closing):
 
     def _read(self, reader: DeltaReader, verify: Verify, ranks: Ranks, pool: OrderedMap) -> Held:
         kept = entries_of(self._maybe if self._traffic.torn else self._held.values())
-        candidate = Candidate(reader, self._live(), kept, verify=verify)
+        own = Candidate(reader, self._live(), kept, verify=verify, on_device=self._on_device)
         found: Found
-        if ranks is ALONE:
-            found = candidate.whole(pool)
-        else:
-            found = verified_together(candidate, ranks, pool)  # type: ignore[arg-type]
-        specs = {each.name: each.spec for each in candidate.tensors.values()}
+        found = own.whole(pool) if ranks is ALONE else verified_together(own, ranks, pool)  # type: ignore[arg-type]
+        specs = {each.name: each.spec for each in own.tensors.values()}
         manifest = reader.manifest
         return Held(str(reader.path), manifest.content, manifest.base, specs, found)
 

@@ -98,7 +98,6 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
     """A pretended accelerator, which is taken for one."""
-    monkeypatch.setattr("sparsedelta.live_tensors.ACCELERATORS", {DEVICE.type})
     monkeypatch.setattr(There, "is_meta", False, raising=False)
     monkeypatch.setattr(LiveTensors, "_refuse_quantised", lambda *_: None)
     with Device() as made:
@@ -157,7 +156,7 @@ def test_digests_alone_come_to_the_host(material: Material, device: Device) -> N
     model = model_of(material.base)
     device.to_device = 0
     device.ran.clear()
-    stack = Stack(model, threads=1)
+    stack = Stack(model, threads=1, on_device=True)
     stack.add("x", material.deltas[0])
     assert same(held(model), material.targets[0])
     # A segment of each tensor before, and after.
@@ -176,7 +175,7 @@ def test_no_weights_come_to_the_host(material: Material, quick: Device) -> None:
     """Tasks are put on, switched, and taken off."""
     model = model_of(material.base)
     digests = (torch.uint8, 32 * len(SIZES))
-    with Stack(model, threads=1) as stack:
+    with Stack(model, threads=1, on_device=True) as stack:
         for name, delta, target in zip("xy", material.deltas, material.targets, strict=True):
             quick.to_host.clear()
             stack.add(name, delta, verify="full")
@@ -194,7 +193,7 @@ def test_where_deltas_meet_entries_come_to_the_host(material: Material, quick: D
     """To be added up there: indices of both, base words and words, once; the sum is as ever."""
     model, there = model_of(material.base), nn.ParameterDict(material.base)
     quick.to_host.clear()
-    stacks = [Stack(each, threads=1) for each in (model, there)]
+    stacks = [Stack(each, threads=1, on_device=each is model) for each in (model, there)]
     for stack in stacks:
         for name, delta in zip("xy", material.deltas, strict=True):
             stack.add(name, delta)
@@ -213,7 +212,7 @@ def test_where_deltas_meet_entries_come_to_the_host(material: Material, quick: D
 def test_what_is_switched_off_waits_on_the_host(material: Material, quick: Device) -> None:
     """And takes no memory of the device."""
     model = model_of(material.base)
-    with Stack(model, threads=1) as stack:
+    with Stack(model, threads=1, on_device=True) as stack:
         stack.add("x", material.deltas[0], enabled=False)
         once = stack.nbytes
         assert same(held(model), material.base)
@@ -247,7 +246,11 @@ def test_another_base_is_refused_as_on_the_host(
         wrong[name].view(-1).view(WORDS[wrong[name].element_size()])[-1] ^= 4
         told = []
         for model in (nn.ParameterDict(wrong), model_of(wrong)):
-            with Stack(model, threads=1) as stack, pytest.raises(WrongBaseError) as caught:
+            is_there = not isinstance(model, nn.ParameterDict)
+            with (
+                Stack(model, threads=1, on_device=is_there) as stack,
+                pytest.raises(WrongBaseError) as caught,
+            ):
                 stack.add("x", material.deltas[0], verify="full")
             told.append(str(caught.value))
         assert told[0] == told[1]
@@ -261,7 +264,7 @@ def test_another_base_is_refused_as_on_the_host(
 def test_words_are_verified_anew_for_each_delta(material: Material, quick: Device) -> None:
     """Though they were those of the base before: somebody may have written to them since."""
     model = model_of(material.base)
-    with Stack(model, threads=1) as stack:
+    with Stack(model, threads=1, on_device=True) as stack:
         stack.add("x", material.deltas[0])
         words = held(model)["b"].view(torch.int16)
         changed = material.targets[0]["b"].view(torch.int16) != material.base["b"].view(torch.int16)
@@ -294,7 +297,10 @@ def test_a_delta_that_lies_is_refused_as_on_the_host(
     monkeypatch.setattr(DeltaTask, "entries", lying)
     monkeypatch.setattr("sparsedelta.operations.live_device.decode_on_device", lying_there)
     model = model_of(material.base)
-    with Stack(model, threads=1) as stack, pytest.raises(VerificationError, match="SD502"):
+    with (
+        Stack(model, threads=1, on_device=True) as stack,
+        pytest.raises(VerificationError, match="SD502"),
+    ):
         stack.add("x", material.deltas[0])
     assert same(held(model), material.base)
     assert quick.to_host
@@ -308,7 +314,11 @@ def test_damage_is_told_as_on_the_host(material: Material, quick: Device, tmp_pa
     broken.write_bytes(data)
     told = []
     for model in (nn.ParameterDict(material.base), model_of(material.base)):
-        with Stack(model, threads=1) as stack, pytest.raises(FormatError) as caught:
+        is_there = not isinstance(model, nn.ParameterDict)
+        with (
+            Stack(model, threads=1, on_device=is_there) as stack,
+            pytest.raises(FormatError) as caught,
+        ):
             stack.add("x", broken)
         told.append(str(caught.value))
     assert told[0] == told[1]
@@ -332,7 +342,7 @@ def test_where_a_device_cannot_the_host_does(
     monkeypatch.setattr("sparsedelta.operations.device_runs.digest_segments", unable)
     model = model_of(material.base)
     weights = sum(each.numel() * each.element_size() for each in material.base.values())
-    with Stack(model, threads=1) as stack:
+    with Stack(model, threads=1, on_device=True) as stack:
         quick.to_host.clear()
         stack.add("x", material.deltas[0], verify="full")
         assert same(held(model), material.targets[0])
@@ -378,14 +388,13 @@ def test_real_weights(dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.Mo
         deltas.append(tmp_path / f"delta{seed}")
         sparsedelta.diff(tmp_path / "base", tmp_path / "target", deltas[-1], profile="compact")
     held_so: list[list[Tensors]] = []
-    for accelerators in ({"cuda"}, {"cpu"}):
-        monkeypatch.setattr("sparsedelta.live_tensors.ACCELERATORS", accelerators)
+    for on_device in (False, True):
         model = nn.Module()
         names = {name: name.replace(".", "_") for name in base}
         for name, own in names.items():
             model.register_buffer(own, base[name].clone())
         states: list[Tensors] = []
-        with Stack(model, names=names) as stack:
+        with Stack(model, names=names, on_device=on_device) as stack:
             stack.add("x", deltas[0], verify="full")
             states.append(copied(model))
             stack.add("y", deltas[1])

@@ -47,8 +47,6 @@ from sparsedelta.digests import segment_digest
 from sparsedelta.operations.live_base import Candidate
 from sparsedelta.words import Bytes, Indices, Words
 
-ON_DEVICE: Final = "sparsedelta.live_tensors.ACCELERATORS"
-
 
 def on_host(stream: Bytes, case: Case) -> tuple[Indices, Words]:
     """The entries of a block as the codec gives them."""
@@ -191,13 +189,18 @@ def test_a_digest_of_a_whole_segment() -> None:
 
 @pytest.fixture
 def nothing_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let tensors go the way of an accelerator, and none of them be left to the host."""
-    monkeypatch.setattr(ON_DEVICE, {"cpu"})
+    """Leave no tensor to the host."""
 
     def left(_: Candidate, __: object, name: str, *___: object) -> None:
         raise AssertionError(f"{name} was left to the host")
 
     monkeypatch.setattr(Candidate, "verify", left)
+
+
+class DeviceStackMachine(StackMachine):
+    """A stack that verifies where the tensors are."""
+
+    on_device = True
 
 
 @pytest.mark.usefixtures("nothing_left")
@@ -211,10 +214,11 @@ def test_any_sequence_of_calls_holds_what_composing_gives() -> None:
             start = Path(place) / "base.safetensors"
             sparsedelta.recode(deltas[number], start, compact, profile="compact")
             deltas[number] = compact
-        StackMachine.folder, StackMachine.base, StackMachine.deltas = Path(place), base, deltas
-        StackMachine.known = {}
+        machine = DeviceStackMachine
+        machine.folder, machine.base, machine.deltas = Path(place), base, deltas
+        machine.known = {}
         run_state_machine_as_test(
-            StackMachine,
+            machine,
             settings=settings(
                 max_examples=4,
                 stateful_step_count=8,
@@ -260,7 +264,7 @@ def test_segments_and_blocks_larger_and_smaller_than_each_other(
         delta = tmp_path / f"delta{block_log2}"
         sparsedelta.diff(tmp_path / "base", tmp_path / "target", delta, profile="compact")
         model = nn.ParameterDict(base)
-        with Stack(model, threads=2) as stack:
+        with Stack(model, threads=2, on_device=True) as stack:
             stack.add("delta", delta, verify="full")
             assert same(dict(model.state_dict()), target)
         assert same(dict(model.state_dict()), base)

@@ -99,11 +99,12 @@ class StackMachine(RuleBasedStateMachine):
     base: Tensors
     deltas: list[Path]
     known: dict[tuple[tuple[int, float], ...], Tensors | None]
+    on_device = False
 
     def __init__(self) -> None:
         super().__init__()
         self.model = model_of()
-        self.stack = Stack(self.model)
+        self.stack = Stack(self.model, on_device=self.on_device)
         self.weights: dict[str, float] = {}
         self.enabled: dict[str, bool] = {}
         self.number: dict[str, int] = {}
