@@ -112,13 +112,13 @@ def invalid_lengths() -> Iterator[Invalid]:
         return at_block(0, lambda s: [s[0][:length].ljust(length, b"\0")])
 
     entries = len(sample()[0].parts[0].given)
-    yield bad("sd304-ranked-short", "8 bytes", streams=of_length(8))
+    yield bad("sd304-ranked-short", "9 bytes", streams=of_length(9))
     yield bad("sd304-ranked-empty", "no byte for 37 entries", streams=of_length(0))
     most = 2**15 + MANY + 5 * entries
     yield bad("sd304-ranked-long", "a byte too many", streams=of_length(most + 1))
     sparse = [record("w", in_turn("BF16", 600), ranked({0: 1, 599: 1}, (0, 255, GAPS, 1)))]
-    filled = at_block(1, lambda _: [bytes(9)])
-    yield bad("sd304-ranked-empty-block", "9 bytes without an entry", sparse, streams=filled)
+    filled = at_block(1, lambda _: [bytes(10)])
+    yield bad("sd304-ranked-empty-block", "10 bytes without an entry", sparse, streams=filled)
 
 
 def invalid_frames() -> Iterator[Invalid]:
