@@ -183,7 +183,7 @@ HEADS: tuple[tuple[str, str, Change], ...] = (
 
 def invalid_head() -> Iterator[Invalid]:
     """Rule SD417: numbers, the table of classes, rows, signs."""
-    cut = at_block(0, lambda _: [b"\0\1\0\xff\1\xff\xff\xff\xff"])
+    cut = at_block(0, lambda _: [b"\0\1\0\xff\1\xff\xff\xff\xff\xff"])
     yield bad("sd417-number-cut", "the block ends inside of a number", streams=cut)
     all_on = at_block(0, lambda _: [b"\0\1\0\xff\1" + b"\xff" * 20])
     yield bad("sd417-number-without-end", "20 bytes that all go on", streams=all_on)
@@ -257,9 +257,10 @@ def invalid_index_inside() -> Iterator[Invalid]:
         ("fewer", "a bit fewer", b"\1\0\0\x40\0"),
         ("more", "a bit more", b"\x0b\0\0\x40\0"),
         ("long", "48 bits for 40 elements", b"\x09\0\0\x40\0\0"),
-        ("no-byte", "no byte", b""),
     ):
         yield broken(f"bits-{name}", why, ranks(new), bits)
+    wide = few(given, (0, 255, BITMASK, 4))
+    yield broken("bits-no-byte", "no byte", ranks(b""), wide)
     both = few({0: 1, 1: 1}, (124, 124, BITMASK, 1), (125, 126, BITMASK, 1))
     long = {**ranks(b"\1\0\0"), **ranks(b"\1\0\0\0", 1)}
     yield broken("bits-of-too-many", "at least 17 and 25 elements of 40", long, both)
