@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Final
 
 from sparsedelta.delta_reader import DeltaReader
-from sparsedelta.errors import WrongBaseError
+from sparsedelta.errors import CheckpointError, OutputError, WrongBaseError
 from sparsedelta.hub.checking import NOT_HERE, DeltaCheck, not_checked
 from sparsedelta.hub.client import Account
 from sparsedelta.hub.fetched import Files
 from sparsedelta.hub.named_base import NamedBase, at_commit, named_base
-from sparsedelta.hub.references import Reference, is_hub
+from sparsedelta.hub.references import Reference, is_hub, is_repository
 from sparsedelta.hub.store import HubStore, pinned
 from sparsedelta.locations import Location, LocationLike, Url, as_location
 
@@ -87,6 +87,8 @@ def base_at_hand(url: Url, told: Location | None, account: Account) -> BaseAtHan
         account: Whose cache it is.
     """
     named = named_base(url)
+    if named is not None and not is_repository(named.repo or ""):
+        named = None  # it would be looked for, and named in commands
     if told is not None:
         repo, commit = (None, None) if named is None else (named.repo, named.commit)
         return BaseAtHand(named, at_commit(told, repo or "", commit), is_told=True)
@@ -121,8 +123,8 @@ def verify(sets: Mapping[str, Files], base: BaseAtHand, check: DeltaCheck) -> Ve
         try:
             check.refuse_links(paths, base.location)
             later = 0
-        except WrongBaseError:
-            if base.is_told:
+        except (WrongBaseError, CheckpointError, OutputError):
+            if base.is_told:  # otherwise nobody has asked for it
                 raise
             is_right = False
     if base.is_told and is_chain and base.location is not None:

@@ -224,3 +224,25 @@ def test_compact_links_are_squashed_and_applied(
     ran(client, "fingerprint", BASE)  # once it is in the cache it need not be named
     assert pulled(client, CHAIN, "-o", out, "--force")["unread"] == 0
     assert not os.path.lexists("x")
+
+
+@pytest.mark.parametrize("name", ["../../../etc", "org/base; rm -rf x", "org/base\n", "a"])
+def test_a_name_of_no_repository_is_not_repeated(
+    hub: HubServer, client: Client, compact: Compact, tmp_path: Path, name: str
+) -> None:
+    """It could be taken for a path, or for a part of the command that checks the delta."""
+    delta, target = tmp_path / "d.safetensors", compact.base.parent / "target"
+    sparsedelta.diff(
+        compact.base,
+        target,
+        delta,
+        profile="compact",
+        base_repo=name,
+        base_revision="0123456789" * 4,
+    )
+    hub.put_repo(REPO, files={"delta.safetensors": delta.read_bytes()})
+    report = pulled(client, REPO, "-o", tmp_path / "out")
+    assert report["unread"] == 1
+    assert f"validate {tmp_path / 'out'} --base BASE checks" in report["notes"][0]
+    report = pulled(client, REPO, "-o", tmp_path / "out", "--force", "--base", compact.base)
+    assert report["unread"] == 0
