@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsedelta.checkpoint import FileCheckpoint
+from sparsedelta.checkpoint import FileCheckpoint, local_paths
 from sparsedelta.delta_reader import DeltaReader
 from sparsedelta.errors import UsageError
 from sparsedelta.hub.at_hand import delta_locations
@@ -174,11 +174,12 @@ def pull(
         return _report(store, listed, names, roots, None)
     sets = fetch(store, listed, roots)
     verified = verify(sets, base_at_hand(store.url(roots[0]), options.base, account), options.check)
-    where = sets[roots[-1]][roots[-1]]
+    where, inputs = sets[roots[-1]][roots[-1]], local_paths(options.base)
     if local_dir is not None:
-        where = write_folder(sets, output_path(local_dir), force=force) / roots[-1]
+        folder = write_folder(sets, output_path(local_dir), force=force, inputs=inputs)
+        where = folder / roots[-1]
     elif path is not None:
-        write_delta_files(sets[roots[0]], roots[0], path, force=force)
+        write_delta_files(sets[roots[0]], roots[0], path, force=force, inputs=inputs)
         where = path
     names = [name for each in sets.values() for name in each]
     return _report(store, listed, names, roots, where, verified=verified)
@@ -261,7 +262,8 @@ def _pull_chain(way: _Way, options: _Options, *, dry_run: bool) -> PullReport:
             start, deltas, path, threads=threads, force=options.force, progress=progress
         )
     elif is_one:
-        write_delta_files(sets[roots[0]], roots[0], path, force=options.force)
+        inputs = local_paths(options.base)
+        write_delta_files(sets[roots[0]], roots[0], path, force=options.force, inputs=inputs)
     else:
         squash(deltas, path, base=at_hand.location, threads=threads, force=options.force)
     # What is read with the base has been read with it, where links were applied or squashed.
