@@ -136,7 +136,7 @@ def _checked(base: sparsedelta.BaseCheck) -> str:
     "--base",
     type=PATH,
     metavar="CHECKPOINT",
-    help="Where DELTA starts: proves that it leads to its target; reads compact deltas.",
+    help="Where it starts: proves that it leads to its target; reads compact deltas.",
 )
 @click.option("--cache-dir", metavar="DIR", help="[default: HF_HUB_CACHE]")
 @_token

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sparsedelta.checkpoint import FileCheckpoint, local_paths
 from sparsedelta.delta_reader import DeltaReader
-from sparsedelta.errors import UsageError
+from sparsedelta.errors import CheckpointError, UsageError, WrongBaseError
 from sparsedelta.hub.at_hand import delta_locations
 from sparsedelta.hub.chains import link_number
 from sparsedelta.hub.checking import DeltaCheck
@@ -19,7 +19,7 @@ from sparsedelta.hub.manifest_file import ManifestFile, read_manifest_file
 from sparsedelta.hub.named_base import at_commit
 from sparsedelta.hub.references import Reference, parse_reference, repository
 from sparsedelta.hub.store import HubStore, pinned
-from sparsedelta.hub.verified import NOWHERE, Verified, base_at_hand, placed, verify
+from sparsedelta.hub.verified import NOWHERE, BaseAtHand, Verified, base_at_hand, placed, verify
 from sparsedelta.locations import Location, LocationLike, Url, output_path
 from sparsedelta.operations.apply import apply
 from sparsedelta.operations.following import ApplyReport
@@ -265,12 +265,30 @@ def _pull_chain(way: _Way, options: _Options, *, dry_run: bool) -> PullReport:
         inputs = local_paths(options.base)
         write_delta_files(sets[roots[0]], roots[0], path, force=options.force, inputs=inputs)
     else:
-        squash(deltas, path, base=at_hand.location, threads=threads, force=options.force)
+        _squash(deltas, path, at_hand, options)
     # What is read with the base has been read with it, where links were applied or squashed.
     verified = verified if is_one else Verified()
     return _report(
         store, listed, names, roots, path, links=links, applied=applied, verified=verified
     )
+
+
+def _squash(deltas: Sequence[Path], path: Path, base: BaseAtHand, options: _Options) -> None:
+    try:
+        squash(
+            deltas,
+            path,
+            base=base.location,
+            threads=options.check.threads,
+            force=options.force,
+        )
+    except (WrongBaseError, CheckpointError) as error:
+        if base.is_told or base.location is None:
+            raise
+        raise type(error)(
+            f"what the cache holds of {base.name} cannot serve as the base: {error.message}",
+            hint="name the base: --base BASE",
+        ) from error
 
 
 def _standing(

@@ -104,6 +104,8 @@ def test_a_cached_base_shows_what_is_wrong(
     assert "SD410" in ran(client, "pull", REPO, "-o", out, code=3)["err"]
     assert not out.exists()
     assert not [each["path"] for each in hub.log() if BASE in each["path"]]
+    (snapshot,) = client.home.rglob(f"snapshots/{lying}")
+    assert [path.name for path in snapshot.iterdir()] == ["model.safetensors"]
     pushed(client, compact.honest, REPO, "--base", f"{BASE}@{lying}")
     report = pulled(client, REPO, "-o", out)
     assert (report["unread"], report["notes"]) == (0, [])
@@ -231,6 +233,13 @@ def test_compact_links_are_squashed_and_applied(
     assert chain.repo(CHAIN)
     ran(client, "fingerprint", BASE)  # once it is in the cache it need not be named
     assert pulled(client, CHAIN, "-o", out, "--force")["unread"] == 0
+    (cached,) = client.home.rglob("snapshots/*/model.safetensors")
+    for code, content in ((3, (steps[1] / cached.name).read_bytes()), (1, b"")):
+        cached.unlink()
+        cached.write_bytes(content)
+        told = ran(client, "pull", CHAIN, "-o", out, "--force", code=code)["err"]
+        assert f"what the cache holds of {BASE}@" in told
+        assert "hint: name the base: --base BASE" in told
     assert not os.path.lexists("x")
 
 
