@@ -219,6 +219,21 @@ def open_checkpoint(checkpoint: LocationLike | CheckpointReader) -> CheckpointRe
     return checkpoint
 
 
+def local_paths(checkpoint: LocationLike | CheckpointReader | None) -> tuple[Path, ...]:
+    """The local files and folders of a checkpoint that is read: no output may overwrite them.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    if isinstance(checkpoint, str | Path | Url):
+        location = as_location(checkpoint)
+        if not isinstance(location, Path):
+            return ()
+        with FileCheckpoint(location) as found:
+            return found.paths
+    return () if checkpoint is None else checkpoint.paths
+
+
 def check_unchanged(*readers: CheckpointReader) -> None:
     """Insist that files are those that were opened, before a result of them is told.
 

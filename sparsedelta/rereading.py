@@ -20,7 +20,7 @@ _KEPT: Final = 4
 
 
 class Rereading:
-    """Reads words of a tensor of which the segments have been digested; callable in any thread.
+    """Reads words of a tensor, the same ones however often; callable in any thread.
 
     Whoever digests a tensor and works on other bytes of it describes a tensor that never was: a
     file may change in between without a trace in its times, and a live model has none.
@@ -28,15 +28,16 @@ class Rereading:
     Args:
         reader: The checkpoint.
         spec: The tensor.
-        segments: Its segment digests, of the first reading.
+        segments: Its segment digests, if it has been read; otherwise the first reading of each
+            segment is the one that counts.
     """
 
     def __init__(
-        self, reader: CheckpointReader, spec: TensorSpec, segments: Sequence[Digest]
+        self, reader: CheckpointReader, spec: TensorSpec, segments: Sequence[Digest] = ()
     ) -> None:
         self._reader = reader
         self._spec = spec
-        self._segments = segments
+        self._digests = dict(enumerate(segments))
         self._lock = threading.Lock()
         self._kept: OrderedDict[int, _Slot] = OrderedDict()
 
@@ -55,6 +56,22 @@ class Rereading:
             return pieces[0]
         return np.concatenate([np.empty(0, self._spec.word_dtype), *pieces])
 
+    def digests(self) -> tuple[Digest, ...]:
+        """Digests of all segments; those that have not been read yet are read.
+
+        Raises:
+            CheckpointError: The checkpoint cannot be read.
+        """
+        for number in range(-(-self._spec.words // SEGMENT_WORDS)):
+            if number not in self._digests:
+                self._read(number)
+        return tuple(digest for _, digest in sorted(self._digests.items()))
+
+    def release(self) -> None:
+        """Let go of the words that are kept for the next reading."""
+        with self._lock:
+            self._kept.clear()
+
     def _segment(self, number: int) -> Words:
         with self._lock:
             slot = self._kept.setdefault(number, _Slot())
@@ -68,7 +85,8 @@ class Rereading:
     def _read(self, number: int) -> Words:
         spec, start = self._spec, number * SEGMENT_WORDS
         data = self._reader.read(spec.name, start, min(start + SEGMENT_WORDS, spec.words))
-        if segment_digest(data.data) != self._segments[number]:
+        digest = segment_digest(data.data)
+        if self._digests.setdefault(number, digest) != digest:
             raise CheckpointError(
                 f"{self._reader.location} changed while it was being read: tensor {spec.name!r}, "
                 f"words {start:,} on, is not what it was at first",

@@ -40,7 +40,7 @@ from sparsedelta.words import Bytes, Indices, Words
 WORD_BYTES: Final = 2
 """Bytes of the words that the codec holds."""
 
-_LEAST: Final = 9
+_LEAST: Final = 10
 _MOST: Final = 1 << 15
 _MOST_PER_ENTRY: Final = 5
 

@@ -132,6 +132,12 @@ def _checked(base: sparsedelta.BaseCheck) -> str:
 @click.option(
     "--onto", type=PATH, metavar="CHECKPOINT", help="Get the links that it lacks, and apply them."
 )
+@click.option(
+    "--base",
+    type=PATH,
+    metavar="CHECKPOINT",
+    help="Where it starts: proves that it leads to its target; reads compact deltas.",
+)
 @click.option("--cache-dir", metavar="DIR", help="[default: HF_HUB_CACHE]")
 @_token
 @threads
@@ -157,7 +163,8 @@ def pull(
     print_notes(
         [
             f"{did} {format_bytes(report.size)} in {len(report.files)} files of "
-            f"{report.repo}@{report.commit}{links}"
+            f"{report.repo}@{report.commit}{links}",
+            *report.notes,
         ],
         quiet=quiet,
     )

@@ -46,6 +46,12 @@ class Account:
         )
 
     @property
+    def options(self) -> dict[str, Any]:
+        """Storage options of a location that is read so: what :meth:`of` takes."""
+        each = {"token": self.token, "endpoint": self.endpoint, "cache_dir": self.cache_dir}
+        return {key: value for key, value in each.items() if value is not None}
+
+    @property
     def hub(self) -> str:
         """The address of the Hub."""
         return str(self.endpoint or _constants().ENDPOINT).rstrip("/")

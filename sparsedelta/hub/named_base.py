@@ -50,11 +50,13 @@ def named_base(delta: LocationLike | DeltaReader) -> NamedBase | None:
     """
     try:
         if isinstance(delta, DeltaReader):
-            return NamedBase.of(dict(delta.header.metadata), delta.manifest.base)
-        location = as_location(delta)
-        first = delta_locations(location)[0] if is_hub(location) else location
-        with open_file(first, ahead=False) as file:
-            found = NamedBase.of(dict(file.header.metadata), file.manifest.base)
+            location = delta.path
+            found = NamedBase.of(dict(delta.header.metadata), delta.manifest.base)
+        else:
+            location = as_location(delta)
+            first = delta_locations(location)[0] if is_hub(location) else location
+            with open_file(first, ahead=False) as file:
+                found = NamedBase.of(dict(file.header.metadata), file.manifest.base)
         if found.repo is None and isinstance(location, Url) and is_hub(location):
             told = read_manifest_file(HubStore(location))
             if told is not None and told.base.fingerprint == found.fingerprint:

@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Final
+from pathlib import Path
 
-from sparsedelta.checkpoint import FileCheckpoint
-from sparsedelta.container import open_file
+from sparsedelta.checkpoint import FileCheckpoint, local_paths
 from sparsedelta.delta_reader import DeltaReader
-from sparsedelta.errors import FormatError, HubError, OutputError, UsageError
-from sparsedelta.hub.at_hand import DELTA_FILE, delta_locations
+from sparsedelta.errors import CheckpointError, UsageError, WrongBaseError
+from sparsedelta.hub.at_hand import delta_locations
 from sparsedelta.hub.chains import link_number
+from sparsedelta.hub.checking import DeltaCheck
 from sparsedelta.hub.client import Account
-from sparsedelta.hub.manifest_file import (
-    MANIFEST_FILE,
-    ListedDelta,
-    ListedFile,
-    ManifestFile,
-    read_manifest_file,
-)
+from sparsedelta.hub.copies import write_delta_files, write_folder
+from sparsedelta.hub.fetched import fetch, set_names
+from sparsedelta.hub.manifest_file import ManifestFile, read_manifest_file
 from sparsedelta.hub.named_base import at_commit
 from sparsedelta.hub.references import Reference, parse_reference, repository
 from sparsedelta.hub.store import HubStore, pinned
-from sparsedelta.locations import LocationLike, Url, as_location, output_path
+from sparsedelta.hub.verified import NOWHERE, BaseAtHand, Verified, base_at_hand, placed, verify
+from sparsedelta.locations import Location, LocationLike, Url, output_path
 from sparsedelta.operations.apply import apply
 from sparsedelta.operations.following import ApplyReport
 from sparsedelta.operations.identity import fingerprint
 from sparsedelta.operations.squash import squash
-from sparsedelta.operations.validate import validate
-from sparsedelta.outputs import check_output, staged
+from sparsedelta.outputs import check_output
 from sparsedelta.progress import Progress, silent
-
-_COPY_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +46,9 @@ class PullReport:
         base_commit: The commit of that, if it is known.
         links: Numbers of the links of a chain that were needed.
         applied: What was made of a checkpoint, if that was asked for.
+        notes: What the user should know.
+        unread: Tensors of which the entries were not checked, as they are read with the base, and
+            that was not at hand; nor was the content digest then. A note says what checks them.
     """
 
     repo: str
@@ -67,6 +62,8 @@ class PullReport:
     base_commit: str | None
     links: tuple[int, ...] = ()
     applied: ApplyReport | None = None
+    notes: tuple[str, ...] = ()
+    unread: int = 0
 
 
 def pull(
@@ -77,6 +74,7 @@ def pull(
     local_dir: LocationLike | None = None,
     to: str | int | None = None,
     onto: LocationLike | None = None,
+    base: LocationLike | None = None,
     token: str | bool | None = None,
     endpoint: str | None = None,
     cache_dir: str | Path | None = None,
@@ -90,6 +88,9 @@ def pull(
     The revision is resolved once. What has been got before is taken from the client's cache; a file
     there that is found damaged is got again.
 
+    Entries that are read with the base (of a compact delta) are validated if that is named, or in
+    the client's cache at the commit that the delta names. Otherwise the report says so.
+
     Args:
         repo: ``namespace/name``, or with ``@revision``.
         out: The file to write, part files of a set beside it; None: the delta stays in the cache.
@@ -99,6 +100,8 @@ def pull(
             the end. The links up to there are squashed into one delta.
         onto: A checkpoint on the chain: only the links that lead on from there are got. They are
             applied to it, and ``out`` is the checkpoint that they make.
+        base: Where the delta, or the chain, starts: it is proven that this leads to its target. A
+            model on the Hub is got for that. Needed to squash compact links, unless it is cached.
         token: A token; None for ``HF_TOKEN`` or the one of ``hf auth login``.
         endpoint: The Hub; None for ``HF_ENDPOINT``.
         cache_dir: The cache; None for the client's.
@@ -111,6 +114,9 @@ def pull(
         HubError: It is not there, there is no access, or the Hub cannot be reached; or what comes
             is not what the Hub says it is.
         FormatError: It breaks a rule of the format.
+        WrongBaseError: ``base`` is not its base.
+        CheckpointError: ``base`` cannot be read.
+        StructureError: Links are compact, to be squashed, and their base is not at hand.
         OutputError: The output exists, or cannot be written.
         UsageError: Options that make no sense.
     """
@@ -120,21 +126,25 @@ def pull(
         raise UsageError(
             f"{reference} names a revision, and so does --revision {revision}", hint="name it once"
         )
-    if out is not None and local_dir is not None:
-        raise UsageError("an output is named twice", hint="either -o FILE, or --local-dir DIR")
+    _refuse_options(out, local_dir, to, onto, base)
     reference = Reference(reference.repo, revision or reference.revision)
-    if local_dir is not None and not (onto is None and to is None):
-        raise UsageError(
-            "--to and --onto make one file of a chain, --local-dir gets its links as they are",
-            hint="name the output: -o OUT",
-        )
     account = Account(
         known.token if token is None else token,
         endpoint or known.endpoint,
         cache_dir or known.cache_dir,
     )
     store = pinned(reference, account)
-    options = _Options(threads, force, progress)
+    options = _Options(
+        account,
+        DeltaCheck(
+            f"it is not taken from {reference}",
+            "it was pushed so: tell its author",
+            threads,
+            progress,
+        ),
+        None if base is None else placed(base, account),
+        force=force,
+    )
     listed = read_manifest_file(store)
     roots = [parse_reference(each).path for each in _urls(store)]
     path = None if out is None else output_path(out)
@@ -150,7 +160,8 @@ def pull(
         and local_dir is None
         and not (path is None and onto is None and to is None)
     ):
-        way = _Way(store, listed, path, onto, len(roots) if to is None else to)
+        start = None if onto is None else placed(onto, account)
+        way = _Way(store, listed, path, start, len(roots) if to is None else to)
         return _pull_chain(way, options, dry_run=dry_run)
     if len(roots) > 1 and path is not None:
         raise UsageError(
@@ -159,139 +170,53 @@ def pull(
             hint=f"name one: hf://{reference}/{roots[0]}; or --local-dir DIR",
         )
     if dry_run:
-        names = [name for root in roots for name in _set_names(store, root)]
+        names = [name for root in roots for name in set_names(store, root)]
         return _report(store, listed, names, roots, None)
-    found = _verified(store, listed, roots, options)
-    names = [name for each in found.values() for name in each]
+    sets = fetch(store, listed, roots)
+    verified = verify(sets, base_at_hand(store.url(roots[0]), options.base, account), options.check)
+    where, inputs = sets[roots[-1]][roots[-1]], local_paths(options.base)
     if local_dir is not None:
-        where = _write_folder(found, output_path(local_dir), force=force)
-        return _report(store, listed, names, roots, where / roots[-1])
-    if path is not None:
-        _write(found[roots[0]], roots[0], path, force=force)
-        return _report(store, listed, names, roots, path)
-    return _report(store, listed, names, roots, found[roots[-1]][roots[-1]])
+        folder = write_folder(sets, output_path(local_dir), force=force, inputs=inputs)
+        where = folder / roots[-1]
+    elif path is not None:
+        write_delta_files(sets[roots[0]], roots[0], path, force=force, inputs=inputs)
+        where = path
+    names = [name for each in sets.values() for name in each]
+    return _report(store, listed, names, roots, where, verified=verified)
+
+
+def _refuse_options(
+    out: LocationLike | None,
+    local_dir: LocationLike | None,
+    to: str | int | None,
+    onto: LocationLike | None,
+    base: LocationLike | None,
+) -> None:
+    if out is not None and local_dir is not None:
+        raise UsageError("an output is named twice", hint="either -o FILE, or --local-dir DIR")
+    if local_dir is not None and not (onto is None and to is None):
+        raise UsageError(
+            "--to and --onto make one file of a chain, --local-dir gets its links as they are",
+            hint="name the output: -o OUT",
+        )
+    if onto is not None and base is not None:
+        raise UsageError(
+            "the links are applied to one checkpoint, and every word is verified so: --onto and "
+            "--base are two",
+            hint="leave out --base",
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class _Options:
-    threads: int | None
+    account: Account
+    check: DeltaCheck
+    base: Location | None
     force: bool
-    progress: Progress
 
 
 def _urls(store: HubStore) -> list[Url]:
     return [each for each in delta_locations(store.url()) if isinstance(each, Url)]
-
-
-def _set_names(store: HubStore, root: str) -> list[str]:
-    """The files of a delta as its root names them; ``sparsedelta.json`` may list anything."""
-    with open_file(store.url(root), ahead=False) as file:  # from the cache, if it is there
-        place = file.manifest.place
-        folder = PurePosixPath(root).parent
-        parts = place.parts if place is not None and place.is_root else ()
-        return [root, *(str(folder / part.name) for part in parts)]
-
-
-def _verified(
-    store: HubStore, listed: ManifestFile | None, roots: Sequence[str], options: _Options
-) -> dict[str, dict[str, Path]]:
-    """Files of each delta in the client's cache, after every check, by its root and their paths."""
-    told = {file.path: file for file in listed.files} if listed is not None else {}
-    links = {delta.path: delta for delta in listed.deltas} if listed is not None else {}
-    sets: dict[str, dict[str, Path]] = {}
-    for root in roots:
-        found = sets[root] = {root: _fetched(store, root, told.get(root))}
-        for name in _set_names(store, root):
-            if name not in found:
-                found[name] = _fetched(store, name, told.get(name))
-        report = validate(found[root], threads=options.threads, progress=options.progress)
-        if not report.ok:
-            problem = report.problems[0]
-            raise FormatError(
-                problem.rule,
-                f"{store.reference}: {problem.message.removeprefix(f'{problem.rule}: ')}",
-                hint="it was pushed so: tell its author",
-            )
-        if root in links:
-            _check_ends(store, found[root], links[root])
-    return sets
-
-
-def _check_ends(store: HubStore, path: Path, link: ListedDelta) -> None:
-    with DeltaReader(path, ahead=False) as reader:
-        ends = reader.manifest.base, reader.manifest.target
-    if ends != (link.base, link.target):
-        raise HubError(
-            f"{link.path} of {store.reference} leads from {ends[0][:16]}… to {ends[1][:16]}…, "
-            f"{MANIFEST_FILE} says from {link.base[:16]}… to {link.target[:16]}…",
-            reason="corrupt",
-            hint="it was replaced by itself: push the delta again",
-        )
-
-
-def _fetched(store: HubStore, name: str, told: ListedFile | None) -> Path:
-    entry = store.files.get(name)
-    if entry is None:
-        raise HubError(
-            f"{store.reference} lacks {name}, which belongs to its delta",
-            reason="entry",
-            hint="push the delta again, or name another revision",
-        )
-    path = store.fetch(name, is_doubted=True)
-    if told is not None and (told.size, told.sha256) != (entry.size, entry.sha256 or _sha256(path)):
-        raise HubError(
-            f"{name} of {store.reference} is not the file that {MANIFEST_FILE} lists: its SHA-256 "
-            f"is {entry.sha256 or _sha256(path)}, expected {told.sha256}",
-            reason="corrupt",
-            hint="it was replaced by itself: push the delta again",
-        )
-    return path
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write(found: dict[str, Path], root: str, path: Path, *, force: bool) -> None:
-    """Copy a delta out of the cache; its part files first, which are called as the root says."""
-    _check_names(found, root, path, force=force)
-    with staged(path, force=force) as work:
-        for name, source in found.items():
-            _copy(source, work if name == root else work.parent / PurePosixPath(name).name)
-
-
-def _check_names(found: dict[str, Path], root: str, path: Path, *, force: bool) -> None:
-    check_output(path, force=force, inputs=found.values())
-    for name in found:
-        part = path.parent / PurePosixPath(name).name
-        if name != root and part.name.lower() == path.name.lower():
-            raise OutputError(
-                f"the output {path} has the name of a part file of the set",
-                hint=f"name it otherwise: -o {path.with_name(DELTA_FILE)}",
-            )
-        if name != root:
-            check_output(part, force=force, inputs=found.values())
-
-
-def _copy(source: Path, target: Path) -> None:
-    with source.open("rb") as read, target.open("wb") as written:
-        digest = hashlib.sha256()
-        while data := read.read(_COPY_BYTES):
-            digest.update(data)
-            written.write(data)
-    if digest.hexdigest() != _sha256(target):
-        raise OutputError(f"{target.name} was written, and reads otherwise: is the disk sound?")
-
-
-def _write_folder(sets: dict[str, dict[str, Path]], folder: Path, *, force: bool) -> Path:
-    for root in sets:
-        (folder / root).parent.mkdir(parents=True, exist_ok=True)
-    for root, found in sets.items():  # all of them before any is written
-        _check_names(found, root, folder / root, force=force)
-    for root, found in sets.items():
-        _write(found, root, folder / root, force=force)
-    return folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +226,7 @@ class _Way:
     store: HubStore
     listed: ManifestFile
     path: Path | None
-    onto: LocationLike | None
+    onto: Location | None
     to: str | int
 
 
@@ -325,34 +250,55 @@ def _pull_chain(way: _Way, options: _Options, *, dry_run: bool) -> PullReport:
     if dry_run or path is None:
         return _report(store, listed, names, roots, None, links=links)
     check_output(path, force=options.force, directory=start is not None)
-    found = _verified(store, listed, roots, options)
-    deltas = [found[root][root] for root in roots]
+    sets = fetch(store, listed, roots)
+    is_one = start is None and len(roots) == 1
+    at_hand = base_at_hand(store.url(roots[0]), options.base, options.account)
+    verified = verify(sets, at_hand if is_one or at_hand.is_told else NOWHERE, options.check)
+    deltas = [sets[root][root] for root in roots]
     applied = None
+    threads, progress = options.check.threads, options.check.progress
     if start is not None:
         applied = apply(
-            start,
+            start, deltas, path, threads=threads, force=options.force, progress=progress
+        )
+    elif is_one:
+        inputs = local_paths(options.base)
+        write_delta_files(sets[roots[0]], roots[0], path, force=options.force, inputs=inputs)
+    else:
+        _squash(deltas, path, at_hand, options)
+    # What is read with the base has been read with it, where links were applied or squashed.
+    verified = verified if is_one else Verified()
+    return _report(
+        store, listed, names, roots, path, links=links, applied=applied, verified=verified
+    )
+
+
+def _squash(deltas: Sequence[Path], path: Path, base: BaseAtHand, options: _Options) -> None:
+    try:
+        squash(
             deltas,
             path,
-            threads=options.threads,
+            base=base.location,
+            threads=options.check.threads,
             force=options.force,
-            progress=options.progress,
         )
-    elif len(deltas) == 1:
-        _write(found[roots[0]], roots[0], path, force=options.force)
-    else:
-        squash(deltas, path, threads=options.threads, force=options.force)
-    return _report(store, listed, names, roots, path, links=links, applied=applied)
+    except (WrongBaseError, CheckpointError) as error:
+        if base.is_told or base.location is None:
+            raise
+        raise type(error)(
+            f"what the cache holds of {base.name} cannot serve as the base: {error.message}",
+            hint="name the base: --base BASE",
+        ) from error
 
 
 def _standing(
-    listed: ManifestFile, onto: LocationLike, options: _Options, last: int
-) -> tuple[int, LocationLike]:
+    listed: ManifestFile, onto: Location, options: _Options, last: int
+) -> tuple[int, Location]:
     """How many links of a chain a checkpoint has behind it already."""
-    location = at_commit(as_location(onto), listed.base.repo, listed.base.commit)
+    location = at_commit(onto, listed.base.repo, listed.base.commit)
+    check = options.check
     with FileCheckpoint(location) as checkpoint:
-        here = fingerprint(
-            checkpoint, threads=options.threads, progress=options.progress
-        ).fingerprint
+        here = fingerprint(checkpoint, threads=check.threads, progress=check.progress).fingerprint
     nodes = [listed.deltas[0].base, *(link.target for link in listed.deltas)]
     if here not in nodes[: last + 1]:
         raise UsageError(
@@ -372,6 +318,7 @@ def _report(
     *,
     links: Sequence[int] = (),
     applied: ApplyReport | None = None,
+    verified: Verified | None = None,
 ) -> PullReport:
     base = target = ""
     told = {} if listed is None else {delta.path: delta for delta in listed.deltas}
@@ -392,4 +339,6 @@ def _report(
         base_commit=None if listed is None else listed.base.commit,
         links=tuple(links),
         applied=applied,
+        notes=() if verified is None or path is None else verified.notes(store, path),
+        unread=0 if verified is None else verified.unread,
     )

@@ -17,12 +17,12 @@ from sparsedelta.errors import HubError, UsageError, WrongBaseError
 from sparsedelta.hub.at_hand import DELTA_FILE
 from sparsedelta.hub.base_check import BaseCheck, check_base
 from sparsedelta.hub.card import license_of
+from sparsedelta.hub.checking import DeltaCheck, given_base, not_checked
 from sparsedelta.hub.client import Account
 from sparsedelta.hub.commits import Committed, RepositoryState, commit_changes, look
 from sparsedelta.hub.errors import asked
 from sparsedelta.hub.named_base import named_base
 from sparsedelta.hub.plan import Plan, Pushed, added_files
-from sparsedelta.hub.pushable import given_base, not_checked, refuse_invalid
 from sparsedelta.hub.references import Reference, is_hub, parse_reference, repository
 from sparsedelta.locations import LocationLike, Url, as_location
 from sparsedelta.open_delta import open_delta
@@ -133,7 +133,10 @@ def push(
         refuse_part(reader)
         operations = added_files(reader)
         here, named = given_base(base)
-        unread = refuse_invalid(reader, here, threads, progress)
+        validity = DeltaCheck("it is not pushed", None, threads, progress)
+        # Entries that are read with the base are read once: when it is known where that is.
+        is_later = reader.needs_base and here is None
+        unread = 0 if is_later else validity.refuse_invalid(reader.path, here)
         state = look(account, target)
         if chain and state.listed is not None:
             found, notes = (
@@ -142,11 +145,12 @@ def push(
             )  # its base is the target of the last link, or it is refused
         else:
             found, notes = _checked_base(reader, named, account, check)
-        if unread and found is not None and found.at_hand:
-            url = _url(Reference(found.repo, found.commit), account).with_options(stream=True)
-            unread = refuse_invalid(reader, url, threads, progress)
+        if is_later:
+            unread = validity.refuse_invalid(reader.path, _at_hand(found, account))
         if unread:
-            notes.append(not_checked(reader, unread, found))
+            where = "BASE" if found is None else f"{found.repo}@{found.commit}"
+            command = f"sparsedelta validate {reader.path} --base {where}"
+            notes.append(not_checked(unread, command, "push"))
         pushed = Pushed.of(reader, operations, found)
     base_card = {} if found is None else _base_card(account, found)
     _check_tag(account, state, tag)
@@ -261,9 +265,11 @@ def _target(repo: str | Reference, revision: str | None, *, create_pr: bool) -> 
     return target
 
 
-def _url(reference: Reference, account: Account) -> Url:
-    options = {"token": account.token, "endpoint": account.endpoint}
-    return reference.url({key: value for key, value in options.items() if value is not None})
+def _at_hand(base: BaseCheck | None, account: Account) -> Url | None:
+    """The base on the Hub, if its words are in the cache, or few."""
+    if base is None or not base.at_hand:
+        return None
+    return Reference(base.repo, base.commit).url({**account.options, "stream": True})
 
 
 def _checked_base(
@@ -277,7 +283,7 @@ def _checked_base(
         reference = replace(reference, revision=told.commit)
     else:
         return None, ["the delta does not say what model it starts from: --base NAMESPACE/NAME"]
-    url = _url(reference, account)
+    url = reference.url(account.options)
     found = check_base(reader, url, full=check == "full", nothing=check == "none")
     notes = {
         "nothing": [f"the base {found.repo} was not compared with what the delta claims"],

@@ -344,9 +344,4 @@ def _remove(found: Path) -> None:
 
 def pinned(reference: Reference, account: Account) -> HubStore:
     """A repository, ready to be asked."""
-    options = {
-        "token": account.token,
-        "endpoint": account.endpoint,
-        "cache_dir": account.cache_dir,
-    }
-    return HubStore(reference.url({k: v for k, v in options.items() if v is not None}))
+    return HubStore(reference.url(account.options))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 
+from sparsedelta.checkpoint import local_paths
 from sparsedelta.errors import UsageError
 from sparsedelta.locations import LocationLike, output_path
 from sparsedelta.operations.as_portable import portable
@@ -15,6 +16,7 @@ from sparsedelta.operations.following import ApplyReport, transform
 from sparsedelta.operations.history import DeltaLike, History, open_all
 from sparsedelta.operations.request import Request
 from sparsedelta.operations.steps import Verify
+from sparsedelta.outputs import refuse_overlap
 from sparsedelta.progress import Progress, silent
 from sparsedelta.ranks import ALONE, Ranks
 
@@ -164,6 +166,9 @@ def revert(
         return transform(target, _listed(delta), request)
     with ExitStack() as stack:
         way = History(open_all(_listed(delta), stack)).chain()
+        if request.out is not None:
+            paths = (path for reader in way for path in reader.paths)
+            refuse_overlap(request.out, (*paths, *local_paths(base)))
         folder = request.out.parent if request.out is not None else output_path(target).parent
         return transform(
             target,

@@ -23,6 +23,8 @@ class DeltaOutput:
     metadata: Mapping[str, str] = field(default_factory=dict)
     force: bool = False
     dry_run: bool = False
+    inputs: tuple[Path, ...] = ()
+    """Files that are read, and never overwritten."""
 
 
 def part_count(shards: int | None, max_shard_size: int | None, ranks: Ranks) -> int | None:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import groupby
+from pathlib import Path
 
-from sparsedelta.checkpoint import CheckpointReader
+from sparsedelta.checkpoint import CheckpointReader, local_paths
 from sparsedelta.choice import parse_choice
 from sparsedelta.delta import ADD
 from sparsedelta.delta_reader import DeltaReader
@@ -123,6 +124,7 @@ def squash(
         way = history.chain() if history.readers else tuple(readers)
         for reader in way:
             _refuse_add(reader)
+        output = _checked(output, way, base, ranks)
         way = tuple(
             stack.enter_context(
                 portable(way, base, output.out.parent, threads=threads, verb="squash")
@@ -187,6 +189,7 @@ def invert(
         (given,) = open_all([delta], stack)
         if base is None:
             refuse_one_way(given, "has no inverse")
+        output = _checked(output, [given], base, ranks)
         (reader,) = stack.enter_context(
             portable([given], base, output.out.parent, threads=threads, verb="invert")
         )
@@ -212,6 +215,23 @@ def invert(
         return _write(
             route, output, prepare, forget=False, threads=threads, progress=progress, ranks=ranks
         )
+
+
+def _checked(
+    output: DeltaOutput,
+    readers: Sequence[DeltaReader],
+    base: LocationLike | CheckpointReader | None,
+    ranks: Ranks,
+) -> DeltaOutput:
+    """The output, if it may be written; with the files that it must not overwrite."""
+
+    def check() -> tuple[Path, ...]:
+        paths = [path for reader in readers for path in reader.paths]
+        inputs = (*paths, *local_paths(base))
+        check_output(output.out, force=output.force, inputs=inputs)
+        return inputs
+
+    return replace(output, inputs=first(ranks, check))
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +260,6 @@ def _write(
     ranks: Ranks,
 ) -> SquashReport:
     shards = part_count(output.shards, output.max_shard_size, ranks)
-    first(ranks, lambda: check_output(output.out, force=output.force, inputs=route.paths))
     with ExitStack() as stack:
         pool = stack.enter_context(OrderedMap(threads))
         work = prepare(pool)
@@ -258,7 +277,7 @@ def _write(
                 ranks=ranks,
                 force=output.force,
                 ends=(route.start, route.end) if route.lean else None,
-                inputs=route.paths,
+                inputs=output.inputs,
             )
         )
         for name, digest in work.stay.items():

@@ -2,7 +2,8 @@
 
 Where the parts come from is the caller's affair: an optimizer that knows what it moved, an import
 of float deltas, a merge. Digests of both ends are taken from the base and from what the parts make
-of it, so that the file promises exactly what applying it does.
+of it, so that the file promises exactly what applying it does: what is read of the base more than
+once has to be the same every time.
 """
 
 from __future__ import annotations
@@ -46,8 +47,9 @@ from sparsedelta.outputs import check_output
 from sparsedelta.parallel import OrderedMap
 from sparsedelta.record_rules import check_sequence, count_problem
 from sparsedelta.records import BarePart, TensorRecord
+from sparsedelta.rereading import Rereading
 from sparsedelta.slices import apply_parts, check_disjoint
-from sparsedelta.words import Indices, TensorSpec, Words, as_words
+from sparsedelta.words import Indices, TensorSpec, Words
 from sparsedelta.writer import DeltaWriter
 
 
@@ -83,7 +85,7 @@ def write_delta(
     Raises:
         StructureError: Changes that no delta can hold, or that do not fit the base.
         NotFiniteError: An ``add`` meets or gives a number that is not finite (SD505).
-        CheckpointError: The base cannot be read.
+        CheckpointError: The base cannot be read, or changes while it is.
         OutputError: The output exists, or cannot be written.
     """
     out = output_path(out)
@@ -112,9 +114,9 @@ def write_delta(
         ends = _Ends(checkpoint, records)
         for tensor in records:
             writer.add(_encoded(ends, tensor, pool, profile))
+            ends.release()
         for name in sorted(checkpoint.specs.keys() - ends.touched):
-            spec = checkpoint.specs[name]
-            writer.add_untouched(name, tensor_digest(spec, segment_digests(checkpoint, name)))
+            writer.add_untouched(name, ends.base_digest(name))
         check_unchanged(checkpoint)
         return writer.finish()
 
@@ -124,6 +126,8 @@ class _Ends:
 
     def __init__(self, base: CheckpointReader, records: list[TensorDelta]) -> None:
         self.base = base
+        self._readings: dict[str, Rereading] = {}
+        self._at_work: set[str] = set()
         self.made = {r.target.name: r for r in records if r.target is not None}
         self.touched = {r.base.name for r in records if r.base is not None}
         names = [record.name for record in records]
@@ -145,10 +149,30 @@ class _Ends:
 
     def base_words(self, spec: TensorSpec, start: int, stop: int) -> Words:
         """Words of a base tensor."""
+        return self._reading(spec)(start, stop)
+
+    def base_segments(self, spec: TensorSpec) -> tuple[Digest, ...]:
+        """Segment digests of a base tensor that a record is about."""
+        return self._reading(spec).digests()
+
+    def base_digest(self, name: str) -> Digest:
+        """Digest of a base tensor that stays; it may have been read for a copy of it."""
+        spec, reading = self.base.specs[name], self._readings.get(name)
+        segments = segment_digests(self.base, name) if reading is None else reading.digests()
+        return tensor_digest(spec, segments)
+
+    def release(self) -> None:
+        """Keep no words; what was read is still known by its digests."""
+        for name in self._at_work:
+            self._readings[name].release()
+        self._at_work.clear()
+
+    def _reading(self, spec: TensorSpec) -> Rereading:
         found = self.base.specs.get(spec.name)
         if found != spec:
             raise StructureError(f"{self.base.location}: {spec.name!r} is {found}, not {spec}")
-        return as_words(self.base.read(spec.name, start, stop), spec.word_bytes)
+        self._at_work.add(spec.name)
+        return self._readings.setdefault(spec.name, Rereading(self.base, spec))
 
     def target_words(self, spec: TensorSpec, start: int, stop: int) -> Words:
         """Words of a target tensor."""
@@ -206,7 +230,7 @@ def _encoded(ends: _Ends, tensor: TensorDelta, pool: OrderedMap, profile: str) -
         for start in range(0, target.words, SEGMENT_WORDS):
             words = _made_words(ends, tensor, start, min(start + SEGMENT_WORDS, target.words))
             made.append(segment_digest(words.view(np.uint8).data))
-    old = () if base is None else tuple(segment_digests(ends.base, base.name))
+    old = () if base is None else ends.base_segments(base)
     return EncodedTensor(base, target, parts, old, tuple(made))
 
 

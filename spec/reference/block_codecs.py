@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 from terms import Array, need
 
-ESCAPE, MAX_K, RUN_BYTES, LEAST_RANKED, MOST_RANKED = 255, 24, 8, 9, 2**15
+ESCAPE, MAX_K, RUN_BYTES, LEAST_RANKED, MOST_RANKED = 255, 24, 8, 10, 2**15
 INDEX_STREAMS = {"gap8": 1, "gap8-split": 2, "bitmask": 1, "range": 1, "dense": 0, "raw": 1}
 INDEX_STREAMS["ranked"] = 1  # that holds the values too: see ranked.py
 VALUE_STREAMS = {"packed": 3, "zigzag": 2, "raw": 1, "ranked": 0}  # and planes: W

@@ -112,13 +112,13 @@ def invalid_lengths() -> Iterator[Invalid]:
         return at_block(0, lambda s: [s[0][:length].ljust(length, b"\0")])
 
     entries = len(sample()[0].parts[0].given)
-    yield bad("sd304-ranked-short", "8 bytes", streams=of_length(8))
+    yield bad("sd304-ranked-short", "9 bytes", streams=of_length(9))
     yield bad("sd304-ranked-empty", "no byte for 37 entries", streams=of_length(0))
     most = 2**15 + MANY + 5 * entries
     yield bad("sd304-ranked-long", "a byte too many", streams=of_length(most + 1))
     sparse = [record("w", in_turn("BF16", 600), ranked({0: 1, 599: 1}, (0, 255, GAPS, 1)))]
-    filled = at_block(1, lambda _: [bytes(9)])
-    yield bad("sd304-ranked-empty-block", "9 bytes without an entry", sparse, streams=filled)
+    filled = at_block(1, lambda _: [bytes(10)])
+    yield bad("sd304-ranked-empty-block", "10 bytes without an entry", sparse, streams=filled)
 
 
 def invalid_frames() -> Iterator[Invalid]:
@@ -183,7 +183,7 @@ HEADS: tuple[tuple[str, str, Change], ...] = (
 
 def invalid_head() -> Iterator[Invalid]:
     """Rule SD417: numbers, the table of classes, rows, signs."""
-    cut = at_block(0, lambda _: [b"\0\1\0\xff\1\xff\xff\xff\xff"])
+    cut = at_block(0, lambda _: [b"\0\1\0\xff\1\xff\xff\xff\xff\xff"])
     yield bad("sd417-number-cut", "the block ends inside of a number", streams=cut)
     all_on = at_block(0, lambda _: [b"\0\1\0\xff\1" + b"\xff" * 20])
     yield bad("sd417-number-without-end", "20 bytes that all go on", streams=all_on)
@@ -257,9 +257,10 @@ def invalid_index_inside() -> Iterator[Invalid]:
         ("fewer", "a bit fewer", b"\1\0\0\x40\0"),
         ("more", "a bit more", b"\x0b\0\0\x40\0"),
         ("long", "48 bits for 40 elements", b"\x09\0\0\x40\0\0"),
-        ("no-byte", "no byte", b""),
     ):
         yield broken(f"bits-{name}", why, ranks(new), bits)
+    wide = few(given, (0, 255, BITMASK, 4))
+    yield broken("bits-no-byte", "no byte", ranks(b""), wide)
     both = few({0: 1, 1: 1}, (124, 124, BITMASK, 1), (125, 126, BITMASK, 1))
     long = {**ranks(b"\1\0\0"), **ranks(b"\1\0\0\0", 1)}
     yield broken("bits-of-too-many", "at least 17 and 25 elements of 40", long, both)

@@ -93,6 +93,16 @@ def valid_codes() -> Iterator[Vector]:
         for classes in [classes_of(dtype, (GAPS, 3))]
     ]
     yield case("ranked-zeros-and-nans", special)
+    least = [
+        record(f"{name}.{dtype.lower()}", weights(dtype, [1], 9), ranked({0: 1}, of_all))
+        for dtype, (_, mask) in FIELDS.items()
+        for name, of_all in (
+            ("gaps", (0, mask, GAPS, 1)),
+            ("bits", (0, mask, BITMASK, WORDS)),
+            ("flat", (*FLAT, GAPS, WORDS)),
+        )
+    ]
+    yield case("ranked-least", least)  # blocks of 10 bytes
 
 
 def valid_classes() -> Iterator[Vector]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -41,6 +42,19 @@ def command(arguments: list[str], token: str | None = None) -> dict[str, Any]:
             if token is not None:
                 del os.environ["HF_TOKEN"]
     return {"code": code, "out": out.getvalue(), "err": errors.getvalue()}
+
+
+def validations(arguments: list[str], token: str) -> list[str | None]:
+    """Run a push or pull: the base of each validation in it."""
+    found: list[str | None] = []
+
+    def told(delta: Any, *, base: Any = None, **options: Any) -> Any:  # noqa: ANN401
+        found.append(base and str(base))
+        return sparsedelta.validate(delta, base=base, **options)
+
+    with patch("sparsedelta.hub.checking.validate", told):
+        assert command(arguments, token)["code"] == 0
+    return found
 
 
 def function(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from hub_material import BASE, REPO, command
+from hub_material import BASE, REPO, command, validations
 from hubserver.client import Client
 from hubserver.people import TOKENS
 from hubserver.process import HubServer
@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from sections import Sections
 
 import sparsedelta
-from sparsedelta.hub.pushable import given_base
+from sparsedelta.hub.checking import given_base
 
 TOKEN = TOKENS["alice"]
 FALSE = "5" * 64
@@ -97,6 +97,18 @@ def test_so_does_one_in_the_cache(hub: HubServer, client: Client, compact: Compa
     assert pushed(client, compact.honest, REPO, "--base", BASE)["unread"] == 0
     read = sum(e["sent"] for e in hub.log() if "/resolve/" in e["path"] and "base" in e["path"])
     assert read == 0
+
+
+def test_a_delta_is_validated_once(hub: HubServer, client: Client, compact: Compact) -> None:
+    """Also where it is only known after a look at the Hub whether its base is at hand."""
+    commit = hub.put_repo(BASE, folder=compact.base)["sha"]
+    push = ["push", str(compact.honest), REPO, "--dry-run"]
+    named = [*push, "--base", BASE]
+    here = str(compact.base)
+    assert client(validations, arguments=[*push, "--base", here], token=TOKEN) == [here]
+    assert client(validations, arguments=named, token=TOKEN) == [None]
+    assert client(command, arguments=["fingerprint", BASE], token=TOKEN)["code"] == 0
+    assert client(validations, arguments=named, token=TOKEN) == [f"hf://{BASE}@{commit}"]
 
 
 def test_what_is_not_checked_is_told(hub: HubServer, client: Client, compact: Compact) -> None:

@@ -176,7 +176,7 @@ export const rawIndex = {
 export const ranked = {
   id: "ranked",
   streams: 1,
-  allows: ([length], count, words) => length >= 9 && length <= 2 ** 15 + words + 5 * count,
+  allows: ([length], count, words) => length >= 10 && length <= 2 ** 15 + words + 5 * count,
   held: perEntry,
   decode: () => {
     throw new Error("a block of ranked has no index streams of its own");
