@@ -22,6 +22,7 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Final
 
+from quick_disk import without_waiting
 
 PRELOADED: Final = [
     "accelerate",
@@ -115,6 +116,7 @@ def _run(
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
+    without_waiting()
     faulthandler.enable()
     if isinstance(script, Path):
         sys.argv = [str(script), *arguments]
