@@ -124,4 +124,5 @@ def _run(
         runpy.run_path(str(script), run_name="__main__")
     else:
         sys.argv = [script, *arguments]
+        sys.modules.pop(script, None)  # it is run, as __main__, and was only loaded here
         runpy.run_module(script, run_name="__main__", alter_sys=True)
