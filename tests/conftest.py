@@ -6,10 +6,16 @@ import os
 import signal
 from collections.abc import Iterator
 
+# Before torch or numpy is loaded, here or in what is started from here: tests run side by side,
+# and threads of one that wait for each other busily take the processor from the others.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
+from quick_disk import without_waiting
 from thorough import load_profile
 
 load_profile()
+without_waiting()
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,18 @@ from gallop.estimation import (
 )
 from gallop.linear import gathering_linears
 from gallop.loading import load_architecture, load_model
-from gallop.speeds import matmul_speed
+from gallop.speeds import gradient_speeds, matmul_speed
 from gallop.targets import eligible_targets
+
+
+@pytest.fixture(autouse=True)
+def _measured_for_a_moment() -> Iterator[None]:
+    """Speeds are those of a few products: how exact they are is nothing that a test can tell."""
+    with pytest.MonkeyPatch.context() as patch:
+        for function in (matmul_speed, gradient_speeds):
+            short = partial(function, seconds=0.01)
+            patch.setattr(f"gallop.estimating.{function.__name__}", short)
+        yield
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +24,6 @@ PAIRS = [
     ("The market fell sharply today.", "Stocks dropped."),
     ("She baked a chocolate cake.", "A dessert was made."),
 ]
-
-
-@pytest.fixture(autouse=True)
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 def pair_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

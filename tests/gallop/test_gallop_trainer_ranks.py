@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forked_scripts import Forked
 from many_ranks import all_well, free_port, run_script
 from tiny_models import weights_of
 from trainer_cases import CONFIG, logged, make_trainer, ragged, same_weights, write_base
@@ -38,20 +37,15 @@ def run_two(script: Path, folder: Path, *tasks: str) -> None:
 def launch(script: Path, folder: Path, *tasks: str) -> None:
     """Run tasks of a script in two processes with ``accelerate launch``; both must end well."""
     path = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"),
-            *("--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"),
-            *("--dynamo_backend", "no", "--main_process_port", str(free_port())),
-            *(str(script), str(folder), *tasks),
-        ],
+    launcher = Forked(
+        "accelerate.commands.launch",
+        *("--multi_gpu", "--num_processes", 2, "--num_machines", 1, "--mixed_precision", "no"),
+        *("--dynamo_backend", "no", "--main_process_port", free_port()),
+        *(script, folder, *tasks),
         env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
     )
-    assert done.stdout.count("well") == 2, done.stdout + done.stderr
+    out, err = launcher.communicate(timeout=PATIENCE)
+    assert out.count("well") == 2, out + err
 
 
 def test_data_parallel_training(tmp_path: Path) -> None:

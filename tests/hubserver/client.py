@@ -39,7 +39,7 @@ class Client:
     """
 
     def __init__(
-        self, environment: Mapping[str, str], errors: Path, *, pauses: float = 0.02
+        self, environment: Mapping[str, str], errors: Path, *, pauses: float = 0.002
     ) -> None:
         paths = f"{ROOT}:{ROOT / 'tests'}"
         environment = {**environment, "PYTHONPATH": paths, "HUBSERVER_PAUSES": str(pauses)}

@@ -28,6 +28,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Self
 
+from quick_disk import without_waiting
+
 MODULE: Final = "import runpy; runpy.run_module('sparsedelta', run_name='__main__', alter_sys=True)"
 """What ``python -m sparsedelta`` runs."""
 
@@ -232,6 +234,7 @@ def _serve(address: str) -> str:
         path = str(Path(sparsedelta.__file__).parent / package)
         for found in pkgutil.iter_modules([path], f"sparsedelta.{package}."):
             importlib.import_module(found.name)
+    without_waiting()
     server = socket.socket(socket.AF_UNIX)
     server.bind(address)
     server.listen(64)

@@ -20,6 +20,7 @@ from checkpoint_files import (
     without_progress,
     write_shards,
 )
+from forked_scripts import Forked
 from many_ranks import TIMEOUT, all_well, free_port, run_ranks
 from real_packages import minilm
 
@@ -174,27 +175,19 @@ def test_a_rank_that_is_asked_to_end_says_so_to_the_others(ends: Path, tmp_path:
 
 @pytest.mark.real
 def test_under_torchrun_one_result_is_printed(ends: Path, tmp_path: Path) -> None:
-    """The command of the documentation."""
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc-per-node=2",
-            f"--master-port={free_port()}",
-            "-m",
-            "sparsedelta",
-            *("diff", str(ends / "base"), str(ends / "target"), "-o", str(tmp_path / "d")),
-        ],
+    """The command of the documentation; its launcher is forked, what it starts is not."""
+    launcher = Forked(
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        f"--master-port={free_port()}",
+        *("-m", "sparsedelta"),
+        *("diff", ends / "base", ends / "target", "-o", tmp_path / "d"),
         env=environment({"OMP_NUM_THREADS": "1"}),
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        check=False,
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("wrote ") == 1
-    assert without_progress(done.stderr) == ""
+    out, err = launcher.communicate(timeout=TIMEOUT)
+    assert launcher.returncode == 0, err
+    assert out.count("wrote ") == 1
+    assert without_progress(err) == ""
     assert len(sparsedelta.info(tmp_path / "d").parts) == 2
 
 

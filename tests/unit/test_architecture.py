@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,22 +18,25 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("sparsedelta", "gallop")
 
 
-def modules() -> list[Path]:
+@cache
+def modules() -> tuple[Path, ...]:
     """Every module of both packages."""
-    return sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
+    return (*sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py")),)
 
 
+@cache
 def dotted(path: Path) -> str:
     """Dotted name of a module; a package is its ``__init__``."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def layers() -> list[str]:
+@cache
+def layers() -> tuple[str, ...]:
     """The modules in the order of the picture in docs/architecture.md: each imports only upward."""
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     picture = text.split("<!-- layers -->")[1]
-    return re.findall(r"^\| `([a-z0-9_.]+)` \|", picture, flags=re.MULTILINE)
+    return (*re.findall(r"^\| `([a-z0-9_.]+)` \|", picture, flags=re.MULTILINE),)
 
 
 def imports(path: Path) -> set[str]:
