@@ -17,10 +17,12 @@ from sparsedelta.changes import Changes
 from sparsedelta.choice import CodecChoice
 from sparsedelta.codecs import (
     Bitmask,
+    Dense,
     Encoding,
     Gap8,
     Packed,
     Ranked,
+    RawWords,
     Zigzag,
 )
 from sparsedelta.delta import DIFFERENCE
@@ -102,9 +104,13 @@ def encode_difference(
 
 
 def portable_bytes(changes: Changes, pool: OrderedMap) -> int:
-    """About how many bytes the portable encoding takes, from one block of it."""
+    """About how many bytes the portable encoding takes at least, from one block of it.
+
+    Few streams may be best of a few entries, where rows of the block table are longer than what
+    they tell of: one stream is the least.
+    """
     blocks = PartBlocks(changes, choose_block_log2(changes.spec.words, changes.nnz))
-    return _from_one(blocks, _PORTABLE, pool)
+    return _from_one(blocks, _PORTABLE, pool, least=Encoding(DIFFERENCE, Dense(), RawWords()))
 
 
 def ranked_bytes(changes: Changes, base: ReadWords, pool: OrderedMap) -> int:
@@ -113,16 +119,34 @@ def ranked_bytes(changes: Changes, base: ReadWords, pool: OrderedMap) -> int:
     return _from_one(PartBlocks(changes, block_log2, base), (RANKED,), pool)
 
 
-def _from_one(blocks: PartBlocks, encodings: Sequence[Encoding], pool: OrderedMap) -> int:
-    """Bytes of the smallest encoding of a block with about the mean of entries, as of them all."""
+def _from_one(
+    blocks: PartBlocks,
+    encodings: Sequence[Encoding],
+    pool: OrderedMap,
+    least: Encoding | None = None,
+) -> int:
+    """Bytes of the smallest encoding of a block with about the mean of entries, as of them all.
+
+    Args:
+        blocks: The part.
+        encodings: The encodings.
+        pool: Where blocks are encoded.
+        least: The encoding that rows of the block table are counted of; None: of each its own.
+    """
     filled = np.flatnonzero(blocks.counts)
     counts = blocks.counts[filled]
     at = int(np.argmin(np.abs(counts - int(counts.mean()))))
     held = int(counts[at])
     sample = Sample([int(filled[at])], [1], 1)
     sizes = measure(blocks, sample, encodings, pool).sizes
-    rows = {each: blocks.counts.size * row_bytes(each, blocks.word_bytes) for each in sizes}
-    return min((sizes[e] - rows[e]) * blocks.changes.nnz // held + rows[e] for e in sizes)
+
+    def rows(each: Encoding) -> int:
+        return blocks.counts.size * row_bytes(each, blocks.word_bytes)
+
+    return min(
+        (size - rows(each)) * blocks.changes.nnz // held + rows(least or each)
+        for each, size in sizes.items()
+    )
 
 
 __all__ = [
