@@ -14,7 +14,7 @@ import sparsedelta
 from sparsedelta.delta_reader import DeltaReader
 
 SIZES = (1, 2, 3, 5, 8, 13, 21, 40, 80, 150, 400, 1000, 3000)
-TENSORS = 400
+TENSORS = 200
 
 
 def words_of(rng: np.random.Generator) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
