@@ -68,9 +68,11 @@ def main() -> None:
     os.dup2(2, 1)  # what is printed past Python must not end up among the answers
     if "HUBSERVER_PAUSES" in os.environ:
         shorten_pauses(float(os.environ["HUBSERVER_PAUSES"]))
+    home = Path.cwd()
     for line in sys.stdin:
         answers.write(json.dumps(call(json.loads(line))) + "\n")
         answers.flush()
+        os.chdir(home)  # where a function went to will not be there for long
 
 
 if __name__ == "__main__":

@@ -6,13 +6,14 @@ import os
 import stat
 from typing import Final
 
-_SYNC: Final = os.fsync
+SYNC: Final = os.fsync
+"""What waits: for tests of what a system makes of it."""
 
 
 def _looks_only(descriptor: int) -> None:
     mode = os.fstat(descriptor).st_mode  # of one that is closed, the error that it is
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        _SYNC(descriptor)
+        SYNC(descriptor)
 
 
 def without_waiting() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from quick_disk import SYNC
 from safetensors.numpy import load_file, save_file
 
 import sparsedelta
@@ -147,8 +148,11 @@ def test_a_large_file_that_was_just_written_is_not_recorded(
     assert recall(base) is not None
 
 
-def test_a_mapped_page_that_changes_again_shows(base: Path) -> None:
+def test_a_mapped_page_that_changes_again_shows(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It would not, had the file not been written back before it was read."""
+    monkeypatch.setattr(os, "fsync", SYNC)
     words = np.memmap(base, np.uint8, "r+")
     words[-1] ^= 1
     first = sparsedelta.fingerprint(base).fingerprint
