@@ -16,8 +16,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import run_state_machine_as_test
+from numpy.typing import NDArray
 from safetensors.torch import save_file
-from strategies import densities, seeds
+from strategies import seeds
 from test_ranked_laws import (
     BASES,
     BLOCK,
@@ -27,6 +28,7 @@ from test_ranked_laws import (
     base_words,
     block_bytes,
     cases,
+    some_rows,
 )
 from test_stack_laws import StackMachine, model_of, same, stored, write_deltas
 from torch import nn
@@ -35,7 +37,7 @@ import sparsedelta
 from sparsedelta import Stack
 from sparsedelta.codecs import CodedBlock, StreamError
 from sparsedelta.codecs.ranked_classes import EXPONENTS, exponents
-from sparsedelta.codecs.ranked_rows import LiveRows, row_count
+from sparsedelta.codecs.ranked_rows import LiveRows
 from sparsedelta.device_digests import CHUNK_BYTES, digest_segments, padded
 from sparsedelta.device_ranked import (
     decode_on_device,
@@ -132,22 +134,12 @@ def test_what_is_wrong_with_a_block_is_told_in_the_same_words(name: str) -> None
 
 
 @settings(max_examples=100)
-@given(
-    seed=seeds,
-    words=st.integers(1, 500),
-    length=st.integers(1, 90) | st.just(1 << 60),
-    start=st.integers(0, 1000),
-    share=densities,
-)
-def test_elements_are_the_words_of_live_rows(
-    seed: int, words: int, length: int, start: int, share: float
-) -> None:
+@given(some_rows())
+def test_elements_are_the_words_of_live_rows(drawn: tuple[LiveRows, NDArray[np.bool_]]) -> None:
     """Of the first row and the last one a block may hold only a part."""
-    rng = np.random.default_rng(seed)
-    live = rng.random(row_count(length, words, start)) < share
-    live[rng.integers(live.size)] = True
-    found = live_elements(LiveRows.of(live, length, words, start), torch.device("cpu"))
-    expected = np.flatnonzero(live[(np.arange(words) + start % length) // length])
+    rows, marks = drawn
+    found = live_elements(rows, torch.device("cpu"))
+    expected = np.flatnonzero(marks)
     assert np.array_equal(found.numpy(), expected)
 
 

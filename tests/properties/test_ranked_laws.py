@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from strategies import VALUE_KINDS, densities, random_values, seeds
 
 from sparsedelta.codecs import Block, CodedBlock, Encoding, Ranked, StreamError
@@ -233,23 +234,24 @@ def test_a_block_that_ends_early_is_refused(case: Case, cut: int) -> None:
     assert caught.value.rule == "SD417"
 
 
-@settings(max_examples=100)
-@given(
-    seed=seeds,
-    words=st.integers(1, 500),
-    length=st.integers(1, 90) | st.just(1 << 60),
-    start=st.integers(0, 1000),
-    share=densities,
-)
-def test_live_rows_map_both_ways(
-    seed: int, words: int, length: int, start: int, share: float
-) -> None:
-    """Elements of live rows keep their order; others are not there."""
-    rng = np.random.default_rng(seed)
-    live = rng.random(row_count(length, words, start)) < share
+@st.composite
+def some_rows(draw: st.DrawFn) -> tuple[LiveRows, NDArray[np.bool_]]:
+    """Live rows of a block, which may begin and end inside of one; is each word in one?"""
+    words, start = draw(st.integers(1, 500)), draw(st.integers(0, 1000))
+    length = draw(st.integers(1, 90) | st.just(1 << 60))
+    rng = np.random.default_rng(draw(seeds))
+    live = rng.random(row_count(length, words, start)) < draw(densities)
     live[rng.integers(live.size)] = True
-    rows = LiveRows.of(live, length, words, start)
     marks = live[(np.arange(words) + start % length) // length]
+    return LiveRows.of(live, length, words, start), marks
+
+
+@settings(max_examples=100)
+@given(some_rows())
+def test_live_rows_map_both_ways(drawn: tuple[LiveRows, NDArray[np.bool_]]) -> None:
+    """Elements of live rows keep their order; others are not there."""
+    rows, marks = drawn
+    words = marks.size
     expected = np.flatnonzero(marks)
     assert rows.elements == expected.size
     numbers = (np.arange(words) % 251).astype(np.uint8)
