@@ -13,9 +13,8 @@ from typing import Final
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import run_state_machine_as_test
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from strategies import seeds
@@ -30,7 +29,7 @@ from test_ranked_laws import (
     cases,
     some_rows,
 )
-from test_stack_laws import StackMachine, model_of, same, stored, write_deltas
+from test_stack_laws import StackMachine, model_of, run_machine, same, stored, write_deltas
 from torch import nn
 
 import sparsedelta
@@ -199,25 +198,13 @@ class DeviceStackMachine(StackMachine):
 def test_any_sequence_of_calls_holds_what_composing_gives() -> None:
     """The law of the stack, with portable and compact deltas, and one way."""
     with tempfile.TemporaryDirectory() as place:
-        base = stored(model_of())
-        deltas = write_deltas(Path(place), base)
+        deltas = write_deltas(Path(place), stored(model_of()))
         for number in (0, 1):
             compact = Path(place) / f"{number}.compact"
             start = Path(place) / "base.safetensors"
             sparsedelta.recode(deltas[number], start, compact, profile="compact")
             deltas[number] = compact
-        machine = DeviceStackMachine
-        machine.folder, machine.base, machine.deltas = Path(place), base, deltas
-        machine.known = {}
-        run_state_machine_as_test(
-            machine,
-            settings=settings(
-                max_examples=4,
-                stateful_step_count=8,
-                deadline=None,
-                suppress_health_check=list(HealthCheck),
-            ),
-        )
+        run_machine(DeviceStackMachine, Path(place), deltas, examples=4, steps=8)
 
 
 SMALL: Final = 1024

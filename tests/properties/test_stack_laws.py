@@ -245,19 +245,25 @@ class StackMachine(RuleBasedStateMachine):
         assert self.stack.nbytes == 0
 
 
+def run_machine(
+    machine: type[StackMachine], folder: Path, deltas: list[Path], *, examples: int, steps: int
+) -> None:
+    """Try sequences of calls, with deltas of the model's base in a folder."""
+    machine.folder, machine.base, machine.deltas = folder, stored(model_of()), deltas
+    machine.known = {}
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
 def test_any_sequence_of_calls_holds_what_composing_gives() -> None:
     """Random sequences, against a model of the stack and compose + apply."""
     with tempfile.TemporaryDirectory() as place:
-        base = stored(model_of())
-        StackMachine.folder, StackMachine.base = Path(place), base
-        StackMachine.deltas = write_deltas(Path(place), base)
-        StackMachine.known = {}
-        run_state_machine_as_test(
-            StackMachine,
-            settings=settings(
-                max_examples=25,
-                stateful_step_count=12,
-                deadline=None,
-                suppress_health_check=list(HealthCheck),
-            ),
-        )
+        deltas = write_deltas(Path(place), stored(model_of()))
+        run_machine(StackMachine, Path(place), deltas, examples=25, steps=12)
